@@ -1,0 +1,63 @@
+# make env        a virtual environment in .venv with the pinned run-time dependencies
+# make demo       train the tiny model with the whole method on the CPU and draw its curves
+# make test       the test suite              make test-slow   the long tests as well
+# make lint       ruff                        make clean       remove what was built (not .venv, not runs)
+#
+# PYTHON=...  the interpreter of the environment (3.11 or 3.12)
+# VENV=...    where the environment lives; WORKDIR=... where the demo writes; PYTEST_ARGS=... e.g. "-k tree -x"
+# TEST_JOBS=N test processes (0: one, no workers)
+
+.DELETE_ON_ERROR:
+.PHONY: env test-env demo test test-slow lint clean help
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+WORKDIR ?= runs/tiny
+TEST_JOBS ?= 2
+PYTEST_ARGS ?=
+
+# The first interpreter that runs and has a version the project supports: a name on the PATH may be a launcher for a
+# version that is not installed, so each is asked rather than looked up.
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
+	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$p && break; done)
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,8p'
+
+env: $(VENV)/.env
+test-env: $(VENV)/.test-env
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; name one with make PYTHON=/path/to/python" >&2; exit 2; }
+	@"$(PYTHON)" -c '$(SUPPORTED)' || { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or 3.12" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# The stamps make a second call instant; a change of the pins installs again.
+$(VENV)/.env: requirements.txt | $(BIN)/python
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.test-env: requirements.txt requirements-test.txt | $(BIN)/python
+	$(PIP) -r requirements-test.txt
+	@touch $(VENV)/.env $@
+
+demo: env
+	$(BIN)/python -m ibtpo.train --config=configs/tiny.py --workdir=$(WORKDIR)
+	$(BIN)/python -m ibtpo.report --workdir=$(WORKDIR) --out=$(WORKDIR)/learning_curve.png
+
+test: test-env
+	$(BIN)/python -m pytest -q -n $(TEST_JOBS) $(PYTEST_ARGS)
+
+# A later -m replaces the one of pyproject.toml.
+test-slow: test-env
+	$(BIN)/python -m pytest -q -n $(TEST_JOBS) -m "slow or not slow" $(PYTEST_ARGS)
+
+lint: test-env
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv*' -type d -prune -exec rm -rf {} +

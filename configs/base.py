@@ -1,0 +1,127 @@
+"""Every option with its default: the paper's method (arXiv 2605.28109) at the paper's settings.
+
+A run needs at least a model and a data source on top of it:
+
+    python -m ibtpo.train --config=configs/base.py --workdir=runs/mine \
+        --config.model.path=<folder in Hugging Face format> --config.data.source=jsonl:<problems>
+
+[paper] marks a value the paper reports, [ours] a choice of this project (docs/method.md). A placeholder has no
+value until `ibtpo.config.resolve` fills it from `method`; a value set here or on the command line wins.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The base configuration; the other files of this folder start from it."""
+    config = config_dict.ConfigDict()
+    # Named combination that fills the placeholders below: "ibtpo" or "grpo".
+    config.method = "ibtpo"
+
+    config.model = model = config_dict.ConfigDict()
+    model.path = ""  # folder with config.json, *.safetensors and tokenizer (Hugging Face layout)
+    model.dtype = "bfloat16"  # of activations; log-probabilities are float32 always
+    model.param_dtype = "float32"  # of parameters and optimizer state
+    model.remat = True  # recompute each layer in the backward pass: less memory, a third more FLOPs
+
+    config.data = data = config_dict.ConfigDict()
+    data.source = ""  # "tfds:chained_arithmetic" (generated) or "jsonl:<path>", {split} is replaced
+    data.dir = ""  # where TFDS keeps prepared data sets; "": the default of TFDS
+    data.train_split = "train"  # split sampled for training
+    data.eval_split = "test"  # held-out split
+    data.question_field = "question"  # field of a record with the question
+    data.answer_field = "answer"  # field of a record with the answer
+    # Where the answer is in that field: a regular expression with one group, "boxed" (last \boxed{}), "" = verbatim.
+    data.answer_pattern = ""
+    # Text given to the model; {question} is replaced.
+    data.prompt = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n"
+    data.chat_template = False  # wrap the prompt as a user turn with the tokenizer's chat template
+    data.max_prompt_tokens = 1024  # tokens; a longer prompt is left out of training
+    data.separator = "\n\n"  # text that ends a reasoning step [paper]
+    data.difficulty = "normal"  # of the generated task: easy | normal | hard
+    data.limit = 0  # use only the first so many problems of a split; 0: all
+
+    config.tree = tree = config_dict.ConfigDict()
+    tree.strategy = config_dict.placeholder(str)  # ib | random | entropy | fixed_width | independent
+    tree.initial = config_dict.placeholder(int)  # B0, unguided responses per question
+    tree.rounds = config_dict.placeholder(int)  # L, sampling rounds, the unguided one included
+    tree.top_k = config_dict.placeholder(int)  # K, nodes that branch per round
+    tree.branch = config_dict.placeholder(int)  # B, new responses per branching node
+    tree.beta = 5.0  # beta, weight of the information term of the bottleneck [paper]
+    tree.ratio_power = 1  # eta1 uses (p(s) / p(parent)) to this power: 1 [paper], 2 strict form [ours]
+    tree.confidence = "geometric_mean"  # pi(s): geometric_mean of token probabilities [ours] | joint product
+    tree.value = "leaf_mean"  # p-hat of a node: leaf_mean [paper] | backup, recursive child mean [ours]
+    tree.root = "all"  # p-hat of the root: all responses | initial, only the unguided ones [ours]
+    tree.min_new_tokens = 16  # a node with less room than this before max_new_tokens never branches [ours]
+    tree.segment_tokens = 256  # tokens per segment; strategy fixed_width only
+
+    config.sampling = sampling = config_dict.ConfigDict()
+    sampling.temperature = 0.7  # [paper]
+    sampling.top_k = 20  # keep the k most probable tokens; 0: off [paper]
+    sampling.top_p = 0.95  # keep the smallest set of tokens with this probability; 1: off [paper]
+    sampling.min_p = 0.0  # drop tokens below this fraction of the largest probability; 0: off
+    sampling.max_new_tokens = 2048  # per response, its shared prefix included [paper]
+    sampling.slots = 256  # responses decoded side by side
+    sampling.pages = 0  # pages of the key-value cache; 0: enough for slots and questions in flight
+    sampling.page_size = 64  # tokens per page, a power of two
+    sampling.chunk = 64  # tokens decoded between two visits of the host
+    sampling.questions_in_flight = 0  # questions whose trees grow at the same time; 0: as many as slots
+
+    config.loss = loss = config_dict.ConfigDict()
+    # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo
+    loss.advantage = config_dict.placeholder(str)
+    loss.clip_low = 0.2  # ratio is clipped below at 1 - clip_low
+    loss.clip_high = 0.2  # ratio is clipped above at 1 + clip_high
+    loss.dual_clip = 0.0  # c > 1 bounds the loss of a negative advantage A by -c A; 0: off
+    loss.kl = 0.001  # weight of the KL (k3) to the frozen reference; 0: no reference is kept [paper]
+    loss.ib_weight = 0.1  # lambda, weight of A_IB beside A_GL [paper]
+    loss.ib_confidence = "behaviour"  # pi_ref in A_IB: behaviour, the sampling policy [ours] | reference
+    loss.aggregation = "response_mean"  # response_mean (GRPO) | token_mean (DAPO) | fixed_length (Dr. GRPO)
+    loss.mask_uniform_groups = True  # leave out questions whose rewards are all equal [ours]
+
+    config.reward = reward = config_dict.ConfigDict()
+    reward.kind = "math"  # how a response is graded: math
+    reward.workers = 4  # grading processes
+    reward.timeout = 5.0  # seconds per response, after which it counts as wrong
+    reward.memory_mb = 2048  # memory limit of one grading process, MiB
+
+    config.optimizer = optimizer = config_dict.ConfigDict()
+    optimizer.learning_rate = 1e-6  # peak [paper]
+    optimizer.schedule = "constant"  # after the warm-up: constant | linear | cosine, to 0 at train.steps
+    optimizer.warmup_steps = 0  # linear warm-up from 0
+    optimizer.b1 = 0.9  # AdamW, decay of the first moment
+    optimizer.b2 = 0.95  # AdamW, decay of the second moment
+    optimizer.eps = 1e-8  # AdamW, added to the root of the second moment
+    optimizer.weight_decay = 0.0  # AdamW, decoupled; matrices only
+    optimizer.clip_norm = 1.0  # global norm of the gradient; 0: off
+
+    config.train = train = config_dict.ConfigDict()
+    train.steps = 136  # updates; one epoch of 17,398 problems at 128 per step [paper: one epoch]
+    train.questions_per_step = 128  # trees per update
+    train.seed = 0  # of everything random
+    # Tokens of a packed row, which holds whole trees; 0: the largest possible tree.
+    train.row_tokens = 0
+    train.rows_per_step = 8  # rows of one microbatch; gradients of an update's microbatches are summed
+
+    config.mesh = mesh = config_dict.ConfigDict()
+    mesh.data = -1  # devices over which rows and slots are split; -1: all that remain
+    mesh.fsdp = 1  # devices over which parameters are split, rows too
+    mesh.tensor = 1  # devices over which heads and mlp are split
+
+    config.eval = evaluation = config_dict.ConfigDict()
+    evaluation.every = 20  # updates between evaluations (the first is before training); 0: never
+    evaluation.questions = 0  # of the held-out split; 0: all
+    evaluation.samples = 32  # k of avg@k, independent responses per question [paper]
+    evaluation.temperature = 0.7  # [paper]
+    evaluation.top_k = 20  # [paper]
+    evaluation.top_p = 0.95  # [paper]
+    evaluation.min_p = 0.0  # 0: off
+
+    config.checkpoint = checkpoint = config_dict.ConfigDict()
+    checkpoint.every = 20  # updates between checkpoints; the last update is always saved
+    checkpoint.keep = 2  # newest checkpoints kept
+
+    config.log = log = config_dict.ConfigDict()
+    log.every = 1  # updates between lines of metrics.jsonl
+    log.tensorboard = True  # write TensorBoard event files too
+    return config

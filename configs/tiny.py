@@ -1,0 +1,52 @@
+"""The whole method on a 0.9 M-parameter model and chained arithmetic, on a laptop's CPU.
+
+Command:   python -m ibtpo.train --config=configs/tiny.py --workdir=runs/tiny
+Baseline:  the same with --config.method=grpo and another workdir
+Hardware:  two CPU cores, under 4 GB of memory; no accelerator
+Result:    eval/avg_at_k in runs/tiny/metrics.jsonl, curves with python -m ibtpo.report --workdir=runs/tiny
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    """base.py with a model, task and sizes for a CPU."""
+    config = base.get_config()
+
+    config.model.path = "assets/qwen3-tiny"  # supervised start, made by configs/tiny_sft.py
+    config.model.dtype = "float32"  # CPUs have no fast bfloat16
+    config.model.remat = False  # memory is no concern at this size
+
+    config.data.source = "tfds:chained_arithmetic"  # checkable, and each operation is one step
+    config.data.prompt = "Question: {question}\nAnswer:\n"  # what the tiny model was trained on
+    config.data.max_prompt_tokens = 64  # tokens; the longest question needs fewer
+
+    config.tree.min_new_tokens = 8  # about one step of this task
+
+    config.sampling.temperature = 1.0  # no truncation below, so sampler and trainer agree exactly
+    config.sampling.top_k = 0  # off
+    config.sampling.top_p = 1.0  # off
+    config.sampling.max_new_tokens = 96  # a full solution needs fewer
+    config.sampling.slots = 64  # enough for a CPU to be busy
+    config.sampling.page_size = 16  # tokens; responses are short
+    config.sampling.chunk = 16  # about two steps of this task
+    config.sampling.questions_in_flight = 32  # a whole training step at once
+
+    config.reward.workers = 2  # one per core
+
+    config.optimizer.learning_rate = 3e-4  # a small model takes larger steps
+
+    config.train.steps = 100  # updates
+    config.train.questions_per_step = 32  # trees per update
+
+    config.eval.every = 10  # updates
+    config.eval.questions = 128  # held-out questions
+    config.eval.samples = 8  # k of avg@k
+    config.eval.temperature = 1.0  # as in training
+    config.eval.top_k = 0  # off
+    config.eval.top_p = 1.0  # off
+
+    config.checkpoint.every = 10  # updates
+    return config

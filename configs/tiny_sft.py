@@ -1,0 +1,63 @@
+"""The tiny base model: 0.83 M parameters, from scratch, on worked solutions with mistakes in them.
+
+Command:   python -m ibtpo.sft --config=configs/tiny_sft.py --workdir=runs/tiny_sft
+Tokenizer: python assets/make_tokenizer.py --output assets/qwen3-tiny (before the first run)
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Every key of `ibtpo.sft`."""
+    config = config_dict.ConfigDict()
+    config.tokenizer = "assets/qwen3-tiny"  # folder of the tokenizer
+    config.output = "assets/qwen3-tiny"  # model directory to write, in Hugging Face layout
+
+    config.model = model = config_dict.ConfigDict()
+    model.path = ""  # model directory to start from; "": random weights of `architecture`
+    model.architecture = architecture = config_dict.ConfigDict()  # fields of ModelConfig
+    architecture.family = "qwen3"
+    architecture.embed_dim = 128
+    architecture.mlp_dim = 384
+    architecture.num_layers = 4
+    architecture.num_heads = 4
+    architecture.num_kv_heads = 2
+    architecture.head_dim = 32
+    architecture.rope_theta = 10_000.0
+    architecture.tie_embeddings = True
+    architecture.qk_norm = True
+    architecture.max_positions = 512
+    model.dtype = "float32"  # of activations
+    model.param_dtype = "float32"  # of parameters, optimizer state and the files written
+    model.remat = False  # recompute each layer in the backward pass
+
+    config.data = data = config_dict.ConfigDict()
+    data.source = "arithmetic"  # chained arithmetic, drawn as needed, or "jsonl:<path>"
+    data.difficulty = "normal"  # of chained arithmetic: easy | normal | hard
+    data.noise = 0.05  # share of chained arithmetic's steps that are made wrong
+    data.question_field = "question"  # field of a JSON line with the question
+    data.solution_field = "solution"  # field of a JSON line with the worked solution
+    data.prompt = "Question: {question}\nAnswer:\n"  # text before the solution; {question} is replaced
+    data.chat_template = False  # wrap the prompt as a user turn with the tokenizer's chat template
+    data.max_prompt_tokens = 64  # tokens; a longer prompt is an error
+
+    config.optimizer = optimizer = config_dict.ConfigDict()
+    optimizer.learning_rate = 3e-3  # peak
+    optimizer.schedule = "cosine"  # after the warm-up: constant | linear | cosine, to 0 at train.steps
+    optimizer.warmup_steps = 100  # linear warm-up from 0
+    optimizer.b1 = 0.9  # AdamW, decay of the first moment
+    optimizer.b2 = 0.98  # AdamW, decay of the second moment
+    optimizer.eps = 1e-8  # AdamW, added to the root of the second moment
+    optimizer.weight_decay = 0.05  # AdamW, decoupled; matrices only
+    optimizer.clip_norm = 1.0  # global norm of the gradient; 0: off
+
+    config.train = train = config_dict.ConfigDict()
+    train.steps = 2_500  # updates
+    train.seed = 0  # of weights, problems and mistakes
+    train.rows = 4  # rows of a batch
+    train.row_tokens = 256  # tokens of a row, which holds several whole examples
+
+    config.log = log = config_dict.ConfigDict()
+    log.every = 50  # updates between two rows of metrics.jsonl
+    log.tensorboard = False  # write TensorBoard event files too
+    return config

@@ -1,0 +1,1 @@
+"""Problems, prompts, tokenizers and the resumable question iterator."""

@@ -1,0 +1,125 @@
+"""Tokenizers of Hugging Face folders: the bytes behind each token, and where reasoning steps end."""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """Loads the fast tokenizer of a local folder in the Hugging Face layout; no network is used.
+
+    Raises:
+      FileNotFoundError: `path` is no folder, or holds no tokenizer files.
+      ValueError: the tokenizer has no fast (tokenizers-library) implementation.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no tokenizer folder {str(path)!r}: model.path must be a local folder in the Hugging Face layout"
+        )
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"folder {str(path)!r} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}): copy the tokenizer files of "
+            "the model there"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} in {str(path)!r} is not a fast tokenizer: save tokenizer.json")
+    return tokenizer
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
+    """The UTF-8 bytes that each token id stands for; b"" for special tokens and unused ids.
+
+    The bytes of the tokens of a text, joined, are the bytes of the text (up to a normaliser of the
+    tokenizer, such as NFC). This holds only for byte-level BPE (GPT-2, Qwen, Llama 3, ...), whose
+    vocabulary spells each byte as one printable character.
+
+    Raises:
+      ValueError: the tokenizer is of another kind (for example SentencePiece), naming it.
+    """
+    specification = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = (specification["model"] or {}).get("type")
+    decoder = specification["decoder"] or {}
+    decoders = [part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part]
+    if model != "BPE" or "ByteLevel" not in decoders:
+        raise ValueError(
+            f"{type(tokenizer).__name__} {tokenizer.name_or_path!r} has a {model} model with decoders {decoders}; "
+            "steps are cut on bytes, which needs a byte-level BPE tokenizer (as of Qwen or Llama 3)"
+        )
+    added = tokenizer.added_tokens_decoder
+    byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocabulary = tokenizer.get_vocab()
+    table = [b""] * (max([*vocabulary.values(), *added]) + 1)
+    for symbols, token in vocabulary.items():
+        if token not in added:
+            table[token] = bytes(byte_of[symbol] for symbol in symbols)
+    for token, content in added.items():
+        # Added tokens are spelled as themselves, not in the alphabet of bytes.
+        special = content.special or token in tokenizer.all_special_ids
+        table[token] = b"" if special else content.content.encode()
+    return table
+
+
+def _byte_characters() -> list[str]:
+    """The character that spells each byte 0..255 in byte-level BPE (GPT-2): printable Latin-1
+    characters stand for themselves, the others are numbered from U+0100 in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
+
+
+def step_ends(
+    tokens: Sequence[int] | np.ndarray,
+    table: Sequence[bytes],
+    separator: bytes,
+    stop_ids: Collection[int] = (),
+) -> list[int]:
+    r"""Cuts a response into reasoning steps, on token boundaries.
+
+    Separators are found from left to right without overlap in the response's bytes. The token in
+    which a separator's last byte falls ends a step, provided the step has content before that
+    separator: bytes that are neither whitespace nor part of a separator. So no step is blank:
+      - a separator right after another one, or at the start, opens the following step;
+      - blank tokens at the very end stay with the last step, unless a stop token is among them:
+        a stop token is content, so an end-of-text token after a separator is a step of its own.
+    Nothing is re-tokenised: text after a separator within one token stays in the earlier step.
+    Every end but the last is decided by the tokens seen so far and stays when more tokens follow, so
+    a response and the branches that share its prefix are cut alike there.
+
+    Args:
+      tokens: generated token ids, [n].
+      table: bytes of each token id (`token_bytes`); ids beyond it (padded vocabularies) are b"".
+      separator: not empty.
+      stop_ids: ids that end a response.
+
+    Returns: exclusive ends of the steps, increasing, the last one n; [] when n = 0.
+    """
+    if not separator:
+        raise ValueError("the step separator (data.separator) is empty: give the text that ends a step")
+    pieces = [table[token] if token < len(table) else b"" for token in tokens]
+    if not pieces:
+        return []
+    text = b"".join(pieces)
+    byte_ends = np.cumsum([len(piece) for piece in pieces])  # of each token, exclusive
+    ends = []
+    start = searched = 0  # first byte of the step; end of the last separator found
+    content = False  # the step has some before `searched`
+    while (at := text.find(separator, searched)) >= 0:
+        content = content or bool(text[max(start, searched) : at].strip())
+        searched = at + len(separator)
+        if content:
+            ends.append(int(np.searchsorted(byte_ends, searched)) + 1)
+            start, content = int(byte_ends[ends[-1] - 1]), False
+    content = content or bool(text[max(start, searched) :].strip())
+    rest = tokens[ends[-1] :] if ends else tokens
+    if ends and not content and not any(int(token) in stop_ids for token in rest):
+        ends.pop()
+    if not ends or ends[-1] < len(pieces):
+        ends.append(len(pieces))
+    return ends

@@ -1,0 +1,38 @@
+"""Writes a run's policy as a Hugging Face directory that transformers loads.
+
+    python -m ibtpo.export --config=configs/tiny.py --workdir=runs/tiny --out=exports/tiny
+
+The newest checkpoint is taken, or that of --step. Architecture and tokenizer files are those of
+config.model.path.
+"""
+
+from absl import flags
+from flax import nnx
+
+from ibtpo import checkpoints, config as config_lib
+from ibtpo.models import hf
+from ibtpo.policy import load_policy
+
+_OUT = flags.DEFINE_string("out", None, "folder to write")
+_STEP = flags.DEFINE_integer("step", None, "update whose checkpoint is exported; default: the newest")
+
+
+def export(config, workdir: str, out: str, step: int | None = None) -> None:
+    """Writes the policy saved in `workdir` at `step` (None: the newest) to the folder `out`."""
+    policy = load_policy(config)
+    params = checkpoints.load_params(workdir, policy.params, step)
+    hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=config.model.path)
+
+
+def main(config, workdir: str) -> None:
+    if not _OUT.value:
+        raise config_lib.ConfigError("--out is missing: name the folder to write the model to")
+    try:
+        export(config, workdir, _OUT.value, _STEP.value)
+    except ValueError as error:  # no such checkpoint, or it does not fit the config
+        raise config_lib.ConfigError(str(error)) from error
+    print(f"written: {_OUT.value}")
+
+
+if __name__ == "__main__":
+    config_lib.run(main)

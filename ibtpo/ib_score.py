@@ -1,0 +1,185 @@
+"""The IB-Score: how much information the next step carries against how sure the policy is of it.
+
+For a step s with parent s_p in a tree sampled from the policy (docs/method.md derives this):
+
+    p̂(s)    estimate that a response continuing from s ends correct       `node_values`
+    η1(s)   = (p̂(s) / p̂(s_p))^k − (1 + 1/β),  k = ratio_power             `eta1`
+    η2(s)   = π(s), the policy's confidence in s given its prefix          `node_confidence`
+    J(s_p)  = 1 + β · mean over sampled children s of s_p of η1(s)·η2(s)   `ib_score`
+
+Everything is a pure function of NumPy or JAX arrays. Q questions, R responses, N nodes, T tokens.
+Source: Jiang et al., arXiv 2605.28109; choices it leaves open are options named here.
+"""
+
+import flax.struct
+
+from ibtpo.tree import (
+    Array,
+    Tree,
+    at_parent,
+    namespace,
+    node_length,
+    node_mask,
+    on_path,
+    response_mask,
+    sum_by_node,
+    sum_over_children,
+)
+
+
+@flax.struct.dataclass
+class IBScore:
+    """IB-Score of every node and what it is made of; all [Q, N].
+
+    Attributes:
+      J: score of a node that has children, else 0.
+      eta1: information gain of a step; 0 at the root and on padding.
+      eta2: confidence of a step; 1 at the root and on padding.
+      cov: covariance of η1 and η2 over a node's children (population; 0 for fewer than two).
+      has_children: bool.
+      num_children: int32.
+      values: p̂; 0 on padding.
+    """
+
+    J: Array
+    eta1: Array
+    eta2: Array
+    cov: Array
+    has_children: Array
+    num_children: Array
+    values: Array
+
+
+def _choice(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
+
+
+def node_values(tree: Tree, *, value: str = "leaf_mean", root: str = "all") -> Array:
+    """p̂(a*|node), [Q, N]; 0 on padding. Rewards are taken to lie in [0, 1].
+
+    `value`:
+      "leaf_mean": mean reward of all responses through the node (the paper's reward density).
+      "backup": mean over children of their backups, a leaf's being its reward; written without
+        recursion as Σ_r R_r · Π 1/children over the nodes from this one down to r's leaf.
+    `root`:
+      "all": the root's estimate is formed like any other node's.
+      "initial": the root's is the mean over the unguided responses (round 0) alone, which no
+        choice of where to branch has biased.
+
+    Raises:
+      ValueError: unknown `value` or `root`.
+    """
+    _choice("value", value, ("leaf_mean", "backup"))
+    _choice("root", root, ("all", "initial"))
+    xp = namespace(tree.tokens)
+    path = on_path(tree)
+    dtype = tree.rewards.dtype
+    if value == "leaf_mean":
+        weight = path.astype(dtype)
+        count = xp.sum(weight, axis=1)
+    else:
+        # fan[n] = product of the child counts of n's proper ancestors; the share that leaf r has
+        # in n's backup is fan[n] / fan[leaf]. Products of small integers: exact.
+        node = xp.arange(tree.node_end.shape[1])
+        ancestor = (node[:, None] < node) & (node < tree.node_end[:, :, None])  # [Q, above, below]
+        children = sum_over_children(tree, xp.ones(tree.node_end.shape, dtype))
+        fan = xp.prod(xp.where(ancestor, children[:, :, None], 1), axis=1)
+        leaf_fan = xp.take_along_axis(fan, xp.maximum(tree.response_node, 0), axis=1)
+        weight = xp.where(path, fan[:, None, :] / leaf_fan[:, :, None], 0).astype(dtype)
+        count = xp.ones(tree.node_end.shape, dtype)
+    total = xp.sum(weight * tree.rewards[:, :, None], axis=1)
+    values = total / xp.maximum(count, 1)
+    if root == "initial":
+        initial = (response_mask(tree) & (tree.response_round == 0)).astype(dtype)
+        unguided = xp.sum(initial * tree.rewards, axis=1) / xp.maximum(xp.sum(initial, axis=1), 1)
+        first = xp.arange(tree.node_end.shape[1]) == 0
+        values = xp.where(first, unguided[:, None], values)
+    return values
+
+
+def node_confidence(tree: Tree, *, confidence: str = "geometric_mean") -> Array:
+    """η2 = π(node | its prefix) from `tree.log_probs`, [Q, N]; 1 at the root and on padding.
+
+    "geometric_mean": exp(mean log-probability of the node's tokens), comparable across lengths.
+    "joint": exp(sum), the probability of the step itself.
+
+    Raises:
+      ValueError: unknown `confidence`.
+    """
+    _choice("confidence", confidence, ("geometric_mean", "joint"))
+    xp = namespace(tree.tokens)
+    log_prob = sum_by_node(tree, tree.log_probs)
+    if confidence == "geometric_mean":
+        log_prob = log_prob / xp.maximum(node_length(tree), 1).astype(log_prob.dtype)
+    return xp.where(tree.node_parent >= 0, xp.exp(log_prob), 1)
+
+
+def eta1(values: Array, tree: Tree, *, beta: float, ratio_power: int = 1) -> Array:
+    """η1 = (p̂(s)/p̂(s_p))^ratio_power − (1 + 1/β), [Q, N]; 0 at the root and on padding.
+
+    Where the parent's estimate is 0 (or below, with shaped rewards) the ratio says nothing and is
+    taken as 1. `ratio_power` 1 is the printed form, 2 the strict conditional entropy.
+
+    Raises:
+      ValueError: ratio_power other than 1 or 2, or beta not positive.
+    """
+    _choice("ratio_power", ratio_power, (1, 2))
+    if isinstance(beta, (int, float)) and not beta > 0:
+        raise ValueError(f"beta={beta}: the IB trade-off is positive (5 in the paper)")
+    xp = namespace(values)
+    parent = at_parent(tree, values)
+    known = parent > 0
+    ratio = xp.where(known, values / xp.where(known, parent, 1), 1)
+    return xp.where(tree.node_parent >= 0, ratio**ratio_power - (1 + 1 / beta), 0)
+
+
+def covariance(eta1: Array, eta2: Array, tree: Tree) -> Array:
+    """Cov(η1, η2) over each node's children, [Q, N]: mean of the product of deviations.
+
+    Population form (divided by the number of children), so that it is exactly the term of
+    J = 1 + β·(Cov(η1, η2) + mean η1 · mean η2). 0 for fewer than two children.
+    """
+    xp = namespace(eta1)
+    count = xp.maximum(sum_over_children(tree, xp.ones_like(eta1)), 1)
+
+    def centred(x):
+        return x - at_parent(tree, sum_over_children(tree, x) / count)
+
+    return sum_over_children(tree, centred(eta1) * centred(eta2)) / count
+
+
+def ib_score(
+    tree: Tree,
+    *,
+    beta: float = 5.0,
+    ratio_power: int = 1,
+    confidence: str = "geometric_mean",
+    value: str = "leaf_mean",
+    root: str = "all",
+) -> IBScore:
+    """J(s_p) = 1 + β · mean over the sampled children s of s_p of η1(s)·η2(s).
+
+    A single child has p̂(s) = p̂(s_p), ratio 1, hence J = 1 − η2 (unless root="initial" gives the
+    root an estimate of its own). High J: the node's continuations still differ in what they say
+    about the answer, or the policy is unsure how to go on.
+
+    Raises:
+      ValueError: unknown option value, see the functions this is made of.
+    """
+    xp = namespace(tree.tokens)
+    values = node_values(tree, value=value, root=root)
+    gain = eta1(values, tree, beta=beta, ratio_power=ratio_power)
+    sure = node_confidence(tree, confidence=confidence)
+    num_children = sum_over_children(tree, xp.ones(tree.node_parent.shape, xp.int32))
+    has_children = num_children > 0
+    mean = sum_over_children(tree, gain * sure) / xp.maximum(num_children, 1).astype(gain.dtype)
+    return IBScore(
+        J=xp.where(has_children & node_mask(tree), 1 + beta * mean, 0),
+        eta1=gain,
+        eta2=sure,
+        cov=covariance(gain, sure, tree),
+        has_children=has_children,
+        num_children=num_children,
+        values=values,
+    )

@@ -1,0 +1,1 @@
+"""Attention kernels. They know arrays, not models."""

@@ -1,0 +1,57 @@
+"""Attention over token trees laid out depth first: one integer per token is the whole mask."""
+
+import jax
+import jax.numpy as jnp
+
+
+def tree_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    subtree_end: jax.Array,
+    *,
+    query_block: int = 128,
+) -> jax.Array:
+    """out_i = sum_j softmax_j(q_i . k_j / sqrt(Dh)) v_j over the j with j <= i < subtree_end[j].
+
+    In depth-first order the tokens below j are the contiguous run [j, subtree_end[j]), so the condition selects exactly
+    the path from the first token of i's tree to i. It holds several trees per row, plain packed sequences
+    (subtree_end = end of the sequence) and padding (subtree_end[j] = j + 1: sees itself only). A row that sees nothing
+    at all comes out as the mean of v: finite, with finite gradients.
+
+    Memory is O(B H query_block T), forward and backward: query blocks are visited in turn and recomputed for the
+    gradient.
+
+    Args:
+      q: [B, T, H, Dh]; query head h reads kv head h // (H / K).
+      k, v: [B, T, K, Dh].
+      subtree_end: int32 [B, T], exclusive end of the subtree of each token.
+      query_block: queries per block; T need not be a multiple of it.
+
+    Returns:
+      [B, T, H, Dh] in v's dtype; scores and softmax are float32.
+    """
+    B, T, H, Dh = q.shape
+    K = k.shape[2]
+    block = min(query_block, T)
+    num_blocks = -(-T // block)
+    # Letters: n block, i query in the block, j key, k kv head, g query head of that kv head, x head_dim.
+    q = jnp.pad(q, ((0, 0), (0, num_blocks * block - T), (0, 0), (0, 0)))
+    q = jnp.moveaxis(q.reshape(B, num_blocks, block, K, H // K, Dh), 1, 0)
+    starts = jnp.arange(num_blocks, dtype=jnp.int32) * block
+    keys = jnp.arange(T, dtype=jnp.int32)
+
+    @jax.checkpoint
+    def attend_block(inputs):
+        q, start = inputs
+        rows = (start + jnp.arange(block, dtype=jnp.int32))[:, None]
+        visible = (keys <= rows) & (rows < subtree_end[:, None, :])  # [B, i, j]
+        scores = jnp.einsum("bikgx,bjkx->bkgij", q, k, preferred_element_type=jnp.float32)
+        scores = scores * Dh**-0.5
+        # A finite floor, not -inf: the rows that fill the last block see nothing and must not become NaN.
+        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1)
+        return jnp.einsum("bkgij,bjkx->bikgx", weights.astype(v.dtype), v)
+
+    out = jax.lax.map(attend_block, (q, starts))
+    return jnp.moveaxis(out, 0, 1).reshape(B, num_blocks * block, H, Dh)[:, :T]

@@ -1,0 +1,197 @@
+"""The clipped policy loss over packed trees: log-probabilities and objective.
+
+Dimension letters: B rows, T tokens, D model, V vocabulary.
+
+Metrics are {name: (sum, weight)}; a metric is sum / weight, and the sums and weights of
+microbatches add. The one exception is a name that ends in "_max": there the larger pair is kept.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ibtpo.kernels.tree_attention import tree_attention
+from ibtpo.models.decoder import Decoder
+from ibtpo.packing import TokenBatch
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+# A ratio beyond exp(20) says nothing more to a clipped loss, and exp overflows float32 at 88.
+MAX_LOG_RATIO = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """Constants of `policy_loss`; the ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: float = 0.001
+    dual_clip: float | None = None  # None or 0: off
+
+    def __post_init__(self):
+        if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
+            raise ValueError(
+                f"loss.clip_low={self.clip_low} must lie in [0, 1], and "
+                f"loss.clip_high={self.clip_high} be at least 0"
+            )
+        if self.dual_clip and self.dual_clip <= 1:
+            raise ValueError(
+                f"loss.dual_clip={self.dual_clip} must exceed 1 (3 is usual): a smaller bound "
+                "stops the on-policy gradient too; 0 turns it off"
+            )
+        if self.kl < 0:
+            raise ValueError(f"loss.kl={self.kl} must be at least 0")
+
+
+def token_log_probs(
+    decoder: Decoder,
+    batch: TokenBatch,
+    *,
+    temperature: float | jax.Array = 1.0,
+    token_block: int = 128,
+    remat: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of every token given its path, and the entropy of what it was drawn from.
+
+        log_probs[b, t] = log_softmax(logits(hidden[b, parent_token[b, t]]) / temperature)[token]
+
+    over the full vocabulary, in the type of the decoder's logits (float32). Logits exist for
+    B * token_block tokens at a time, forwards and backwards, never for all [B, T, V].
+
+    Args:
+      decoder: the policy.
+      batch: rows [B, T]; only tokens, positions, subtree_end and parent_token are read.
+      temperature: of the policy; traced, so a new value does not compile again.
+      token_block: columns whose logits are held at a time; T need not divide it.
+      remat: recompute each layer in the backward pass.
+
+    Returns:
+      (log_probs [B, T], entropy [B, T]), in nats. Tokens that are their own parent (the first of a
+      prompt, padding) have no distribution and get 0 in both. No gradient flows through the
+      entropy.
+    """
+
+    def attend(q, k, v, layer, cache):
+        return tree_attention(q, k, v, batch.subtree_end), cache
+
+    tokens, parent = jnp.asarray(batch.tokens), jnp.asarray(batch.parent_token)
+    num_rows, num_tokens = tokens.shape
+    hidden, _ = decoder(tokens, jnp.asarray(batch.positions), attend, remat=remat)
+    hidden = jnp.take_along_axis(hidden, parent[:, :, None], axis=1)
+
+    def block_log_probs(block):
+        block_hidden, block_tokens = block  # [B, block, D], [B, block]
+        log_pi = jax.nn.log_softmax(decoder.logits(block_hidden) / temperature, axis=-1)
+        log_probs = jnp.take_along_axis(log_pi, block_tokens[:, :, None], axis=-1)[:, :, 0]
+        log_pi = jax.lax.stop_gradient(log_pi)
+        return log_probs, -(jnp.exp(log_pi) * log_pi).sum(axis=-1)
+
+    # Blocks are columns, not rows: a mesh that splits the rows has work for all in every block.
+    block = min(token_block, num_tokens)
+    num_blocks = -(-num_tokens // block)
+    pad = num_blocks * block - num_tokens
+
+    def split(x):
+        x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(num_rows, num_blocks, block, *x.shape[2:]), 1, 0)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 1).reshape(num_rows, num_blocks * block)[:, :num_tokens]
+
+    log_probs, entropy = jax.lax.map(
+        jax.checkpoint(block_log_probs), (split(hidden), split(tokens))
+    )
+    predicted = parent != jnp.arange(num_tokens)
+    return jnp.where(predicted, join(log_probs), 0), jnp.where(predicted, join(entropy), 0)
+
+
+def policy_loss(
+    log_probs: jax.Array,
+    batch: TokenBatch,
+    ref_log_probs: jax.Array | None = None,
+    *,
+    entropy: jax.Array | None = None,
+    options: LossOptions,
+) -> tuple[jax.Array, Metrics]:
+    """GRPO's clipped objective with a KL penalty, summed over packed tokens.
+
+    With P, N, W = batch.positive, negative, weight, r = exp(log_probs - batch.log_probs) and
+    d = ref_log_probs - log_probs,
+
+        loss = sum over tokens of  - P min(r, 1 + clip_high) - N max(r, 1 - clip_low)
+                                   + kl W (exp(d) - d - 1)
+
+    This is the sum over the responses i through each token of w_i (-min(r A_i, clip(r) A_i) + kl k3):
+    for A > 0 the minimum is A min(r, 1 + clip_high), for A < 0 it is A max(r, 1 - clip_low), and
+    both are linear in A. Dual clip bounds the loss of A < 0 by -c A; that loss is
+    -A min(max(r, 1 - clip_low), c), so N's factor becomes min(max(r, 1 - clip_low), c).
+
+    Log-ratios are clamped to +-20 before exp, in r and in k3. Tokens of weight 0 contribute exactly
+    nothing, whatever they hold.
+
+    Args:
+      log_probs: [B, T], current policy.
+      batch: rows [B, T]; its weights are normalised already (`packing.token_weights`), so the loss
+        is a plain sum.
+      ref_log_probs: [B, T] of the frozen reference; None leaves the KL term and its metric out.
+      entropy: [B, T], only logged.
+
+    Returns:
+      (scalar loss, metrics). Means over tokens, weighted by W as the loss is: `kl`, `clip_fraction`
+      (share of |A| whose gradient the clip removes), `ratio`, `entropy`, `sampler_gap` =
+      |log_probs - batch.log_probs|; `ratio_max` is a maximum.
+
+    Raises:
+      ValueError: options.kl > 0 without ref_log_probs.
+
+    Source: DeepSeekMath, arXiv 2402.03300 (objective, k3); arXiv 1912.09729 (dual clip);
+    docs/method.md (packing).
+    """
+    if options.kl > 0 and ref_log_probs is None:
+        raise ValueError(f"loss.kl={options.kl} needs ref_log_probs; pass them or set loss.kl=0")
+    positive, negative, weight = map(jnp.asarray, (batch.positive, batch.negative, batch.weight))
+    trained = weight > 0
+
+    def clamped_difference(a, b):
+        # Selecting before the subtraction, not after exp, keeps NaN out of the gradient as well.
+        difference = jnp.where(trained, a, 0) - jnp.where(trained, b, 0)
+        return jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+    log_ratio = clamped_difference(log_probs, batch.log_probs)
+    ratio = jnp.exp(log_ratio)
+    upper, lower = 1 + options.clip_high, 1 - options.clip_low
+    down = jnp.maximum(ratio, lower)
+    removed_negative = ratio < lower
+    if options.dual_clip:
+        down = jnp.minimum(down, options.dual_clip)
+        removed_negative |= ratio > options.dual_clip
+    loss = -jnp.where(trained, positive * jnp.minimum(ratio, upper) + negative * down, 0).sum()
+
+    total = weight.sum()
+    removed = jnp.where(ratio > upper, positive, 0) - jnp.where(removed_negative, negative, 0)
+    scale = jnp.where(trained, positive - negative, 0)
+    share = jnp.where(scale > 0, removed / jnp.where(scale > 0, scale, 1), 0)
+    metrics = {
+        "clip_fraction": ((weight * share).sum(), total),
+        "ratio": ((weight * ratio).sum(), total),
+        "ratio_max": (jnp.where(trained, ratio, 0).max(), jnp.ones_like(total)),
+        "sampler_gap": ((weight * jnp.abs(log_ratio)).sum(), total),
+    }
+    if entropy is not None:
+        metrics["entropy"] = (jnp.where(trained, weight * entropy, 0).sum(), total)
+    if ref_log_probs is not None:
+        d = clamped_difference(ref_log_probs, log_probs)
+        divergence = (weight * (jnp.exp(d) - d - 1)).sum()
+        loss = loss + options.kl * divergence
+        metrics["kl"] = (divergence, total)
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def reduce_metrics(stacked: Metrics) -> Metrics:
+    """Metrics of several microbatches, stacked along axis 0, as those of the whole batch."""
+    return {
+        name: jax.tree.map(lambda x, m=name: x.max(0) if m.endswith("_max") else x.sum(0), pair)
+        for name, pair in stacked.items()
+    }

@@ -1,0 +1,1 @@
+"""The decoder-only transformer, its configuration, and import from and export to the Hugging Face layout."""

@@ -1,0 +1,165 @@
+"""One pre-norm decoder for the Qwen2, Qwen3 and Llama families; attention is the caller's.
+
+Letters: B batch rows, T tokens, L layers, D model, H heads, K kv heads, F mlp, V vocab; in einsums b t d h k f v,
+and x for head_dim.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ibtpo.models import rope
+from ibtpo.models.config import ModelConfig
+
+Cache = Any  # any pytree
+# (q [B,T,H,Dh], k [B,T,K,Dh], v [B,T,K,Dh], layer int32 [], cache) -> (out [B,T,H,Dh], cache)
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
+
+
+class Layers(nnx.Module):
+    """The parameters of all layers, stacked on a leading axis [L, ...]; called on the slice of one layer."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
+        self.config, self.dtype = config, dtype
+        L, D, F, Dh = config.num_layers, config.embed_dim, config.mlp_dim, config.head_dim
+        H, K = config.num_heads, config.num_kv_heads
+
+        def weight(names: str, *shape: int, fan_in: int) -> nnx.Param:
+            init = nnx.initializers.normal(fan_in**-0.5)
+            return _param(init(rngs.params(), (L, *shape), param_dtype), "layers " + names)
+
+        def ones(names: str, *shape: int) -> nnx.Param:
+            return _param(jnp.ones((L, *shape), param_dtype), "layers " + names)
+
+        def zeros(names: str, *shape: int) -> nnx.Param:
+            return _param(jnp.zeros((L, *shape), param_dtype), "layers " + names)
+
+        self.attn_norm = ones("embed", D)
+        self.q = weight("embed heads head_dim", D, H, Dh, fan_in=D)
+        self.k = weight("embed kv_heads head_dim", D, K, Dh, fan_in=D)
+        self.v = weight("embed kv_heads head_dim", D, K, Dh, fan_in=D)
+        self.o = weight("heads head_dim embed", H, Dh, D, fan_in=H * Dh)
+        if config.qkv_bias:
+            self.q_bias = zeros("heads head_dim", H, Dh)
+            self.k_bias = zeros("kv_heads head_dim", K, Dh)
+            self.v_bias = zeros("kv_heads head_dim", K, Dh)
+        if config.qk_norm:
+            self.q_norm = ones("head_dim", Dh)
+            self.k_norm = ones("head_dim", Dh)
+        self.mlp_norm = ones("embed", D)
+        self.gate = weight("embed mlp", D, F, fan_in=D)
+        self.up = weight("embed mlp", D, F, fan_in=D)
+        self.down = weight("mlp embed", F, D, fan_in=F)
+
+    def __call__(self, hidden, cos, sin, layer, attend: Attend, cache: Cache):
+        """hidden [B,T,D], cos and sin [B,T,Dh/2], layer [] -> (hidden, cache), for one layer's slice."""
+        eps = self.config.norm_eps
+
+        def w(param: nnx.Param) -> jax.Array:
+            return param[...].astype(self.dtype)
+
+        x = rms_norm(hidden, self.attn_norm[...], eps)
+        q = jnp.einsum("btd,dhx->bthx", x, w(self.q))
+        k = jnp.einsum("btd,dkx->btkx", x, w(self.k))
+        v = jnp.einsum("btd,dkx->btkx", x, w(self.v))
+        if self.config.qkv_bias:
+            q, k, v = q + w(self.q_bias), k + w(self.k_bias), v + w(self.v_bias)
+        if self.config.qk_norm:
+            q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
+        out, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, layer, cache)
+        hidden += jnp.einsum("bthx,hxd->btd", out, w(self.o))
+
+        x = rms_norm(hidden, self.mlp_norm[...], eps)
+        gate = jnp.einsum("btd,df->btf", x, w(self.gate))
+        up = jnp.einsum("btd,df->btf", x, w(self.up))
+        hidden += jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, w(self.down))
+        return hidden, cache
+
+
+class Decoder(nnx.Module):
+    """Decoder-only transformer. Every parameter names its axes (`out_sharding` metadata of the variable): layers,
+    vocab, embed, heads, kv_heads, head_dim, mlp; `nnx.get_partition_spec(nnx.state(decoder))` lists them.
+
+    Use it functionally: graphdef, params = nnx.split(decoder, nnx.Param); nnx.merge(graphdef, params)(...).
+
+    Args:
+      config: sizes and switches.
+      rngs: stream "params" draws the weights.
+      dtype: of the computation; norms, rotation and logits are float32 inside whatever it is.
+      param_dtype: of the stored parameters.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32
+    ):
+        self.config, self.dtype, self.param_dtype = config, jnp.dtype(dtype), jnp.dtype(param_dtype)
+        V, D = config.vocab_size, config.embed_dim
+        table = nnx.initializers.normal(0.02)
+        self.embedding = _param(table(rngs.params(), (V, D), param_dtype), "vocab embed")
+        self.layers = Layers(config, rngs=rngs, dtype=self.dtype, param_dtype=param_dtype)
+        self.final_norm = _param(jnp.ones((D,), param_dtype), "embed")
+        if not config.tie_embeddings:
+            self.lm_head = _param(table(rngs.params(), (V, D), param_dtype), "vocab embed")
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        cache: Cache = None,
+        *,
+        remat: bool = False,
+    ) -> tuple[jax.Array, Cache]:
+        """Hidden states after the final norm.
+
+        Args:
+          tokens: int32 [B, T].
+          positions: int32 [B, T], for the rotary embedding alone; what a token sees is for `attend` to decide.
+          attend: (q [B,T,H,Dh], k [B,T,K,Dh], v [B,T,K,Dh], layer int32 [], cache) -> (out [B,T,H,Dh], cache).
+            q and k arrive normalised and rotated.
+          cache: any pytree, all layers together; carried through the scan over layers, so that an update at
+            `layer` is made in place. None in training.
+          remat: recompute each layer in the backward pass instead of keeping its activations.
+
+        Returns:
+          (hidden [B, T, D] in `dtype`, cache).
+        """
+        hidden = self.embedding[...][tokens].astype(self.dtype)
+        cos, sin = rope.cos_sin(positions, rope.frequencies(self.config))
+        graphdef, stacked = nnx.split(self.layers)
+
+        def body(carry, slices):
+            hidden, cache = carry
+            params, layer = slices
+            return nnx.merge(graphdef, params)(hidden, cos, sin, layer, attend, cache), None
+
+        if remat:
+            body = jax.checkpoint(body, prevent_cse=False)  # inside scan there is nothing to merge with
+        layer_ids = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+        (hidden, cache), _ = jax.lax.scan(body, (hidden, cache), (stacked, layer_ids))
+        return rms_norm(hidden, self.final_norm[...], self.config.norm_eps), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Next-token logits, float32 [..., V], of hidden [..., D]."""
+        table = self.embedding if self.config.tie_embeddings else self.lm_head
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            table[...].astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """scale * x / sqrt(mean(x^2) + eps) over the last axis; float32 inside, x's dtype out."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return scale.astype(x.dtype) * y.astype(x.dtype)
+
+
+def _param(value: jax.Array, names: str) -> nnx.Param:
+    # The names are logical: they become a placement only when ibtpo.parallel maps them onto a mesh.
+    return nnx.Param(value, out_sharding=tuple(names.split()), eager_sharding=False)

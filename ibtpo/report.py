@@ -1,0 +1,281 @@
+"""Learning curves and tables from the metrics of one or several runs.
+
+    python -m ibtpo.report --workdir=runs/tiny --workdir=runs/tiny_grpo --out=runs/compare.png
+
+Draws `workdir/metrics.jsonl` of each run into one figure and prints the last and the best evaluation of each.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ibtpo import metrics as metrics_lib
+
+Series = tuple[np.ndarray, np.ndarray]
+
+# Colours that the common forms of colour blindness still tell apart (Okabe and Ito), one per run.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Metrics on a scale of their own beside another one, with the name of that scale.
+_RIGHT_AXIS = {"train/cov": "Cov(η1, η2) (dashed)", "train/kl": "KL, nats per token (dashed)"}
+_MARKED_POINTS = 40  # more points than this are drawn without markers
+
+
+def read_run(workdir: str | os.PathLike) -> dict[str, Series]:
+    """{metric: (steps [n], values [n])} of a run, in order of steps; values that were not finite are NaN.
+
+    Raises:
+      FileNotFoundError: the folder has no metrics.jsonl.
+    """
+    points: dict[str, dict[int, float]] = {}
+    for row in metrics_lib.read(workdir):
+        for name, value in row.items():
+            if name != "step":
+                points.setdefault(name, {})[row["step"]] = np.nan if value is None else value
+    return {
+        name: (np.array(sorted(series)), np.array([series[step] for step in sorted(series)], float))
+        for name, series in points.items()
+    }
+
+
+def generated_tokens(run: Mapping[str, Series], steps: np.ndarray) -> np.ndarray | None:
+    """Tokens generated for training until each of `steps`, [n]; None where the run did not log them.
+
+    The cumulative count of the last update at or before the step; 0 before the first update.
+    """
+    if "train/generated_tokens" not in run:
+        return None
+    logged, tokens = run["train/generated_tokens"]
+    return np.concatenate([[0.0], tokens])[np.searchsorted(logged, steps, side="right")]
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over at most `window` neighbours, [n]; narrower at both ends, NaN left out."""
+    half = window // 2
+    known = np.isfinite(values)
+    totals = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    index = np.arange(len(values))
+    # The same reach to both sides: a one-sided mean would bend the ends of a rising curve.
+    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
+    low, high = index - reach, index + reach + 1
+    with np.errstate(invalid="ignore"):
+        return (totals[high] - totals[low]) / (counts[high] - counts[low])
+
+
+def learning_curve(
+    workdirs: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    names: Sequence[str] | None = None,
+) -> str:
+    """Draws the runs' curves into a PNG and returns its path.
+
+    Panels: held-out avg@k with its interval against updates and against generated tokens; mean reward in training
+    (all responses, and the unguided ones alone: guided responses are no fair sample of the policy); effective rate;
+    IB-Score and covariance; entropy and KL. Noisy curves are drawn smoothed over the thin raw line. A metric that a
+    run did not log is left out.
+
+    Args:
+      workdirs: one run or several.
+      out: the PNG; its folder is made if missing.
+      names: what to call the runs; default: the last part of each workdir.
+
+    Raises:
+      FileNotFoundError: a workdir without metrics.jsonl.
+      ValueError: as many names as runs are needed, and at least one run.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    workdirs = [workdirs] if isinstance(workdirs, str | os.PathLike) else list(workdirs)
+    names = run_names(workdirs) if names is None else list(names)
+    if not workdirs or len(names) != len(workdirs):
+        raise ValueError(f"{len(names)} names for {len(workdirs)} runs: give one name per run, and at least one run")
+    runs = [read_run(workdir) for workdir in workdirs]
+
+    figure = Figure(figsize=(15, 8.2), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches
+    axes = figure.subplots(2, 3)
+
+    k = {int(run["eval/k"][1][-1]) for run in runs if "eval/k" in run}
+    avg_at_k = f"avg@{k.pop()}" if len(k) == 1 else "avg@k"
+    panels = [
+        (axes[0, 0], f"Held-out {avg_at_k}", {"eval/avg_at_k": "-"}, "update"),
+        (axes[0, 1], f"Held-out {avg_at_k} by sampling cost", {"eval/avg_at_k": "-"}, "tokens"),
+        (
+            axes[0, 2],
+            "Mean reward in training",
+            {"train/avg_rate": "-", "train/avg_rate_initial": "--"},
+            "update",
+        ),
+        (axes[1, 0], "Effective rate (groups with unequal rewards)", {"train/eff_rate": "-"}, "update"),
+        (axes[1, 1], "IB-Score and covariance", {"train/ib_score": "-", "train/cov": "--"}, "update"),
+        (axes[1, 2], "Policy entropy and KL to the reference", {"train/entropy": "-", "train/kl": "--"}, "update"),
+    ]
+    labels = {
+        "train/avg_rate": "all responses",
+        "train/avg_rate_initial": "unguided only",
+        "train/ib_score": "IB-Score J",
+        "train/cov": "Cov(η1, η2) (right axis)",
+        "train/entropy": "entropy",
+        "train/kl": "KL (right axis)",
+    }
+    for axis, title, series, against in panels:
+        axis.set_title(title, fontsize=12, pad=8)
+        axis.set_xlabel("update" if against == "update" else "tokens generated for training")
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        drawn: dict[str, str] = {}
+        for name, style in series.items():
+            target = axis
+            if name in _RIGHT_AXIS and any(name in run and np.isfinite(run[name][1]).any() for run in runs):
+                target = axis.twinx()
+                target.spines["top"].set_visible(False)
+                target.set_ylabel(_RIGHT_AXIS[name])
+            for run, colour in zip(runs, _COLOURS * len(runs)):
+                if name not in run:
+                    continue
+                steps, values = run[name]
+                x = steps if against == "update" else generated_tokens(run, steps)
+                if x is None or not np.isfinite(values).any():
+                    continue
+                drawn[name] = style
+                _draw(target, x, values, style, colour, raw=name.startswith("train/"))
+                if name == "eval/avg_at_k" and {"eval/avg_low", "eval/avg_high"} <= run.keys():
+                    low, high = (np.interp(steps, *run[bound]) for bound in ("eval/avg_low", "eval/avg_high"))
+                    target.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        if not drawn:
+            axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center", va="center", color="0.5")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            continue
+        if against == "update":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        else:
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if len(series) > 1:
+            keys = [Line2D([], [], color="0.25", linestyle=style, label=labels[name]) for name, style in drawn.items()]
+            # Below the frame, where it can cover no curve.
+            axis.legend(
+                handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=10
+            )
+    axes[0, 0].set_ylabel("share correct")
+    axes[0, 1].set_ylabel("share correct")
+    axes[0, 2].set_ylabel("mean reward")
+    axes[1, 0].set_ylabel("share of groups")
+    axes[1, 1].set_ylabel("IB-Score J")
+    axes[1, 2].set_ylabel("entropy, nats per token")
+    handles = [Line2D([], [], color=c, linewidth=3, label=name) for name, c in zip(names, _COLOURS * len(names))]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(names), 4), frameon=False, fontsize=12)
+
+    out = os.fspath(out)
+    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
+    figure.savefig(out)
+    return out
+
+
+def _draw(axis: Any, x: np.ndarray, values: np.ndarray, style: str, colour: str, raw: bool) -> None:
+    """One curve; with `raw` and many points a smoothed line over the thin measured one."""
+    if raw and len(values) > _MARKED_POINTS:
+        axis.plot(x, values, "-", color=colour, alpha=0.22, linewidth=0.8)
+        axis.plot(x, smooth(values, max(len(values) // 10, 3)), style, color=colour, linewidth=1.8)
+    else:
+        marker = "o" if len(values) <= _MARKED_POINTS else None
+        axis.plot(x, values, style, color=colour, linewidth=1.8, marker=marker, markersize=3.5)
+
+
+def run_names(workdirs: Sequence[str | os.PathLike]) -> list[str]:
+    """The last part of each path, with as many parent folders as it takes to tell the runs apart."""
+    parts = [os.path.abspath(workdir).split(os.sep) for workdir in workdirs]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(part) for part in parts]
+
+
+def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A text table: one line per row under the names of the columns, text to the left, numbers to the right.
+
+    Columns appear in the order in which the rows first name them; a missing or NaN value is "-". Floats are shown
+    with 4 significant digits, whole numbers with thousands separators. No rows give an empty text.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    is_text = [any(isinstance(row.get(name), str) for row in rows) for name in columns]
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+
+    def render(line: Sequence[str]) -> str:
+        pairs = zip(line, widths, is_text)
+        return "  ".join(c.ljust(width) if text else c.rjust(width) for c, width, text in pairs).rstrip()
+
+    if not rows:
+        return ""
+    return "\n".join([render(columns), "  ".join("-" * width for width in widths), *map(render, cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "-"
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def summarize(workdir: str | os.PathLike, name: str) -> dict[str, Any]:
+    """One row about a run for `summary_table`: its evaluations, and what they cost."""
+    run = read_run(workdir)
+    row: dict[str, Any] = {"run": name, "updates": int(max((steps[-1] for steps, _ in run.values()), default=0))}
+    if "eval/avg_at_k" in run:
+        steps, values = run["eval/avg_at_k"]
+        row |= {"first avg@k": values[0], "last avg@k": values[-1]}
+        if "eval/avg_low" in run and "eval/avg_high" in run:
+            row["interval"] = f"{run['eval/avg_low'][1][-1]:.3f}..{run['eval/avg_high'][1][-1]:.3f}"
+        if np.isfinite(values).any():
+            row |= {"best avg@k": np.nanmax(values), "at update": int(steps[np.nanargmax(values)])}
+    for name, column in (("train/eff_rate", "eff-rate"), ("train/tokens_per_question", "tokens/question")):
+        if name in run and np.isfinite(run[name][1]).any():
+            row[column] = float(np.nanmean(run[name][1]))
+    for name, column in (("train/generated_tokens", "tokens"), ("time/elapsed_s", "seconds")):
+        if name in run and np.isfinite(run[name][1][-1]):
+            row[column] = int(run[name][1][-1])
+    return row
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; a missing file ends it with one line and code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ibtpo.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", action="append", required=True, help="folder of a run; repeat to compare runs")
+    parser.add_argument("--name", action="append", help="name of a run in the figure, one per --workdir")
+    parser.add_argument("--out", help="the PNG; default: learning_curve.png in the first workdir")
+    arguments = parser.parse_args(argv)
+    names = arguments.name or run_names(arguments.workdir)
+    try:
+        out = learning_curve(
+            arguments.workdir,
+            arguments.out or os.path.join(arguments.workdir[0], "learning_curve.png"),
+            names=names,
+        )
+    except FileNotFoundError as error:
+        print(f"error: {error.filename}: no such file; --workdir names the folder of a run", file=sys.stderr)
+        sys.exit(2)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(summary_table([summarize(workdir, name) for workdir, name in zip(arguments.workdir, names)]))
+    print(f"\nfigure: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+r"""Grades a response to a mathematics problem against its reference answer.
+
+Three stages, each only for what the stage before left open:
+
+1. `extract_answer` finds the answer in the last `TAIL_CHARACTERS` characters of the response;
+2. `fast_grade` compares strings and exact rational numbers, without sympy, in microseconds;
+3. Math-Verify (https://github.com/huggingface/Math-Verify) parses both sides to sympy and compares them.
+
+Stage 3 has no time limit of its own: it belongs in a worker of `ibtpo.rewards.pool.Grader`, whose limits are enforced
+by the operating system. Math-Verify's own limits are off because they rely on SIGALRM handlers, which Python runs only
+between bytecodes: one large power computed in C is not interrupted, and threads other than the main one are refused.
+"""
+
+import functools
+import logging
+import re
+from fractions import Fraction
+
+TAIL_CHARACTERS = 8192
+_MAX_NUMBER_CHARACTERS = 200  # unit included; keeps int() and the patterns below cheap on hostile text
+
+# ---------------------------------------------------------------------------------------------------- extraction
+
+_BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\[\\{}]|[{}]")
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_ANSWER_IS = re.compile(r"\banswer(?:[ \t]+is\b|[ \t]*[:=])[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
+_BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in 2**3
+_SENTENCE_END = re.compile(r"\.(?=\s|$)")
+_INLINE_MATH = re.compile(r"\$([^$]+)\$|\\\((.{1,500}?)\\\)")
+_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
+
+
+def _boxes(text: str) -> tuple[str | None, int]:
+    """Content of the complete box that closes last, and the position of the first box left open (or the length)."""
+    open_braces: list[tuple[int, int]] = []  # (where the token starts, where a box's content starts or -1)
+    content = None
+    for match in _BRACE.finditer(text):
+        token = match.group()
+        if token in ("\\\\", "\\{", "\\}"):
+            continue
+        if token == "}":
+            if open_braces:
+                _, start = open_braces.pop()
+                if start >= 0:
+                    content = text[start : match.start()]
+        else:
+            open_braces.append((match.start(), match.end() if token != "{" else -1))
+    unclosed = [begin for begin, start in open_braces if start >= 0]
+    return content, min(unclosed, default=len(text))
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The answer a response states, as written, or None.
+
+    Only the last `TAIL_CHARACTERS` characters are read. In this order:
+
+    1. the content of the `\boxed{...}` (or `\fbox{...}`) that closes last, braces balanced, nested boxes included;
+       a box left open (a truncated response) is no answer, and neither is anything after its opening;
+    2. the rest of the line after the last `####` (GSM8K);
+    3. the rest of the sentence after the last "answer is", "answer:" or "answer =", or the one formula in it;
+    4. the last number in the text (integer, decimal or a/b, thousands commas allowed).
+
+    Args:
+      text: the response.
+
+    Returns:
+      The answer without surrounding blanks; None where there is none.
+    """
+    text = text[-TAIL_CHARACTERS:]
+    content, end = _boxes(text)
+    if content is not None:
+        return content.strip() or None
+    text = text[:end]
+    matches = _HASHES.findall(text)
+    if matches and matches[-1].strip():
+        return matches[-1].strip()
+    matches = _ANSWER_IS.findall(text)
+    if matches:
+        sentence = _SENTENCE_END.split(_BOLD.sub("", matches[-1]), maxsplit=1)[0].strip()
+        formulas = _INLINE_MATH.findall(sentence)
+        if len(formulas) == 1:  # "the answer is the point $(1, 2)$, as shown"
+            sentence = "".join(formulas[0]).strip()
+        if sentence:
+            return sentence
+    numbers = _NUMBER_IN_TEXT.findall(text)
+    return numbers[-1] if numbers else None
+
+
+# ----------------------------------------------------------------------------------------------------- fast path
+
+_ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
+# "\\" starts a matrix row: the second of the two never begins a command.
+_SPACING = re.compile(r"(?<!\\)(?:\\!\s*|\\[,;: ]|\\q?quad(?![a-zA-Z]))|~")
+_DELIMITERS = re.compile(r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|[()\[\]$])|\$")
+_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degrees?(?![a-zA-Z]))")
+_ONE_IN_BRACES = re.compile(r"([_^])\{(\w)\}")
+_TEXT = r"\\(?:text|mbox|mathrm|textbf|textit|mathbf|operatorname)\s*\{([^{}]*)\}"
+_ALL_TEXT = re.compile(_TEXT)
+_CHOICE = re.compile(r"\(([A-Z])\)")
+_UNIT = re.compile(rf"\s*{_TEXT}\s*(?:\^\s*\{{?\d\}}?)?$")
+_WORD = r"(?:[A-Za-z][a-z]{2,}|cm|mm|km|kg|mg|ml|ft|in|oz|lb|hr|mi)"  # two letters may be a product of variables
+_UNIT_WORDS = re.compile(rf"\s+({_WORD}(?:(?:\s+|\s*/\s*){_WORD})*)$")
+# Words after a number that are part of the value, not a unit: such an answer is left to the slow path.
+_NOT_UNITS = frozenset(
+    "pi tau phi theta alpha beta gamma delta lambda mu sqrt sin cos tan cot sec csc log ln exp infinity infty and or not "
+    "to by of mod modulo base percent percentage half third quarter dozen hundred thousand million billion trillion "
+    "hundreds thousands millions billions trillions plus minus times over divided squared cubed factorial choose if for "
+    "where when with more less than least most at about approximately remainder is are was else otherwise except only "
+    "am pm binary octal hexadecimal hex radian radians".split()
+)
+_IN_BASE = re.compile(r"([0-9A-Z]+) ?_ ?\{? ?(\d+) ?\}?")
+_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DECIMAL = re.compile(rf"([+-]?)(?:({_UNSIGNED})(?:\.(\d*))?|\.(\d+))")
+_SLASH = re.compile(rf"([+-]?)({_UNSIGNED})/({_UNSIGNED})")
+_LATEX_FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
+
+
+def _normalise(text: str) -> str:
+    r"""Removes what carries no value: dollar signs, spacing, \left and \right, degrees, styles of \frac, a full stop."""
+    text = re.sub(r"\s+", " ", text).strip().replace("−", "-").replace("–", "-").replace("{,}", ",")
+    while text.startswith("\\boxed{"):
+        content, _ = _boxes(text)
+        if content is None or len(content) != len(text) - len("\\boxed{}"):
+            break
+        text = content.strip()
+    text = _ROW_GAP.sub(r"\\\\", text)
+    text = _SPACING.sub(lambda match: "" if match.group().startswith("\\!") else " ", text)
+    text = _DELIMITERS.sub("", _BOLD.sub("", text))
+    text = _FRACTION.sub(r"\\frac", text)
+    text = _DEGREES.sub("", text)
+    text = _ONE_IN_BRACES.sub(r"\1\2", text)
+    text = re.sub(r"\s+", " ", text).strip()
+    if text.endswith(".") and not text.endswith(".."):
+        text = text[:-1].rstrip()
+    return text
+
+
+def _spelling(text: str) -> str:
+    """The form in which two answers are compared as strings: text commands unwrapped, no blanks, "(C)" as "C"."""
+    text = re.sub(r"\s+", "", _ALL_TEXT.sub(r"\1", text))
+    choice = _CHOICE.fullmatch(text)
+    return choice.group(1) if choice else text
+
+
+def _without_unit(text: str, plain_words: bool) -> str:
+    """Strips a unit that follows a digit or a closing brace, in text commands or, if asked, in plain words."""
+    match = _UNIT.search(text) or (_UNIT_WORDS.search(text) if plain_words else None)
+    if match is None or match.start() == 0 or not (text[match.start() - 1].isdigit() or text[match.start() - 1] in "}."):
+        return text
+    if not _NOT_UNITS.isdisjoint(re.findall(r"[a-z]+", match.group(1).lower())):
+        return text
+    return text[: match.start()]
+
+
+def _number(text: str, plain_words: bool) -> tuple[Fraction, bool] | None:
+    r"""Exact value of an integer, decimal, a/b, \frac or mixed number, and whether it has decimals; else None."""
+    if len(text) > _MAX_NUMBER_CHARACTERS:
+        return None
+    text = _without_unit(text, plain_words)
+    text = text.replace(" ", "") if "\\frac" in text else text
+    match = _DECIMAL.fullmatch(text)
+    if match:
+        sign, whole, decimals, only_decimals = match.groups()
+        decimals = decimals or only_decimals or ""
+        value = Fraction(f"{(whole or '0').replace(',', '')}.{decimals or '0'}")
+        return (-value if sign == "-" else value), bool(decimals.strip("0"))
+    match = _SLASH.fullmatch(text)
+    if match:
+        sign, top, bottom = match.groups()
+        whole = ""
+    else:
+        match = _LATEX_FRACTION.fullmatch(text)
+        if match is None:
+            return None
+        sign, whole, top, top_digit, bottom, bottom_digit = match.groups()
+        top, bottom = top or top_digit, bottom or bottom_digit
+    numerator, denominator = int(top.replace(",", "")), int(bottom.replace(",", ""))
+    if denominator == 0:
+        return None
+    if whole:
+        if not 0 <= numerator < denominator:  # a product rather than a mixed number, perhaps
+            return None
+        numerator += int(whole) * denominator
+    value = Fraction(numerator, denominator)
+    return (-value if sign == "-" else value), False
+
+
+def fast_grade(answer_text: str | None, reference: str) -> bool | None:
+    r"""Compares an extracted answer with the reference without sympy.
+
+    Equal spelling (after removing markup that carries no value) is right. Where both sides are numbers (integers,
+    decimals, a/b, `\frac`, mixed numbers; thousands commas, currency and a trailing unit ignored) their exact values
+    decide, except that a decimal within 1e-5 of an unequal value is left open, because Math-Verify rounds decimals.
+    Numerals that both name a base must agree in digits and base. A missing answer is wrong.
+
+    Args:
+      answer_text: what `extract_answer` returned.
+      reference: the reference answer, in the same notation.
+
+    Returns:
+      True, False, or None where only symbolic comparison can tell.
+
+    Raises:
+      ValueError: the reference is empty.
+    """
+    expected = _normalise(str(reference))
+    if not expected:
+        raise ValueError(f"the reference answer is empty ({reference!r}): check data.answer_field")
+    if answer_text is None:
+        return False
+    answer = _normalise(answer_text)
+    if not answer:
+        return False
+    if _spelling(answer) == _spelling(expected):
+        return True
+    left, right = _IN_BASE.fullmatch(answer), _IN_BASE.fullmatch(expected)
+    if left and right:  # Math-Verify ignores the base
+        return left.groups() == right.groups()
+    left, right = _number(answer, plain_words=True), _number(expected, plain_words=False)
+    if left is None or right is None:
+        return None
+    if left[0] == right[0]:
+        return True
+    if (left[1] or right[1]) and abs(left[0] - right[0]) < Fraction(1, 100_000):
+        return None
+    return False
+
+
+# ----------------------------------------------------------------------------------------------------- slow path
+
+
+def load() -> None:
+    """Prepares a worker: imports Math-Verify, silences its warnings, and fills its parser's tables with one answer.
+
+    All this takes about a second, which would otherwise count against the first answer's time limit.
+    """
+    _slow_grade(r"\frac{\sqrt{8}}{2}+(x-1)^2", r"\sqrt{2}+x^2-2x+1")
+
+
+@functools.cache
+def _math_verify():
+    import math_verify
+
+    for name in ("math_verify", "latex2sympy2_extended"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return math_verify
+
+
+def _slow_grade(answer: str, reference: str) -> bool:
+    """Parses both sides with Math-Verify and compares them; what it cannot parse or compare is wrong."""
+    math_verify = _math_verify()
+    # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python expressions.
+    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
+    try:
+        sides = [
+            math_verify.parse(f"\\boxed{{{_normalise(side)}}}", config, parsing_timeout=None, raise_on_error=True)
+            for side in (reference, answer)
+        ]
+        return bool(math_verify.verify(*sides, timeout_seconds=None, raise_on_error=True))
+    except MemoryError:  # let the worker report that its limit was hit
+        raise
+    except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
+        return False
+
+
+def verify(response_text: str, reference: str) -> bool:
+    """Whether a response's answer equals the reference: extraction, fast path, then Math-Verify.
+
+    May run for ever and use any amount of memory on hostile text: call it in a worker with limits.
+
+    Args:
+      response_text: the whole response (only its tail is read).
+      reference: the reference answer.
+
+    Raises:
+      ValueError: the reference is empty.
+    """
+    answer = extract_answer(response_text)
+    decided = fast_grade(answer, reference)
+    return _slow_grade(answer, str(reference)) if decided is None else decided
+
+
+def reward(text: str, reference: str) -> float:
+    """1.0 for a right answer, 0.0 otherwise; see `verify`."""
+    return float(verify(text, reference))
+
+
+def fast_reward(text: str, reference: str) -> float | None:
+    """The reward where the fast path can tell, else None."""
+    decided = fast_grade(extract_answer(text), reference)
+    return None if decided is None else float(decided)

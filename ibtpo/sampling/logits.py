@@ -1,0 +1,90 @@
+"""From logits to a token: temperature, truncation and one uniform draw per token.
+
+Letters: S slots, V vocabulary.
+"""
+
+from flax import struct
+import jax
+from jax import lax
+from jax import numpy as jnp
+
+
+@struct.dataclass
+class SamplingParams:
+    """How tokens are drawn. All are traced scalars: changing them never recompiles.
+
+    temperature: > 0; logits are divided by it.
+    top_k: keep the k likeliest tokens; 0 keeps all.
+    top_p: keep the smallest set of likeliest tokens whose mass reaches top_p; 1 keeps all.
+    min_p: keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
+    Tokens exactly as likely as the last one kept are kept too.
+    """
+
+    temperature: float | jax.Array = 1.0
+    top_k: int | jax.Array = 0
+    top_p: float | jax.Array = 1.0
+    min_p: float | jax.Array = 0.0
+
+    @classmethod
+    def from_config(cls, config) -> "SamplingParams":
+        """Reads temperature, top_k, top_p and min_p from a config section."""
+        return cls(config.temperature, config.top_k, config.top_p, config.min_p)
+
+    def traced(self) -> "SamplingParams":
+        """The same values as arrays of fixed types, so that one compilation serves them all."""
+        return SamplingParams(jnp.float32(self.temperature), jnp.int32(self.top_k),
+                              jnp.float32(self.top_p), jnp.float32(self.min_p))
+
+
+def _largest_threshold(probs: jax.Array, enough) -> jax.Array:
+    """The largest float32 t for which enough(probs >= t), per row; probs [S, V] in [0, 1].
+
+    `enough` maps a mask [S, V] to bool [S] and is monotone: true for t = 0, and once false stays so.
+    Non-negative floats are ordered like their bit patterns, so 31 halvings of the pattern find t
+    exactly, without sorting the vocabulary and with one [S, V] reduction each.
+    """
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        ok = enough(probs >= lax.bitcast_convert_type(middle, jnp.float32)[:, None])
+        return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
+
+    low = jnp.zeros(probs.shape[0], jnp.int32)
+    high = jnp.full(probs.shape[0], 0x3F800001, jnp.int32)  # the pattern after 1.0
+    low, _ = lax.fori_loop(0, 31, halve, (low, high))
+    return lax.bitcast_convert_type(low, jnp.float32)[:, None]
+
+
+def truncate(probs: jax.Array, params: SamplingParams) -> jax.Array:
+    """Sets to zero the probabilities [S, V] that top-k, then top-p, then min-p exclude.
+
+    top_p counts mass among the tokens top_k left, as the usual samplers do. Not renormalised.
+    """
+    vocab_size = probs.shape[-1]
+    k = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, vocab_size), vocab_size)
+    kept = jnp.where(probs >= _largest_threshold(probs, lambda m: jnp.sum(m, -1) >= k), probs, 0)
+    # top_p = 1 keeps everything, whatever the rounding of the sums.
+    target = jnp.where(params.top_p < 1, params.top_p * jnp.sum(kept, -1), 0)
+    nucleus = _largest_threshold(kept, lambda m: jnp.sum(jnp.where(m, kept, 0), -1) >= target)
+    kept = jnp.where(kept >= jnp.where(params.top_p < 1, nucleus, 0), kept, 0)
+    return jnp.where(kept >= params.min_p * jnp.max(kept, -1, keepdims=True), kept, 0)
+
+
+def sample(logits: jax.Array, keys: jax.Array, params: SamplingParams) -> tuple[jax.Array, jax.Array]:
+    """Draws one token per slot.
+
+    logits: [S, V] float32. keys: typed PRNG keys [S]; row s depends on keys[s] alone.
+    Returns (tokens [S] int32, log_probs [S] float32), where log_probs is the *full-vocabulary*
+    log-softmax of logits / temperature: truncation changes what is drawn, not what is reported.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / params.temperature)
+    probs = jnp.exp(log_probs)
+    truncating = (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
+    probs = lax.cond(truncating, lambda p: truncate(p, params), lambda p: p, probs)
+    uniform = jax.vmap(jax.random.uniform)(keys)
+    cumulative = jnp.cumsum(probs, axis=-1)
+    total = cumulative[:, -1]
+    # Strictly below the total, so that some entry exceeds it; the first to do so has mass.
+    target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
+    tokens = jnp.argmax(cumulative > target[:, None], axis=-1).astype(jnp.int32)
+    return tokens, jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]

@@ -1,0 +1,152 @@
+"""The paged KV cache: fixed pages, reference counts, copy-on-write forks.
+
+A sequence's keys and values live in pages named by its row of the page table. Forking a sequence
+shares its whole pages and copies only the one that is partly filled, so a page is written by exactly
+one sequence: the one that owns its unfilled tail. Every function here is pure and vectorised over
+rows; none loops over pages.
+
+Letters: L layers, P pages, K kv heads, N rows of the page table (one per sequence), M pages a row can
+hold, F forks made at once.
+"""
+
+from flax import struct
+import jax
+from jax import numpy as jnp
+
+NO_PAGE = -1
+
+
+@struct.dataclass
+class PagePool:
+    """All KV memory of the sampler.
+
+    keys, values: [L, P, page_size, K, head_dim].
+    ref_counts: [P] int32, how many page-table entries name the page; 0 means free.
+    page_table: [N, M] int32, pages of each row in order, NO_PAGE where there is none.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    ref_counts: jax.Array
+    page_table: jax.Array
+
+    @property
+    def num_pages(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def page_size(self) -> int:
+        return self.keys.shape[2]
+
+
+def make_pool(*, num_layers: int, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int,
+              num_rows: int, pages_per_row: int, dtype=jnp.float32) -> PagePool:
+    """An empty pool: every page free, every row of the page table empty."""
+    shape = (num_layers, num_pages, page_size, num_kv_heads, head_dim)
+    return PagePool(
+        keys=jnp.zeros(shape, dtype),
+        values=jnp.zeros(shape, dtype),
+        ref_counts=jnp.zeros(num_pages, jnp.int32),
+        page_table=jnp.full((num_rows, pages_per_row), NO_PAGE, jnp.int32),
+    )
+
+
+def pages_in_use(pool: PagePool) -> jax.Array:
+    """Number of pages some row refers to, an int32 scalar."""
+    return jnp.sum(pool.ref_counts > 0, dtype=jnp.int32)
+
+
+def pages_for(num_tokens, page_size: int):
+    """ceil(num_tokens / page_size): pages that hold so many tokens."""
+    return -(-num_tokens // page_size)
+
+
+def _allocate(ref_counts: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gives each True of `wanted` (any shape) a free page of its own, with reference count 1.
+
+    Returns (pages, ref_counts); pages is NO_PAGE where nothing was wanted *or nothing was free*. The
+    engine admits work only within the pool, so the second case never happens to it.
+    """
+    flat = wanted.reshape(-1)
+    rank = jnp.cumsum(flat) - 1
+    num_pages = ref_counts.shape[0]
+    free, = jnp.nonzero(ref_counts == 0, size=min(flat.size, num_pages), fill_value=num_pages)
+    pages = jnp.where(flat, free.at[rank].get(mode="fill", fill_value=num_pages), num_pages)
+    ref_counts = ref_counts.at[pages].set(1, mode="drop")
+    return jnp.where(pages < num_pages, pages, NO_PAGE).reshape(wanted.shape), ref_counts
+
+
+def _drop(ref_counts: jax.Array, pages: jax.Array) -> jax.Array:
+    """Takes one reference off every page named (NO_PAGE entries are passed over)."""
+    pages = jnp.where(pages == NO_PAGE, ref_counts.shape[0], pages)
+    return ref_counts.at[pages].add(-1, mode="drop")
+
+
+def extend(pool: PagePool, rows: jax.Array, num_tokens: jax.Array) -> PagePool:
+    """Makes room for `num_tokens` [F] tokens in `rows` [F]; a row out of range is passed over.
+
+    Pages a row already holds stay; only missing ones are allocated.
+    """
+    held = pool.page_table.at[rows].get(mode="fill", fill_value=0)  # 0 = held: allocates nothing
+    column = jnp.arange(pool.page_table.shape[1])
+    missing = (held == NO_PAGE) & (column < pages_for(num_tokens, pool.page_size)[:, None])
+    pages, ref_counts = _allocate(pool.ref_counts, missing)
+    table = pool.page_table.at[rows].set(jnp.where(missing, pages, held), mode="drop")
+    return pool.replace(ref_counts=ref_counts, page_table=table)
+
+
+def trim(pool: PagePool, rows: jax.Array, num_tokens: jax.Array) -> PagePool:
+    """Gives back the pages of `rows` [F] beyond their first `num_tokens` [F] tokens.
+
+    `trim(pool, rows, 0)` releases the rows. A row out of range is passed over.
+    """
+    held = pool.page_table.at[rows].get(mode="fill", fill_value=NO_PAGE)
+    column = jnp.arange(pool.page_table.shape[1])
+    surplus = column >= pages_for(num_tokens, pool.page_size)[:, None]
+    return pool.replace(
+        ref_counts=_drop(pool.ref_counts, jnp.where(surplus, held, NO_PAGE)),
+        page_table=pool.page_table.at[rows].set(jnp.where(surplus, NO_PAGE, held), mode="drop"),
+    )
+
+
+def release(pool: PagePool, rows: jax.Array) -> PagePool:
+    """Gives back every page of `rows` [F]; those nobody else refers to become free."""
+    return trim(pool, rows, jnp.zeros(rows.shape, jnp.int32))
+
+
+def fork(pool: PagePool, sources: jax.Array, targets: jax.Array, num_tokens: jax.Array) -> PagePool:
+    """Lets each row of `targets` [F] begin with the first `num_tokens` [F] cached tokens of `sources` [F].
+
+    Whole pages are shared (reference count + 1); a partly filled last page is copied into a fresh one,
+    because both rows will write on. Target rows must be empty and distinct. An entry whose target is
+    out of range is passed over.
+    """
+    page_size, num_pages = pool.page_size, pool.num_pages
+    valid = targets < pool.page_table.shape[0]
+    held = pool.page_table.at[sources].get(mode="fill", fill_value=NO_PAGE)
+    column = jnp.arange(held.shape[1])
+    shared = valid[:, None] & (column < (num_tokens // page_size)[:, None])
+    partial = valid & (num_tokens % page_size > 0)
+    ref_counts = pool.ref_counts.at[jnp.where(shared, held, num_pages)].add(1, mode="drop")
+    copies, ref_counts = _allocate(ref_counts, partial)
+
+    at_partial = partial[:, None] & (column == (num_tokens // page_size)[:, None])
+    rows = jnp.where(shared, held, jnp.where(at_partial, copies[:, None], NO_PAGE))
+    original = jnp.max(jnp.where(at_partial, held, 0), axis=1)
+    copies = jnp.where(copies == NO_PAGE, num_pages, copies)
+    return pool.replace(
+        keys=pool.keys.at[:, copies].set(pool.keys[:, original], mode="drop"),
+        values=pool.values.at[:, copies].set(pool.values[:, original], mode="drop"),
+        ref_counts=ref_counts,
+        page_table=pool.page_table.at[targets].set(rows, mode="drop"),
+    )
+
+
+def page_and_offset(page_table: jax.Array, positions: jax.Array, valid: jax.Array,
+                    page_size: int, num_pages: int) -> tuple[jax.Array, jax.Array]:
+    """Where tokens at `positions` [S, T] of the rows `page_table` [S, M] are stored.
+
+    Returns (page, offset) [S, T]; page is `num_pages` (dropped by scatters) where not `valid`.
+    """
+    pages = jnp.take_along_axis(page_table, positions // page_size, axis=1, mode="clip")
+    return jnp.where(valid & (pages != NO_PAGE), pages, num_pages), positions % page_size

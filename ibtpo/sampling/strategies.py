@@ -1,0 +1,240 @@
+"""Where a tree branches next: one function per strategy, one signature, NumPy on the host.
+
+    strategy(tree, responses, options, rng, limits=None) -> list of Fork
+
+chooses the forks of one round from a question's finished responses (`tree` is theirs, Q = 1). A
+round brings `top_k * branch` new responses, so every strategy spends the same budget: a question
+ends with G = initial + (rounds − 1)·top_k·branch responses (`num_responses`).
+
+Rules they share
+- A fork keeps a prefix of a finished response. A prefix qualifies if a continuation follows it in
+  that response and at least `min_new_tokens` of `max_new_tokens` are left. The question, with
+  nothing kept, always qualifies.
+- If fewer than `top_k` prefixes qualify, the ranking is gone through again from the top: the
+  budget is spent in full.
+- Prefixes that several responses share are named by the oldest of them.
+
+Sources: IB-TPO arXiv 2605.28109; TreeRL 2506.11902; Tree-GRPO 2509.21240; TreePO 2508.17445.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ibtpo.ib_score import ib_score
+from ibtpo.tree import Response, Tree, children_mask, fork_owner, last_token_of_node, on_path
+
+TOLERANCE = 1e-6  # scores closer than this are equal: far above rounding, far below what matters
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Start of a new response: the first `position` generated tokens of response `response`.
+
+    Position 0 is the question itself, whichever response is named.
+    """
+
+    response: int
+    position: int
+
+
+@dataclass(frozen=True)
+class TreeOptions:
+    """Shape of a question's tree and how it is grown.
+
+    Attributes:
+      strategy: a key of STRATEGIES.
+      initial: unguided responses to start with (B0).
+      rounds: rounds in all, the initial one included (L).
+      top_k: nodes that branch in each later round (K).
+      branch: new responses from each (B).
+      beta, ratio_power, confidence, value, root: options of `ib_score.ib_score`, read by "ib".
+      min_new_tokens: a prefix with less of the budget left does not branch.
+      max_new_tokens: most generated tokens of a response.
+      segment_tokens: segment length of "fixed_width".
+    """
+
+    strategy: str = "ib"
+    initial: int = 4
+    rounds: int = 9
+    top_k: int = 1
+    branch: int = 1
+    beta: float = 5.0
+    ratio_power: int = 1
+    confidence: str = "geometric_mean"
+    value: str = "leaf_mean"
+    root: str = "all"
+    min_new_tokens: int = 1
+    max_new_tokens: int = 2048
+    segment_tokens: int = 512
+
+    def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy={self.strategy!r}: expected one of {', '.join(STRATEGIES)}")
+        for name in (
+            "initial", "rounds", "top_k", "branch", "min_new_tokens", "max_new_tokens",
+            "segment_tokens",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+
+
+def num_responses(options: TreeOptions) -> int:
+    """G = initial + (rounds − 1)·top_k·branch, the responses of a finished tree."""
+    return options.initial + (options.rounds - 1) * options.top_k * options.branch
+
+
+def _fill_round(ranked: Sequence[Fork], options: TreeOptions) -> list[Fork]:
+    """The first top_k of `ranked`, gone through again if there are fewer; `branch` forks each."""
+    chosen = [ranked[i % len(ranked)] for i in range(options.top_k)]
+    return [fork for fork in chosen for _ in range(options.branch)]
+
+
+def _inner_prefixes(tree: Tree, options: TreeOptions) -> tuple[np.ndarray, list[Fork]]:
+    """Nodes that may branch, [M], the question first, and the fork after each."""
+    last = np.asarray(last_token_of_node(tree))[0]
+    depth = np.asarray(tree.positions)[0, last] + 1 - int(tree.prompt_length[0])
+    inner = np.asarray(children_mask(tree))[0].any(axis=1)
+    room = depth + options.min_new_tokens <= options.max_new_tokens
+    nodes = np.flatnonzero(inner & (room | (np.arange(len(inner)) == 0)))
+    oldest = np.asarray(on_path(tree))[0].argmax(axis=0)
+    return nodes, [Fork(int(oldest[n]), int(depth[n])) for n in nodes]
+
+
+def ib(
+    tree: Tree,
+    responses: Sequence[Response],
+    options: TreeOptions,
+    rng: np.random.Generator,
+    limits: Sequence[int] | None = None,
+) -> list[Fork]:
+    """The top_k nodes by IB-Score J, among the question and all inner nodes.
+
+    Scores within 1e-6 of the best that is left are equal to it; of those the node with the fewest
+    tokens before the fork goes first, then the one whose oldest response is oldest. Two nodes
+    that agree in both are the same node, so neither rounding nor `rng` decides.
+    """
+    nodes, forks = _inner_prefixes(tree, options)
+    score = np.asarray(
+        ib_score(
+            tree,
+            beta=options.beta,
+            ratio_power=options.ratio_power,
+            confidence=options.confidence,
+            value=options.value,
+            root=options.root,
+        ).J
+    )[0, nodes]
+    left, ranked = list(range(len(nodes))), []
+    while left and len(ranked) < options.top_k:
+        best = max(score[i] for i in left)
+        equal = [i for i in left if score[i] >= best - TOLERANCE]
+        pick = min(equal, key=lambda i: (forks[i].position, forks[i].response))
+        left.remove(pick)
+        ranked.append(forks[pick])
+    return _fill_round(ranked, options)
+
+
+def random(
+    tree: Tree,
+    responses: Sequence[Response],
+    options: TreeOptions,
+    rng: np.random.Generator,
+    limits: Sequence[int] | None = None,
+) -> list[Fork]:
+    """top_k different nodes, uniformly among the question and all inner nodes (Tree-GRPO)."""
+    _, forks = _inner_prefixes(tree, options)
+    return _fill_round([forks[i] for i in rng.permutation(len(forks))], options)
+
+
+def entropy(
+    tree: Tree,
+    responses: Sequence[Response],
+    options: TreeOptions,
+    rng: np.random.Generator,
+    limits: Sequence[int] | None = None,
+) -> list[Fork]:
+    """The prefixes before the top_k least probable sampled tokens of the question (EPTree).
+
+    Ranked by −log π of the sampled token over the question's whole tree. Not eligible: the first
+    token that a response itself sampled, a token at or after limits[r] (the first generated token
+    of r's answer marker), and one before which another response forked already (unless no other
+    is left). Ties: fewest tokens before the fork, then the oldest response. Without any eligible
+    token the fork is at the question.
+    """
+    owner, position, surprise = [], [], []  # of the tokens, each listed with who sampled it
+    for r in responses:
+        end = min(len(r.tokens), options.max_new_tokens - options.min_new_tokens + 1)
+        if limits is not None:
+            end = min(end, limits[r.index])
+        own = np.arange(r.fork + 1, max(end, r.fork + 1))
+        owner.append(np.full(len(own), r.index))
+        position.append(own)
+        surprise.append(-np.asarray(r.log_probs, np.float64)[own])
+    owner, position = np.concatenate(owner), np.concatenate(position)
+    taken = {(fork_owner(responses, r), r.fork) for r in responses if r.fork > 0}
+    order = np.lexsort((owner, position, -np.concatenate(surprise)))
+    forks = [Fork(int(owner[i]), int(position[i])) for i in order]
+    fresh = [f for f in forks if (f.response, f.position) not in taken]
+    return _fill_round(fresh or forks or [Fork(0, 0)], options)
+
+
+def independent(
+    tree: Tree,
+    responses: Sequence[Response],
+    options: TreeOptions,
+    rng: np.random.Generator,
+    limits: Sequence[int] | None = None,
+) -> list[Fork]:
+    """Every fork at the question: more independent responses."""
+    return _fill_round([Fork(0, 0)], options)
+
+
+def segment_forks(
+    active: Sequence[tuple[int, int]], num_finished: int, options: TreeOptions
+) -> list[Fork]:
+    """New paths at a segment's end (TreePO): the open width, shared evenly by the active paths.
+
+    G − num_finished paths may be active. What is missing is dealt out one by one to the active
+    paths in their order, at most `branch` new ones to each, so a tree widens segment by segment.
+
+    Args:
+      active: (response, generated tokens) of the paths that paused at the segment's end; they
+        themselves go on.
+      num_finished: responses that have ended.
+    """
+    missing = num_responses(options) - num_finished - len(active)
+    missing = max(0, min(missing, options.branch * len(active)))
+    share = [missing // len(active) + (i < missing % len(active)) for i in range(len(active))]
+    return [Fork(r, p) for (r, p), count in zip(active, share) for _ in range(count)]
+
+
+def fixed_width(
+    tree: Tree,
+    responses: Sequence[Response],
+    options: TreeOptions,
+    rng: np.random.Generator,
+    limits: Sequence[int] | None = None,
+) -> list[Fork]:
+    """Once no path is active: all responses that are missing, from finished ones (TreePO).
+
+    Each starts at a uniformly drawn segment boundary of a uniformly drawn finished response, the
+    question being the first boundary. While paths are active, `segment_forks` branches instead.
+    """
+    forks = []
+    for _ in range(num_responses(options) - len(responses)):
+        r = responses[rng.integers(len(responses))]
+        end = min(len(r.tokens) - 1, options.max_new_tokens - options.min_new_tokens)
+        boundaries = max(end, 0) // options.segment_tokens + 1
+        forks.append(Fork(r.index, int(rng.integers(boundaries)) * options.segment_tokens))
+    return forks
+
+
+STRATEGIES: dict[str, Callable[..., list[Fork]]] = {
+    "ib": ib,
+    "random": random,
+    "entropy": entropy,
+    "fixed_width": fixed_width,
+    "independent": independent,
+}

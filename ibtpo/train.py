@@ -1,0 +1,239 @@
+"""IB-TPO training: sample trees, grade, score, update.
+
+    python -m ibtpo.train --config=configs/tiny.py --workdir=runs/tiny
+
+The workdir gets config.json, metrics.jsonl, TensorBoard event files, checkpoints and, at the end,
+learning_curve.png. Running the same command again continues from the newest checkpoint, or says that
+the run is finished.
+"""
+
+import dataclasses
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from ibtpo import checkpoints, config as config_lib, metrics as metrics_lib, packing, parallel, report
+from ibtpo.advantages import ADVANTAGES, AdvantageOptions, diagnostics, group_is_uniform
+from ibtpo.data.iterator import ProblemIterator
+from ibtpo.data.problems import Problem, load_problems
+from ibtpo.evaluate import evaluate, make_eval_sampler
+from ibtpo.losses import LossOptions
+from ibtpo.optimizer import make_optimizer
+from ibtpo.policy import load_policy, make_grade, make_sampler
+from ibtpo.rewards.pool import Grader
+from ibtpo.sampling.engine import SamplerStats
+from ibtpo.sampling.logits import SamplingParams
+from ibtpo.state import create_state, make_log_probs, make_update
+from ibtpo.tree import Tree, stack_trees
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run is, besides its arrays; saved with every checkpoint.
+
+    data: of the problem iterator. generated_tokens, questions: so far, over all updates.
+    seconds: spent so far, over all invocations.
+    """
+
+    data: dict
+    generated_tokens: int = 0
+    questions: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One run: everything that is built once, and the three things it does (update, evaluate, save).
+
+    The method is in `update`, which reads top to bottom like the paper's algorithm.
+    """
+
+    def __init__(self, config, workdir: str):
+        self.config, self.workdir = config, workdir
+        self.mesh = parallel.make_mesh(config.mesh)
+        self.policy = load_policy(config)
+        tokenizer = self.policy.tokenizer
+        self.problems = load_problems(config.data, config.data.train_split, tokenizer)
+        self.held_out = []
+        if config.eval.every:
+            held_out = load_problems(config.data, config.data.eval_split, tokenizer)
+            self.held_out = held_out[:config.eval.questions or None]
+        self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
+
+        self.sampler = make_sampler(self.policy, config)
+        self.eval_sampler = make_eval_sampler(self.policy, config)
+        self.sampling = SamplingParams.from_config(config.sampling)
+        self.grader = Grader(config.reward.kind, workers=config.reward.workers,
+                             timeout=config.reward.timeout, memory_mb=config.reward.memory_mb)
+
+        loss, tree = config.loss, config.tree
+        self.needs_reference = loss.kl > 0 or loss.ib_confidence == "reference"
+        self.advantage_options = AdvantageOptions(
+            beta=tree.beta, ib_weight=loss.ib_weight, ratio_power=tree.ratio_power,
+            confidence=tree.confidence, value=tree.value, root=tree.root)
+        optimizer, self.schedule = make_optimizer(config.optimizer, config.train.steps)
+        forward = dict(temperature=config.sampling.temperature, rows_per_step=config.train.rows_per_step)
+        self.apply_update = make_update(
+            self.policy.graphdef, optimizer,
+            LossOptions(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl,
+                        dual_clip=loss.dual_clip or None),
+            remat=config.model.remat, **forward)
+        self.reference_log_probs = make_log_probs(self.policy.graphdef, **forward)
+        self.state = create_state(
+            parallel.shard_params(self.policy.params, self.mesh), optimizer,
+            jax.random.key(config.train.seed), keep_reference=self.needs_reference)
+        self.position = Position(data=self.batches.state())
+
+    # The algorithm.
+
+    def update(self) -> tuple[dict[str, float], SamplerStats]:
+        """One step of the method: sample, grade, score, update. Returns its metrics and sampling cost."""
+        config, started = self.config, time.monotonic()
+        problems = self.batches.next_batch()
+        trees, stats = self.sample(problems)
+        tree = stack_trees([t.tree for t in trees])
+        sampled = time.monotonic()
+
+        trained = np.ones(len(trees), bool)
+        if config.loss.mask_uniform_groups:
+            trained = ~group_is_uniform(tree)
+        batch, ref_log_probs, packing_metrics = self.score(tree, trained)
+        self.state, loss_metrics = self.apply_update(
+            self.state, parallel.shard_batch(batch, self.mesh), ref_log_probs)
+        loss_metrics = jax.device_get(loss_metrics)
+        updated = time.monotonic()
+
+        self.position.generated_tokens += stats.generated_tokens
+        self.position.questions += len(problems)
+        lengths = tree.response_length[tree.response_node >= 0]
+        truncated = [r.finish == "length" for t in trees for r in t.responses]
+        result = metrics_lib.reduce(loss_metrics | diagnostics(tree, self.advantage_options))
+        result |= packing_metrics | {
+            "learning_rate": float(self.schedule(int(self.state.policy_version) - 1)),
+            "generated_tokens": self.position.generated_tokens,
+            "tokens_per_question": stats.generated_tokens / len(problems),
+            "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
+            "response_length": float(lengths.mean()),
+            "truncation_rate": float(np.mean(truncated)),
+            "masked_groups": 1 - float(trained.mean()),
+            "slot_use": stats.generated_tokens / stats.slot_steps,
+            "kv_pages_peak": stats.peak_pages,
+            "kv_pages_left": stats.pages_left,
+            **{f"graded_{name}": count for name, count in self.grader.counts.items()},
+        }
+        result = {f"train/{name}": value for name, value in result.items()}
+        result |= {"time/sample_s": sampled - started, "time/update_s": updated - sampled}
+        return result, stats
+
+    def sample(self, problems: list[Problem]):
+        """Grows a graded tree for each problem with the current policy."""
+        # The position in the run is the question's id: the same problem draws anew in every epoch.
+        first = self.position.questions
+        by_id = {first + i: problem for i, problem in enumerate(problems)}
+        questions = [self.policy.question(id, p, self.config.data) for id, p in by_id.items()]
+        return self.sampler(self.state.params, questions, make_grade(self.policy, self.grader, by_id),
+                            key=self.state.key, sampling=self.sampling)
+
+    def score(self, tree: Tree, trained: np.ndarray):
+        """Advantages of every response at every step, packed into rows with their weights.
+
+        Returns (TokenBatch, reference log-probabilities of its tokens or None, metrics).
+        """
+        config = self.config
+
+        def pack(*weights):
+            return packing.pack(tree, *weights, row_tokens=config.train.row_tokens,
+                                row_multiple=config.train.rows_per_step, select=trained)
+
+        ref_log_probs, scored = None, tree
+        if self.needs_reference:
+            batch, layout = pack(*[np.zeros(tree.node_parent.shape, np.float32)] * 3)
+            ref_log_probs = self.reference_log_probs(
+                self.state.ref_params, parallel.shard_batch(batch, self.mesh))
+            if config.loss.ib_confidence == "reference":
+                reference = packing.unpack(ref_log_probs, layout, tree.tokens.shape[1])
+                scored = tree.replace(log_probs=np.where(tree.step > 0, reference, 0))
+        advantages = ADVANTAGES[config.loss.advantage](scored, self.advantage_options)
+        batch, layout = pack(*packing.token_weights(
+            tree, advantages, aggregation=config.loss.aggregation,
+            max_new_tokens=config.sampling.max_new_tokens, mask=trained))
+        return batch, ref_log_probs, {"row_use": layout.useful_share}
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy of the current policy, as metrics."""
+        started = time.monotonic()
+        summary = evaluate(self.policy, self.state.params, self.held_out, self.eval_sampler, self.grader,
+                           self.config).summary()
+        return {f"eval/{name}": value for name, value in summary.items()} | {
+            "train/generated_tokens": self.position.generated_tokens,
+            "time/eval_s": time.monotonic() - started}
+
+    # Beginning and end.
+
+    def restore(self, store: checkpoints.Checkpoints) -> bool:
+        """Continues from the newest checkpoint; False if there is none."""
+        restored = store.restore(self.state)
+        if restored is None:
+            return False
+        self.state, position, _ = restored
+        self.position = Position(**position)
+        self.batches.restore(self.position.data)
+        return True
+
+    def save(self, store: checkpoints.Checkpoints) -> None:
+        self.position.data = self.batches.state()
+        store.save(self.state, dataclasses.asdict(self.position), self.config.to_dict())
+
+
+def train(config, workdir: str) -> None:
+    """Runs `config` in `workdir` to its last update, from the newest checkpoint if there is one."""
+    config_lib.save(config, workdir)
+    trainer = Trainer(config, workdir)
+    total = config.train.steps
+    with trainer.grader, checkpoints.Checkpoints(workdir, keep=config.checkpoint.keep) as store:
+        resumed = trainer.restore(store)
+        first = int(trainer.state.step)
+        if first >= total:
+            print(f"{workdir} is finished: {first} of {total} updates are done. Raise "
+                  "--config.train.steps to continue, or choose another --workdir.")
+            finish(config, workdir)
+            return
+        print(f"{'Continuing' if resumed else 'Starting'} at update {first} of {total} in {workdir}: "
+              f"{len(trainer.problems)} problems, {len(trainer.held_out)} held out, "
+              f"{jax.device_count()} {jax.default_backend()} device(s)")
+        clock = time.monotonic() - trainer.position.seconds
+        with (metrics_lib.MetricWriter(workdir, config.log.tensorboard,
+                                       resume_step=first if resumed else -1) as writer,
+              metrics_lib.Progress(total, first, "updates") as progress):
+            if trainer.held_out and not resumed:
+                writer.write(0, trainer.evaluate())
+            for step in range(first + 1, total + 1):
+                metrics, _ = trainer.update()
+                trainer.position.seconds = time.monotonic() - clock
+                metrics["time/elapsed_s"] = trainer.position.seconds
+                if step % config.log.every == 0 or step == total:
+                    writer.write(step, metrics)
+                progress.update(step, {name: metrics[f"train/{name}"]
+                                       for name in ("avg_rate_initial", "eff_rate", "entropy")
+                                       if f"train/{name}" in metrics})
+                if trainer.held_out and (step % config.eval.every == 0 or step == total):
+                    evaluated = trainer.evaluate()
+                    writer.write(step, evaluated)
+                    progress.print(f"update {step}: held-out avg@{evaluated['eval/k']} = "
+                                   f"{100 * evaluated['eval/avg_at_k']:.1f} %")
+                if step % config.checkpoint.every == 0 or step == total:
+                    trainer.position.seconds = time.monotonic() - clock
+                    trainer.save(store)
+    finish(config, workdir)
+
+
+def finish(config, workdir: str) -> None:
+    """The learning curve and the summary table of a run that is done."""
+    curve = report.learning_curve(workdir, pathlib.Path(workdir) / "learning_curve.png")
+    print("\n" + report.summary_table([report.summarize(workdir, config.method)]))
+    print(f"\nlearning curve: {curve}")
+
+
+if __name__ == "__main__":
+    config_lib.run(train)

@@ -1,0 +1,61 @@
+"""Settings and fixtures shared by all tests.
+
+The environment is set before anything imports JAX: tests run on the CPU unless JAX_PLATFORMS says otherwise, and
+compiled programs are kept in build/jax_cache so that a second run of the suite compiles almost nothing.
+"""
+
+import os
+import pathlib
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "build" / "jax_cache"))
+# The tests' programs are small and many: keep every one that costs more than a moment to compile.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# No deadline: the first example of a property often pays for a compilation.
+_COMMON = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("local", max_examples=25, **_COMMON)
+settings.register_profile("ci", max_examples=25, derandomize=True, **_COMMON)
+settings.register_profile("thorough", max_examples=300, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local"))
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> pathlib.Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """Folder of the real problem sets, ../shared/data beside the checkout; the test is skipped without it."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"real problem sets not found: no folder {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir() -> pathlib.Path:
+    """The tiny base model (weights, config and tokenizer in the Hugging Face layout), assets/qwen3-tiny."""
+    path = ROOT / "assets" / "qwen3-tiny"
+    if not (path / "config.json").is_file():
+        pytest.skip(f"tiny model not found: no {path / 'config.json'}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir() -> pathlib.Path:
+    """The folder of the tiny model when only its tokenizer is needed."""
+    path = ROOT / "assets" / "qwen3-tiny"
+    if not (path / "tokenizer.json").is_file():
+        pytest.skip(f"tiny tokenizer not found: no {path / 'tokenizer.json'}")
+    return path

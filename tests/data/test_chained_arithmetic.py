@@ -1,0 +1,136 @@
+"""The TFDS data set: disjoint splits, stable content, prepared once however many ask."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from ibtpo.data import chained_arithmetic
+from ibtpo.data.arithmetic import DIFFICULTIES, Difficulty
+from ibtpo.data.problems import load_problems
+
+_SPLITS = ("train", "validation", "test")
+
+
+def _small(name="small") -> chained_arithmetic.ChainedArithmeticConfig:
+    return chained_arithmetic.ChainedArithmeticConfig(
+        name=name, difficulty=DIFFICULTIES["easy"], split_sizes={"train": 30, "validation": 5, "test": 8}
+    )
+
+
+@settings(max_examples=5)
+@given(st.sampled_from(sorted(DIFFICULTIES)), st.integers(1, 150))
+def test_splits_share_no_problem_and_repeat_none(difficulty, size):
+    questions = {
+        (other, split): [p.question for p in chained_arithmetic.draw_split(DIFFICULTIES[other], split, size)]
+        for split in _SPLITS
+        for other in (difficulty, "normal")
+    }
+    for drawn in questions.values():
+        assert len(set(drawn)) == len(drawn) == size
+    # Not even between difficulties, so a model trained on one may be evaluated on another.
+    split_sets = [set(questions[difficulty, split]) | set(questions["normal", split]) for split in _SPLITS]
+    assert len(set().union(*split_sets)) == sum(map(len, split_sets))
+
+
+def test_a_longer_split_begins_with_the_shorter_one():
+    draw = lambda size: list(chained_arithmetic.draw_split(DIFFICULTIES["hard"], "test", size))  # noqa: E731
+    assert draw(20)[:7] == draw(7)
+
+
+def test_content_belongs_to_the_version():
+    """Prepared copies are reused by version: whoever changes what is drawn must raise VERSION too."""
+    assert str(chained_arithmetic.ChainedArithmetic.VERSION) == "1.0.0"
+    drawn = {name: next(iter(chained_arithmetic.draw_split(d, "test", 1))) for name, d in DIFFICULTIES.items()}
+    assert {name: (p.question, p.answer) for name, p in drawn.items()} == {
+        "easy": ("Start with 6. Multiply by 2. Multiply by 2.", "24"),
+        "normal": ("Start with 94. Add 60. Multiply by 2. Multiply by 3. Add 17.", "941"),
+        "hard": (
+            "Start with 34. Subtract 33. Subtract 1. Add 63. Multiply by 6. Multiply by 2. Subtract 25. Add 1.",
+            "732",
+        ),
+    }
+
+
+def test_too_narrow_ranges_are_an_error(monkeypatch):
+    monkeypatch.setattr(chained_arithmetic, "_MAX_MISSES", 1000)
+    narrow = Difficulty(1, 1, max_start=3, max_operand=2, max_multiplier=2)
+    with pytest.raises(ValueError, match=r"different problems for split 'train'"):
+        list(chained_arithmetic.draw_split(narrow, "train", 100))
+
+
+def test_prepared_examples_are_those_drawn_in_order(tmp_path):
+    config = _small()
+    for _ in range(2):  # generated, then read again
+        builder = chained_arithmetic.prepare(config, str(tmp_path))
+        assert {split: info.num_examples for split, info in builder.info.splits.items()} == config.split_sizes
+        for split, size in config.split_sizes.items():
+            examples = [(e["question"].decode(), e["answer"].decode()) for e in builder.as_data_source(split)]
+            drawn = chained_arithmetic.draw_split(config.difficulty, split, size)
+            assert examples == [(p.question, p.answer) for p in drawn]
+
+
+def test_several_may_prepare_at_once(tmp_path, monkeypatch):
+    """Three builders generate side by side before any of them finishes; all end with the same data."""
+    num = 3
+    barrier = threading.Barrier(num, timeout=30)
+    original = chained_arithmetic.ChainedArithmetic._generate_examples
+
+    def meet(self, split):
+        barrier.wait()
+        yield from original(self, split)
+
+    monkeypatch.setattr(chained_arithmetic.ChainedArithmetic, "_generate_examples", meet)
+    results: list = [None] * num
+
+    def work(index):
+        try:
+            builder = chained_arithmetic.prepare(_small(), str(tmp_path))
+            results[index] = [e["question"] for e in builder.as_data_source("train")]
+        except Exception as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(num)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = [p.question.encode() for p in chained_arithmetic.draw_split(DIFFICULTIES["easy"], "train", 30)]
+    assert results == [expected] * num
+    assert not list(tmp_path.glob("**/incomplete*"))
+
+
+def test_an_unwritable_folder_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file"):
+        chained_arithmetic.prepare(_small(), str(tmp_path / "file"))
+
+
+def test_the_whole_data_set_without_tensorflow(tmp_path):
+    """As a run uses it, in a fresh process: quick, without TensorFlow and without warnings."""
+    script = (
+        "import sys, warnings; warnings.simplefilter('error', UserWarning)\n"
+        "from ibtpo.data import chained_arithmetic as c\n"
+        "print([len(c.load('normal', s, sys.argv[1])) for s in ('train', 'validation', 'test', 'train[:10]')])\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[20000, 512, 1024, 10]"
+    assert "WARNING" not in done.stderr
+
+    config = ConfigDict(
+        dict(source="tfds:chained_arithmetic", dir=str(tmp_path), difficulty="normal", limit=50, prompt="{question}")
+    )
+    problems = load_problems(config, "test")
+    drawn = chained_arithmetic.draw_split(DIFFICULTIES["normal"], "test", 50)
+    assert [(p.id, p.question, p.answer) for p in problems] == [(i, d.question, d.answer) for i, d in enumerate(drawn)]
+    with pytest.raises(ValueError, match=r"no split 'dev'.*'test', 'train', 'validation'"):
+        load_problems(config, "dev")
+    config.difficulty = "impossible"
+    with pytest.raises(ValueError, match=r"unknown data.difficulty 'impossible'"):
+        load_problems(config, "test")

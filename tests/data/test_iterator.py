@@ -1,0 +1,70 @@
+"""Order of the questions: a function of (seed, batch), resumable, without repeats in an epoch."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ibtpo.data.iterator import ProblemIterator
+from ibtpo.data.problems import Problem
+
+_sizes = st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+
+
+def _problems(num: int) -> list[Problem]:
+    return [Problem(index, f"question {index}", str(index)) for index in range(num)]
+
+
+def _ids(iterator: ProblemIterator, num_batches: int) -> list[list[int]]:
+    return [[problem.id for problem in iterator.next_batch()] for _ in range(num_batches)]
+
+
+@given(_sizes, st.integers(0, 2**31), st.integers(0, 7), st.integers(0, 7))
+def test_resumed_run_equals_uninterrupted_run(sizes, seed, before, after):
+    num, batch_size = sizes
+    whole = _ids(ProblemIterator(_problems(num), batch_size, seed), before + after)
+    interrupted = ProblemIterator(_problems(num), batch_size, seed)
+    _ids(interrupted, before)
+    state = json.loads(json.dumps(interrupted.state()))
+    resumed = ProblemIterator(_problems(num), batch_size, seed)
+    resumed.restore(state)
+    assert _ids(resumed, after) == whole[before:]
+    assert resumed.state()["batch"] == before + after
+
+
+@given(_sizes, st.integers(0, 2**31))
+def test_no_problem_twice_in_an_epoch(sizes, seed):
+    num, batch_size = sizes
+    iterator = ProblemIterator(_problems(num), batch_size, seed)
+    for _ in range(3):
+        epoch = _ids(iterator, num // batch_size)
+        assert all(len(batch) == batch_size for batch in epoch)
+        seen = [id_ for batch in epoch for id_ in batch]
+        assert len(set(seen)) == len(seen) and set(seen) <= set(range(num))
+
+
+def test_epochs_and_seeds_differ_and_nothing_is_left_out():
+    def epochs(seed):
+        iterator = ProblemIterator(_problems(50), 8, seed)
+        return [_ids(iterator, 6) for _ in range(8)]
+
+    first, second = epochs(0), epochs(1)
+    assert first != second
+    assert all(a != b for a, b in itertools.pairwise(first))
+    assert {id_ for epoch in first for batch in epoch for id_ in batch} == set(range(50))
+
+
+def test_wrong_sizes_and_foreign_states_are_named():
+    for batch_size in (0, 6):
+        with pytest.raises(ValueError, match=f"batch_size {batch_size} .* 5: lower train.questions_per_step"):
+            ProblemIterator(_problems(5), batch_size, 0)
+    state = ProblemIterator(_problems(5), 2, 0).state()
+    for other, name in [
+        (ProblemIterator(_problems(5), 2, 1), "seed=0"),
+        (ProblemIterator(_problems(5), 1, 0), "batch_size=2"),
+        (ProblemIterator(_problems(6), 2, 0), "num_problems=5"),
+    ]:
+        with pytest.raises(ValueError, match=name):
+            other.restore(state)

@@ -1,0 +1,144 @@
+"""The decoder against transformers/PyTorch: full forward, and prefill + decode through a dense cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ibtpo.kernels.tree_attention import tree_attention
+from ibtpo.models import hf, rope
+from ibtpo.models.config import ModelConfig, RopeScaling
+from ibtpo.models.decoder import Decoder
+from tests.models.reference import CASES, make_reference, random_tokens, torch_logits
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{'tied' if case[1] else 'untied'}")
+def pair(request, tmp_path_factory):
+    """(PyTorch model, our decoder) with the same weights."""
+    model = make_reference(*request.param)
+    path = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(path)
+    return model, hf.load(path)
+
+
+def test_full_forward_matches_transformers(pair):
+    model, decoder = pair
+    tokens = random_tokens((2, 41))
+    positions = np.tile(np.arange(41, dtype=np.int32), (2, 1))
+    ends = np.full_like(tokens, 41)
+
+    def attend(q, k, v, layer, cache):
+        return tree_attention(q, k, v, ends, query_block=16), cache
+
+    @jax.jit
+    def forward(tokens):
+        return decoder.logits(decoder(tokens, positions, attend)[0])
+
+    expected = torch_logits(model, tokens)
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(forward(tokens), expected, atol=1e-4, rtol=0)
+
+
+def _dense_cache_attend(length):
+    """attend through a cache (k, v) of [L, B, S, K, Dh]; `length` tokens are there already."""
+
+    def attend(q, k, v, layer, cache):
+        def write(stored, new):
+            return jax.lax.dynamic_update_slice(stored, new[None], (layer, 0, length, 0, 0))
+
+        cache = (write(cache[0], k), write(cache[1], v))
+        keys, values = (jnp.repeat(c[layer], q.shape[2] // k.shape[2], axis=2) for c in cache)
+        scores = jnp.einsum("bihx,bjhx->bhij", q, keys) / np.sqrt(q.shape[-1])
+        visible = jnp.arange(keys.shape[1]) <= length + jnp.arange(q.shape[1])[:, None]
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+        return jnp.einsum("bhij,bjhx->bihx", weights, values), cache
+
+    return attend
+
+
+def test_prefill_and_decode_match_transformers(pair):
+    model, decoder = pair
+    config = decoder.config
+    B, S, prompt = 2, 33, 20  # past Llama's original 24 positions
+    tokens = random_tokens((B, S), seed=1)
+    expected = torch_logits(model, tokens)
+    cache = (jnp.zeros((config.num_layers, B, S, config.num_kv_heads, config.head_dim)),) * 2
+
+    @jax.jit
+    def forward(tokens, length, cache):
+        positions = length + jnp.tile(jnp.arange(tokens.shape[1]), (B, 1))
+        hidden, cache = decoder(tokens, positions, _dense_cache_attend(length), cache)
+        return decoder.logits(hidden), cache
+
+    logits, cache = forward(tokens[:, :prompt], 0, cache)
+    got = [logits]
+    for i in range(prompt, S):
+        logits, cache = forward(tokens[:, i : i + 1], i, cache)
+        got.append(logits)
+    np.testing.assert_allclose(np.concatenate(got, axis=1), expected, atol=1e-4, rtol=0)
+
+
+def _tiny(**changes) -> ModelConfig:
+    sizes = dict(vocab_size=11, embed_dim=8, mlp_dim=12, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4)
+    return ModelConfig(family="qwen3", qk_norm=True, **sizes | changes)
+
+
+def test_remat_changes_no_gradient():
+    graphdef, params = nnx.split(Decoder(_tiny(), rngs=nnx.Rngs(0)), nnx.Param)
+    tokens = np.arange(10, dtype=np.int32)[None] % 11
+    ends = np.full_like(tokens, 10)
+
+    def loss(params, remat):
+        decoder = nnx.merge(graphdef, params)
+        attend = lambda q, k, v, layer, cache: (tree_attention(q, k, v, ends), cache)  # noqa: E731
+        hidden, _ = decoder(tokens, np.arange(10)[None], attend, remat=remat)
+        return (decoder.logits(hidden) ** 2).sum()
+
+    plain, rematted = (jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in (False, True))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
+        assert np.abs(a).max() > 0
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_compute_and_parameter_dtypes_are_kept_apart():
+    decoder = Decoder(_tiny(), rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.float32)
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(decoder))} == {jnp.dtype("float32")}
+    seen = []
+
+    def attend(q, k, v, layer, cache):
+        seen.extend([q.dtype, k.dtype, v.dtype])
+        return q, cache
+
+    hidden, cache = decoder(np.zeros((1, 3), np.int32), np.arange(3)[None], attend)
+    assert set(seen) == {jnp.dtype("bfloat16")}
+    assert hidden.dtype == jnp.bfloat16 and cache is None
+    assert decoder.logits(hidden).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_parameter_names_its_axes(tied):
+    decoder = Decoder(_tiny(tie_embeddings=tied, qkv_bias=True), rngs=nnx.Rngs(0))
+    _, params = nnx.split(decoder, nnx.Param)
+    specs = nnx.get_partition_spec(params)
+    is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)  # noqa: E731
+    known = {"layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp"}
+    pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
+    assert len(pairs) == (17 if tied else 18)
+    sizes = {}
+    for array, spec in pairs:
+        assert len(spec) == array.ndim and set(spec) <= known
+        for name, size in zip(spec, array.shape, strict=True):
+            assert sizes.setdefault(name, size) == size  # one name, one size
+
+
+def test_rotation_depends_on_relative_position_only():
+    config = _tiny(head_dim=8, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32))
+    freqs = rope.frequencies(config)
+    q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+
+    def score(i: int, j: int) -> jax.Array:
+        at = lambda x, p: rope.rotate(x, *rope.cos_sin(jnp.array([[p]]), freqs))  # noqa: E731
+        return (at(q, i) * at(k, j)).sum()
+
+    np.testing.assert_allclose(score(9, 4), score(25, 20), rtol=1e-5)
+    assert abs(score(9, 4) - score(9, 5)) > 1e-3

@@ -1,0 +1,33 @@
+"""Reward functions that misbehave on command, for the tests of the pool (workers import this module by name)."""
+
+import os
+import signal
+import sys
+import time
+
+
+def hazard(text: str, reference: str) -> float:
+    """Does what the text says; 1.0 where text and reference agree otherwise."""
+    if text == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if text == "exit":
+        os._exit(int(reference))
+    if text == "sleep":
+        time.sleep(float(reference))
+    if text == "memory":
+        bytearray(int(reference) * 2**20)
+    if text == "recurse":
+        return hazard(text, reference) + 1.0
+    if text == "raise":
+        raise KeyError(reference)
+    if text == "alarm":
+        signal.raise_signal(signal.SIGALRM)
+    if text == "modules":
+        return float(not {"jax", "numpy", "sympy"} & set(sys.modules))
+    return float(text == reference)
+
+
+def load() -> None:
+    """Fails in workers where told to, as a missing library would."""
+    if os.environ.get("IBTPO_TEST_BROKEN_IMPORT"):
+        raise ImportError("broken on purpose")

@@ -1,0 +1,327 @@
+"""Grading mathematics: extraction against an obvious parser, and every real answer in every usual phrasing."""
+
+import json
+import logging
+import random
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ibtpo.rewards.math import TAIL_CHARACTERS, _slow_grade, extract_answer, fast_grade, reward, verify
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------- extraction
+
+
+@st.composite
+def balanced(draw, depth=2):
+    """Text whose braces balance, with escaped braces and commands between them."""
+    parts = draw(st.lists(st.sampled_from(["1", "x", " ", r"\frac", r"\{", r"\}", r"\\", "+", "{}", "é"]), max_size=5))
+    if depth and draw(st.booleans()):
+        parts.append("{" + draw(balanced(depth=depth - 1)) + "}")
+    return "".join(parts)
+
+
+@given(balanced(), balanced(), st.sampled_from(["", " so ", "\n\n", " 12 "]))
+def test_the_last_box_is_returned_whole(first, last, between):
+    text = rf"We get \boxed{{{first}}}{between}\boxed{{{last}}} as asked"
+    assert extract_answer(text) == (last.strip() or None)
+    assert extract_answer(rf"\boxed{{a \boxed{{{last}}} b}}") == rf"a \boxed{{{last}}} b"
+    assert extract_answer(text + r" and \boxed{\frac{1}{2") == (last.strip() or None)
+
+
+@given(st.text(alphabet="\\boxed{} 0123456789.,-/$#answer is:\n*", max_size=60))
+def test_any_text_is_extracted_and_compared_without_error(text):
+    answer = extract_answer(text)
+    assert answer is None or (answer == answer.strip() and answer in text.replace("**", ""))
+    assert fast_grade(answer, "7") in (True, False, None)
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"\boxed{5} then 7", "5"),
+        (r"the answer is 9, no: \boxed{5", "9, no:"),
+        (r"\boxed{18", None),
+        (r"I get 4. \boxed{18", "4"),
+        (r"\fbox{6}", "6"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        ("work <<2+2=4>>\n#### 1,234", "1,234"),
+        ("#### 3\n#### 4 ", "4"),
+        ("The answer is 3.5.", "3.5"),
+        ("The answer is: $\\frac{1}{2}$.", r"\frac{1}{2}"),
+        ("**The answer is 12** hours. Done.", "12 hours"),
+        ("Final Answer: 2**3", "2**3"),
+        ("the answer is the point $(1, 2)$, as shown", "(1, 2)"),
+        ("so x = 5-3", "3"),
+        ("so x = -3 or 1,000.25 m", "1,000.25"),
+        ("it is -3", "-3"),
+        ("about 3/4 of it", "3/4"),
+        ("no idea", None),
+        ("", None),
+        (r"\boxed{}", None),
+    ],
+)
+def test_extraction(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_only_the_tail_is_read():
+    assert extract_answer(r"\boxed{1}" + " " * TAIL_CHARACTERS) is None
+    assert extract_answer(r"\boxed{1}" + " " * (TAIL_CHARACTERS - 9)) == "1"
+
+
+HOSTILE = [
+    "{", "}", r"\boxed{", r"\boxed{1", "#", "####", "answer is ", "answer is \\(", "$", " ", "\\", "9", "9,", "9/", "1.",
+    "word ", "1 word ", r"\text{", r"\text{a}", r"^\circ", "**", "-", r"\frac{1}{2}", r"\! ", "~",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_hostile_repetitions_take_bounded_time(unit):
+    """The fast path runs in the training process: no text may hold it up, however long."""
+    text = unit * (100_000 // len(unit))
+    start = time.process_time()
+    for wrapped in (text, rf"\boxed{{{text[:8000]}}}", f"the answer is {text[:8000]}"):
+        fast_grade(extract_answer(wrapped), r"\frac{3}{7}")
+    assert time.process_time() - start < 1.0
+
+
+# ----------------------------------------------------------------------------------------------------- fast path
+
+
+@given(st.fractions(max_denominator=10_000), st.fractions(max_denominator=10_000))
+def test_fractions_are_compared_exactly(a, b):
+    def forms(x):
+        yield f"{x.numerator}/{x.denominator}"
+        yield rf"\frac{{{x.numerator}}}{{{x.denominator}}}"
+        yield rf"{'-' if x < 0 else ''}\dfrac {{{abs(x.numerator)}}} {{{x.denominator}}} \text{{ cm}}^2"
+        if abs(x) > 1 and x.denominator > 1:
+            whole, rest = divmod(abs(x.numerator), x.denominator)
+            yield rf"${'-' if x < 0 else ''}{whole}\tfrac{{{rest}}}{{{x.denominator}}}$"
+
+    for left in forms(a):
+        assert all(fast_grade(left, right) is True for right in forms(a))
+        assert all(fast_grade(left, right) is (a == b) for right in forms(b))
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(0, 4))
+def test_integers_and_decimals_in_every_style(value, places):
+    exact = Fraction(value, 10**places)
+    sign, digits = ("-" if value < 0 else ""), str(abs(value)).zfill(places + 1)
+    whole, decimals = (digits[:-places], digits[-places:]) if places else (digits, "")
+    tail = f".{decimals}" if places else ""
+    grouped = f"{int(whole):,}"
+    for text in (
+        f"{sign}{whole}{tail}",
+        f"{sign}{grouped}{tail}",
+        f"{sign}{grouped.replace(',', '{,}')}{tail}",
+        f"{sign}{grouped.replace(',', ',' + chr(92) + '! ')}{tail}",
+        rf"{sign}\${grouped}{tail}",
+        f"${sign}{grouped}{tail}$.",
+        f"{sign}{whole}{tail} dollars per day",
+        rf"{sign}{whole}{tail}\text{{ dollars}}",
+        rf"\left {sign}{whole}{tail} \right",
+        f"{sign}{whole}{tail}{'' if places else '.'}00",
+        f"00{whole}{tail}" if not sign else f"-00{whole}{tail}",
+    ):
+        assert fast_grade(text, f"{exact.numerator}/{exact.denominator}") is True, text
+        assert fast_grade(text, str(exact.numerator + exact.denominator)) is (
+            exact == exact.numerator + exact.denominator
+        )
+
+
+@pytest.mark.parametrize(
+    "answer, reference, grade",
+    [
+        (None, "1", False),
+        ("", "1", False),
+        (r"90^\circ", "90", True),
+        (r"90^{\circ}", r"90^\circ", True),
+        (r"\text{(C)}", "C", True),
+        ("(C)", r"\text{(C)}", True),
+        (r"\text{Evelyn}", "Evelyn", True),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})", True),
+        ("27", "27.0", True),
+        ("27", 27.0, True),
+        ("25", "025", True),
+        ("2516_8", "2516_{8}", True),
+        ("2516_9", "2516_8", False),
+        (r"1\frac{4}{5}", "9/5", True),
+        (r"\frac43", r"\frac{4}{3}", True),
+        (r"\boxed{\boxed{4}}", "4", True),
+        # Left to Math-Verify:
+        ("2 xy", "2", None),
+        ("2 million", "2", None),
+        (r"2\text{ hundred}", "2", None),
+        ("18 or more", "18", None),
+        ("18 dollars", r"18 x", None),
+        (r"50\%", "50", None),
+        ("0.333333", r"\frac13", None),
+        (r"\sqrt{4}", "2", None),
+        ("1/0", "0", None),
+        ("2**3", "23", None),
+        ("9" * 5000, "9", None),
+        # and 0.33 is not a third:
+        ("0.33", r"\frac13", False),
+        ("1,234", "1234.5", False),
+    ],
+)
+def test_fast_grade(answer, reference, grade):
+    assert fast_grade(answer, reference) is grade
+
+
+def test_an_empty_reference_is_an_error():
+    with pytest.raises(ValueError, match="reference answer is empty"):
+        fast_grade("1", " ")
+
+
+# ----------------------------------------------------------------------------------------------------- slow path
+
+
+@pytest.mark.parametrize(
+    "answer, reference, right",
+    [
+        (r"\sqrt{8}", r"2\sqrt{2}", True),
+        ("-5i + 6", "6 - 5i", True),
+        ("x/2", r"\frac{1}{2}x", True),
+        ("2, 1", "1, 2", True),
+        ("5", "x=5", True),
+        (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\begin{pmatrix}-\frac13\\[2pt] \frac23\end{pmatrix}", True),
+        ("(3, 4)", "(3,4]", False),
+        ("5, 6", "5", False),
+        ("q - p", "p - q", False),
+        (r"\text{west}", r"\text{east}", False),
+        ("18 or 19", "19", False),
+        (r"\frac{", "1", False),
+        (r"__import__('os').system('exit 1')", "1", False),
+        ("hence we are left with 1", "1", False),
+        ("__import__('sys')", "__import__('os')", False),
+    ],
+)
+def test_symbolic_answers(answer, reference, right, caplog):
+    with caplog.at_level(logging.DEBUG):
+        assert verify(rf"So \boxed{{{answer}}}.", reference) is right
+        assert reward(rf"So \boxed{{{answer}}}.", reference) == float(right)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# ----------------------------------------------------------------------------------------------------- real answers
+
+
+def test_every_gsm8k_answer_in_every_phrasing(shared_data):
+    rows = read(shared_data / "gsm8k_test.jsonl")
+    assert len(rows) == 1319
+    for row in rows:
+        text = row["answer"].split("####")[1].strip()
+        value = int(text.replace(",", ""))
+        assert fast_grade(extract_answer(row["answer"]), text) is True
+        phrasings = [
+            r"\boxed{%s}",
+            "#### %s",
+            "The answer is %s.",
+            r"\boxed{%s \text{ dollars}}",
+            r"The answer is \boxed{%s}.",
+            "So it is $%s$. The answer is $%s dollars per week.",
+        ]
+        for phrasing in phrasings:
+            for written in (str(value), f"{value:,}", f"{value}.00"):
+                response = f"3 + 4 = 7\n\n{phrasing.replace('%s', written)}"
+                assert fast_grade(extract_answer(response), text) is True, response
+            for wrong in (value + 1, -value - 1, value * 10 + 7):
+                response = f"It is not {value}.\n\n{phrasing.replace('%s', str(wrong))}"
+                assert fast_grade(extract_answer(response), text) is False, response
+
+
+@pytest.mark.parametrize("name, count", [("aime24", 30), ("aime25", 30), ("amc23", 40)])
+def test_competition_answers(shared_data, name, count):
+    rows = read(shared_data / f"{name}_test.jsonl")
+    assert len(rows) == count
+    for row in rows:
+        for reference in (row["answer"], str(row["answer"])):
+            value = int(float(reference))
+            assert fast_grade(extract_answer(rf"Thus \boxed{{{value}}}."), reference) is True
+            assert fast_grade(extract_answer(rf"Thus \boxed{{{value + 1}}}."), reference) is False
+
+
+def test_math500_solutions_against_their_own_answers(shared_data):
+    rows = read(shared_data / "math500_test.jsonl")
+    assert len(rows) == 500
+    for row in rows:
+        assert fast_grade(extract_answer(row["solution"]), row["answer"]) is True, row["answer"]
+        # Math-Verify alone must agree, since it decides wherever the spelling differs.
+        assert _slow_grade(extract_answer(row["solution"]), row["answer"]), row["answer"]
+
+
+# MATH-500 answers spelled differently that are accepted for one another, unordered; all others are told apart.
+SAME_VALUE = {
+    frozenset(pair)
+    for pair in [
+        (r"10,\!080", "10080"),
+        (r"2 \sqrt{5}", r"2\sqrt{5}"),
+        ("1,-2", "-2,1"),  # the same two roots
+        ("x=5", "5"),
+        # The unit or currency is not part of the value.
+        ("15", r"15\mbox{ cm}^2"),
+        ("36", r"\$36"),
+        (r"36^\circ", r"\$36"),
+        *((number, rf"{number}^\circ") for number in ("30", "36", "90", "120")),
+        # Math-Verify is lenient: a pair and a list, a base left out, the right-hand side of an equation.
+        ("(-2,1)", "-2,1"),
+        ("(-2,1)", "1,-2"),
+        ("40", "40_9"),
+        ("5x - 7y + 11z + 4 = 0", "0"),
+    ]
+}
+
+
+def test_math500_solutions_against_other_answers(shared_data):
+    """Every solution against the answer of another problem: accepted only where the two mean the same."""
+    rows = read(shared_data / "math500_test.jsonl")
+    order = list(range(len(rows)))
+    random.Random(0).shuffle(order)
+    rejected = 0
+    for i, j in zip(order, order[1:] + order[:1]):
+        mine, other = rows[i]["answer"], rows[j]["answer"]
+        accepted = verify(rows[i]["solution"], other)
+        rejected += not accepted
+        if mine == other:
+            assert accepted, (mine, other)
+        elif accepted:
+            assert frozenset((mine, other)) in SAME_VALUE, (mine, other)
+    assert rejected > 450
+
+
+def test_answers_that_mean_the_same_are_accepted_for_one_another():
+    for pair in SAME_VALUE:
+        first, second = sorted(pair)
+        assert verify(rf"\boxed{{{first}}}", second) or verify(rf"\boxed{{{second}}}", first), pair
+
+
+@pytest.mark.slow
+def test_math500_answers_are_told_apart_in_many_pairings(shared_data):
+    answers = sorted({row["answer"] for row in read(shared_data / "math500_test.jsonl")})
+    pairs = random.Random(1).choices([(a, b) for a in answers for b in answers if a != b], k=20_000)
+    for mine, other in pairs:
+        if verify(rf"\boxed{{{mine}}}", other):
+            assert frozenset((mine, other)) in SAME_VALUE, (mine, other)
+
+
+@pytest.mark.slow
+def test_every_math_solution_yields_its_boxed_answer(shared_data):
+    rows = read(shared_data / "math4500_train.jsonl")
+    assert len(rows) == 4500
+    wrong = []
+    for row in rows:
+        answer = extract_answer(row["solution"])
+        assert answer is not None and rf"\boxed{{{answer}}}" in row["solution"].replace("fbox", "boxed"), row["idx"]
+        if not _slow_grade(answer, answer):
+            wrong.append(answer)
+    assert not wrong

@@ -1,0 +1,173 @@
+"""The pool's promise: whatever a text does to its worker, it gets a float, and the next text is graded."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import CancelledError
+
+import pytest
+
+import ibtpo.rewards
+from ibtpo.rewards import REWARDS, get_reward
+from ibtpo.rewards.pool import Grader
+
+SLOW_RIGHT = (r"\boxed{\sqrt{8}}", r"2\sqrt{2}")  # right, and only Math-Verify can tell
+SLOW_WRONG = (r"\boxed{\sqrt{8}}", r"3\sqrt{2}")
+
+
+@pytest.fixture
+def hazards(monkeypatch):
+    """Registers the kind "hazard" from a module that workers can import."""
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
+    import hazards
+
+    monkeypatch.setitem(REWARDS, "hazard", hazards.hazard)
+
+
+def test_fast_answers_start_no_worker():
+    with Grader() as grader:
+        assert grader.grade([(r"\boxed{18}", "18"), ("#### 19", "18"), ("no answer", "18")]) == [1.0, 0.0, 0.0]
+        assert grader._pool is None
+        assert grader.counts == {"graded": 3, "fast": 3, "slow": 0, "timeout": 0, "crashed": 0}
+
+
+def test_order_futures_counts_and_closing():
+    with Grader(workers=2) as grader:
+        assert grader.grade([SLOW_RIGHT, (r"\boxed{2}", "2"), SLOW_WRONG, SLOW_RIGHT] * 20) == [1.0, 1.0, 0.0, 1.0] * 20
+        future = grader.submit(*SLOW_RIGHT)
+        assert isinstance(future.result(timeout=30), float)
+        assert grader.counts == {"graded": 81, "fast": 20, "slow": 61, "timeout": 0, "crashed": 0}
+        assert grader.submit("x" * 20_000 + r" \boxed{7}", "7").result() == 1.0
+    with pytest.raises(RuntimeError, match="closed"):
+        grader.submit("1", "1")
+    grader.close()
+
+
+def test_endless_answers_are_limited_and_the_pool_goes_on():
+    endless = [
+        r"9^{9^{9^9}}",
+        r"\sum_{n=1}^{10^{10}} \frac{1}{n^n}",
+        "{" * 4000 + "5" + "}" * 4000,
+    ]
+    with Grader(workers=2, timeout=2.0) as grader:
+        start = time.monotonic()
+        pairs = [pair for text in endless for pair in ((rf"\boxed{{{text}}}", r"\sqrt{5}"), SLOW_RIGHT)]
+        assert grader.grade(pairs) == [0.0, 1.0] * 3
+        assert time.monotonic() - start < 60
+        counts = grader.counts
+        assert counts["timeout"] >= 2 and counts["graded"] == 6
+        assert grader.grade([("{" * 100_000, "5"), (r"\boxed{" * 20_000, "5"), SLOW_RIGHT]) == [0.0, 0.0, 1.0]
+
+
+def test_workers_that_die_or_fail_give_zero_and_the_pool_goes_on(hazards):
+    with Grader("hazard", workers=2, timeout=1.0, memory_mb=512) as grader:
+        bad = [("kill", ""), ("exit", "3"), ("memory", "4096"), ("recurse", ""), ("raise", "a")]
+        good = ("a", "a")
+        assert grader.grade([pair for text in bad for pair in (text, good)]) == [0.0, 1.0] * 5
+        assert grader.counts == {"graded": 10, "fast": 0, "slow": 5, "timeout": 0, "crashed": 5}
+        assert grader.grade([("sleep", "60"), ("alarm", ""), good]) == [0.0, 0.0, 1.0]
+        assert grader.counts["timeout"] == 2
+        assert grader.grade([("kill", "")] * 6 + [good] * 6) == [0.0] * 6 + [1.0] * 6
+        assert grader.counts["graded"] == 25
+
+
+def test_an_idle_worker_killed_from_outside_is_replaced(hazards):
+    """Pebble gives up a pool whose worker dies with nothing running; the answers that follow must not notice."""
+    with Grader("hazard", workers=1, timeout=2.0) as grader:
+        for _ in range(3):
+            assert grader.grade([("a", "a")]) == [1.0]
+            (worker,) = list(grader._pool._pool_manager.worker_manager.workers)
+            os.kill(worker, signal.SIGKILL)
+            futures = [grader.submit("a", "a") for _ in range(5)]
+            assert [future.result(timeout=30) for future in futures] == [1.0] * 5
+        assert grader.counts["crashed"] == 0
+
+
+def test_closing_cancels_what_is_not_done(hazards):
+    grader = Grader("hazard", workers=1, timeout=60.0)
+    futures = [grader.submit("sleep", "60") for _ in range(3)]
+    start = time.monotonic()
+    grader.close()
+    assert time.monotonic() - start < 15
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result(timeout=1)
+
+
+def test_workers_that_cannot_start_are_an_error_not_a_reward(hazards, monkeypatch):
+    monkeypatch.setenv("IBTPO_TEST_BROKEN_IMPORT", "1")
+    with Grader("hazard", workers=1) as grader, pytest.raises(RuntimeError, match="no grading worker could be started"):
+        grader.submit("a", "a").result(timeout=60)
+
+
+def test_errors_name_the_way_out():
+    with pytest.raises(ValueError, match="'maths'; did you mean 'math'"):
+        Grader("maths")
+    with pytest.raises(ValueError, match=r"reward\.timeout must be positive, got 0"):
+        Grader(timeout=0)
+    assert get_reward("math") is ibtpo.rewards.math.reward
+
+
+def test_a_reward_workers_cannot_import_is_refused(monkeypatch):
+    monkeypatch.setitem(REWARDS, "local", lambda text, reference: 1.0)
+    with pytest.raises(ValueError, match="cannot import"):
+        Grader("local")
+
+
+def run_script(tmp_path, body: str, **kwargs) -> subprocess.CompletedProcess:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(body))
+    paths = [str(pathlib.Path(ibtpo.rewards.__file__).parents[2]), str(pathlib.Path(__file__).parent)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=env, **kwargs)
+
+
+def test_rewards_are_light_and_workers_do_not_import_the_main_module(tmp_path):
+    done = run_script(
+        tmp_path,
+        """
+        import sys
+        import ibtpo, ibtpo.rewards, ibtpo.rewards.math, ibtpo.rewards.pool
+        loaded = {"jax", "numpy", "sympy", "math_verify", "torch"} & set(sys.modules)
+        assert not loaded, loaded
+
+        import numpy  # stands for JAX: a worker must not import what the main module does
+        import hazards
+        ibtpo.rewards.REWARDS["hazard"] = hazards.hazard
+        with ibtpo.rewards.pool.Grader("hazard", workers=1) as grader:  # no __name__ guard needed either
+            assert grader.grade([("modules", "")]) == [1.0], grader.counts
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ending", ["pass", "raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), 2)"])
+def test_the_interpreter_exits_with_an_open_busy_grader(tmp_path, ending):
+    start = time.monotonic()
+    done = run_script(
+        tmp_path,
+        f"""
+        import time
+        import hazards
+        import ibtpo.rewards
+        from ibtpo.rewards.pool import Grader
+        ibtpo.rewards.REWARDS["hazard"] = hazards.hazard
+        grader = Grader("hazard", workers=2, timeout=100.0)
+        assert grader.grade([("a", "a")]) == [1.0]
+        futures = [grader.submit("sleep", "90") for _ in range(4)]
+        time.sleep(0.3)
+        print("pids", *grader._pool._pool_manager.worker_manager.workers, flush=True)
+        {ending}
+        """,
+    )
+    assert time.monotonic() - start < 30
+    assert (done.returncode == 0) == (ending == "pass"), done.stderr
+    workers = [int(pid) for pid in done.stdout.split()[1:]]
+    assert len(workers) == 2
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

@@ -1,0 +1,185 @@
+"""The sampler against a teacher-forced forward pass, and against itself under other slot counts."""
+
+from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import functools
+import time
+
+from flax import nnx
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from ibtpo.kernels.tree_attention import tree_attention
+from ibtpo.models.config import ModelConfig
+from ibtpo.models.decoder import Decoder
+from ibtpo.sampling import engine as engine_module
+from ibtpo.sampling.engine import Question, SamplerOptions, TreeSampler
+from ibtpo.sampling.logits import SamplingParams
+from ibtpo.sampling.strategies import STRATEGIES, TreeOptions
+
+VOCAB, STOP, SEPARATOR = 24, 0, 1
+MODEL = ModelConfig(family="qwen3", vocab_size=VOCAB, embed_dim=32, mlp_dim=48, num_layers=2,
+                    num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4, rope_scaling=None,
+                    norm_eps=1e-6, tie_embeddings=True, qk_norm=True, qkv_bias=False,
+                    max_positions=256)
+TREE = TreeOptions(strategy="ib", initial=3, rounds=4, top_k=1, branch=1, beta=5.0, ratio_power=1,
+                   confidence="geometric_mean", value="leaf_mean", root="all", min_new_tokens=2,
+                   max_new_tokens=24, segment_tokens=5)
+OPTIONS = SamplerOptions(slots=5, pages=0, page_size=4, chunk=3, max_prompt_tokens=20,
+                         questions_in_flight=3)
+
+
+def step_ends(tokens):
+    """Every separator token ends a step."""
+    ends = [i + 1 for i, token in enumerate(tokens) if token == SEPARATOR]
+    return ends if ends and ends[-1] == len(tokens) else [*ends, len(tokens)]
+
+
+def grade(question, tokens):
+    """A reward that depends on the response, so that guided strategies have something to follow."""
+    return float(int(np.sum(tokens)) % 3 == 0)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    decoder = Decoder(MODEL, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(decoder, nnx.Param)
+    # Random weights of this size are nearly uniform over tokens: sharpen them.
+    params = jax.tree.map(lambda p: p * 3, params)
+    return graphdef, params
+
+
+@pytest.fixture(scope="module")
+def questions():
+    rng = np.random.default_rng(0)
+    return [Question(id=100 + i, tokens=rng.integers(2, VOCAB, rng.integers(1, 20)).tolist())
+            for i in range(7)]
+
+
+def sampler(policy, options=OPTIONS, tree=TREE):
+    return TreeSampler(policy[0], MODEL, options, tree, stop_ids=[STOP], step_ends=step_ends)
+
+
+def run(policy, questions, options=OPTIONS, tree=TREE, sampling=SamplingParams(), grade=grade):
+    return sampler(policy, options, tree)(policy[1], questions, grade, key=jax.random.key(5),
+                                          sampling=sampling)
+
+
+@pytest.fixture(scope="module")
+def sampled(policy, questions):
+    return run(policy, questions)
+
+
+def same_responses(a, b):
+    for left, right in zip(a, b, strict=True):
+        assert [r.tokens.tolist() for r in left.responses] == \
+            [r.tokens.tolist() for r in right.responses]
+        assert [(r.parent, r.fork, r.round, r.finish, r.reward) for r in left.responses] == \
+            [(r.parent, r.fork, r.round, r.finish, r.reward) for r in right.responses]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def log_softmax_of(graphdef, params, sequence, length, temperature):
+    """[T, V] log-probabilities after each token of one padded sequence, by a full forward pass."""
+    index = jnp.arange(sequence.shape[0])
+    ends = jnp.where(index < length, length, index + 1)[None]
+
+    def attend(q, k, v, layer, cache):
+        return tree_attention(q, k, v, ends), cache
+
+    decoder = nnx.merge(graphdef, params)
+    hidden, _ = decoder(sequence[None], index[None], attend)
+    return jax.nn.log_softmax(decoder.logits(hidden)[0] / temperature)
+
+
+def teacher_forced(policy, prompt, tokens, temperature):
+    """log softmax(logits / temperature) of `tokens` after `prompt`."""
+    sequence = np.zeros(OPTIONS.max_prompt_tokens + TREE.max_new_tokens, np.int32)
+    length = len(prompt) + len(tokens)
+    sequence[:length] = [*prompt, *tokens]
+    log_probs = np.asarray(log_softmax_of(*policy, sequence, length, temperature))
+    return log_probs[np.arange(len(prompt) - 1, length - 1), tokens]
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_every_strategy_spends_its_budget_and_reports_the_policys_log_probs(policy, questions,
+                                                                            strategy):
+    tree = dataclasses.replace(TREE, strategy=strategy)
+    sampling = SamplingParams(temperature=0.8, top_k=12, top_p=0.95)
+    trees, stats = run(policy, questions[:3], tree=tree, sampling=sampling)
+    assert stats.pages_left == 0
+    for result in trees:
+        assert len(result.responses) == 6
+        for response in result.responses:
+            expected = teacher_forced(policy, result.question.tokens, response.tokens, 0.8)
+            np.testing.assert_allclose(response.log_probs, expected, atol=2e-5)
+            assert (response.finish == "stop") == (response.tokens[-1] == STOP)
+            assert response.finish == "stop" or len(response.tokens) == tree.max_new_tokens
+            assert STOP not in response.tokens[:-1]
+            if response.parent >= 0:
+                parent = result.responses[response.parent]
+                np.testing.assert_array_equal(response.tokens[:response.fork],
+                                              parent.tokens[:response.fork])
+    unique = sum(int((t.tree.step > 0).sum()) for t in trees)
+    assert stats.generated_tokens == unique
+    assert stats.response_tokens == sum(len(r.tokens) for t in trees for r in t.responses)
+
+
+def test_ib_forks_share_prefixes(sampled):
+    trees, stats = sampled
+    assert any(r.fork > 0 for t in trees for r in t.responses)
+    assert stats.generated_tokens < stats.response_tokens
+    assert [t.question.id for t in trees] == list(range(100, 107))
+
+
+@pytest.mark.parametrize("change", [
+    dict(slots=1), dict(slots=32, questions_in_flight=7), dict(page_size=7), dict(chunk=11),
+])
+def test_responses_do_not_depend_on_slots_pages_or_chunks(policy, questions, sampled, change):
+    trees, stats = run(policy, questions, dataclasses.replace(OPTIONS, **change))
+    same_responses(trees, sampled[0])
+    assert stats.generated_tokens == sampled[1].generated_tokens
+
+
+def test_responses_do_not_depend_on_the_other_questions(policy, questions, sampled):
+    trees, _ = run(policy, questions[4:5])
+    same_responses(trees, sampled[0][4:5])
+
+
+def test_responses_do_not_depend_on_when_grades_arrive(policy, questions, sampled):
+    with ThreadPoolExecutor(4) as pool:
+        def slowly(question, tokens):
+            def work():
+                time.sleep(0.001 * (int(np.sum(tokens)) % 7))
+                return grade(question, tokens)
+            return pool.submit(work)
+        trees, _ = run(policy, questions, grade=slowly)
+    same_responses(trees, sampled[0])
+
+
+def test_a_small_pool_admits_fewer_questions_and_gives_the_same_responses(policy, questions, sampled):
+    needed = sampler(policy)._worst_case_pages(OPTIONS.max_prompt_tokens)
+    trees, stats = run(policy, questions, dataclasses.replace(OPTIONS, pages=needed))
+    same_responses(trees, sampled[0])
+    assert stats.peak_pages <= needed
+    with pytest.raises(ValueError, match=f"at least {needed}"):
+        sampler(policy, dataclasses.replace(OPTIONS, pages=needed - 1))
+
+
+def test_prompt_too_long_names_the_question(policy):
+    with pytest.raises(ValueError, match="question 9 has a prompt of 21 tokens"):
+        run(policy, [Question(9, [2] * 21)])
+
+
+def test_nothing_recompiles_when_temperature_or_questions_change(policy, questions):
+    functions = (engine_module._prefill, engine_module._start, engine_module._decode_chunk,
+                 engine_module._release)
+    engine = sampler(policy)
+    compiled = []
+    for temperature, subset in ((1.0, questions), (0.5, questions[3:]), (1.3, questions[:2])):
+        engine(policy[1], subset, grade, key=jax.random.key(int(temperature * 10)),
+               sampling=SamplingParams(temperature=temperature, top_k=3, top_p=0.9))
+        compiled.append([f._cache_size() for f in functions])
+    assert compiled[0] == compiled[1] == compiled[2]

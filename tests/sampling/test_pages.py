@@ -1,0 +1,151 @@
+"""The page pool against a plain-Python model of it: lists of tokens, one per sequence."""
+
+import functools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from ibtpo.sampling import pages as paging
+
+ROWS, PAGES, PAGE_SIZE, PAGES_PER_ROW = 6, 14, 4, 5
+BATCH = 3  # operations are vectorised over so many rows; unused entries are out of range
+
+
+def new_pool():
+    return paging.make_pool(num_layers=2, num_pages=PAGES, page_size=PAGE_SIZE, num_kv_heads=1,
+                            head_dim=1, num_rows=ROWS, pages_per_row=PAGES_PER_ROW)
+
+
+@jax.jit
+def extend_and_write(pool, rows, old, new, values):
+    """Makes room for `new` tokens and writes values[:, i] at positions old <= i < new of both caches."""
+    pool = paging.extend(pool, rows, new)
+    positions = jnp.broadcast_to(jnp.arange(values.shape[1]), values.shape)
+    valid = (positions >= old[:, None]) & (positions < new[:, None])
+    table = pool.page_table.at[rows].get(mode="fill", fill_value=paging.NO_PAGE)
+    page, offset = paging.page_and_offset(table, positions, valid, PAGE_SIZE, PAGES)
+    for layer in range(2):
+        pool = pool.replace(
+            keys=pool.keys.at[layer, page, offset, 0, 0].set(values + layer, mode="drop"),
+            values=pool.values.at[layer, page, offset, 0, 0].set(-values - layer, mode="drop"))
+    return pool
+
+
+fork, trim, release = jax.jit(paging.fork), jax.jit(paging.trim), jax.jit(paging.release)
+
+
+def contents(pool, row, length):
+    table = np.asarray(pool.page_table)[row]
+    pages = table[:paging.pages_for(length, PAGE_SIZE)]
+    assert (pages != paging.NO_PAGE).all()
+    keys = np.asarray(pool.keys)[..., 0, 0][:, pages].reshape(2, -1)[:, :length]
+    values = np.asarray(pool.values)[..., 0, 0][:, pages].reshape(2, -1)[:, :length]
+    np.testing.assert_array_equal(keys, -values)
+    np.testing.assert_array_equal(keys[1], keys[0] + 1)
+    return keys[0].tolist()
+
+
+def pad(values, fill=ROWS):
+    return jnp.asarray([*values, *[fill] * (BATCH - len(values))], jnp.int32)
+
+
+operation = st.one_of(
+    st.tuples(st.just("extend"), st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(1, 7)),
+                                          min_size=1, max_size=BATCH, unique_by=lambda e: e[0])),
+    st.tuples(st.just("fork"), st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, ROWS - 1),
+                                                  st.integers(0, 20)),
+                                        min_size=1, max_size=BATCH, unique_by=lambda e: e[1])),
+    st.tuples(st.just("trim"), st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, 20)),
+                                        min_size=1, max_size=BATCH, unique_by=lambda e: e[0])),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(operation, min_size=1, max_size=25))
+def test_any_sequence_of_operations_keeps_contents_and_page_counts(operations):
+    pool, model, fresh = new_pool(), {}, iter(range(1, 10**6))
+    for kind, entries in operations:
+        if kind == "extend":
+            entries = [(row, min(len(model.get(row, [])) + n, PAGE_SIZE * PAGES_PER_ROW))
+                       for row, n in entries]
+            grown = {**model, **{row: model.get(row, []) + [None] * (new - len(model.get(row, [])))
+                                 for row, new in entries}}
+            if upper_bound(grown) > PAGES:
+                continue
+            old = [len(model.get(row, [])) for row, _ in entries]
+            values = np.zeros((BATCH, PAGE_SIZE * PAGES_PER_ROW), np.float32)
+            for i, (row, new) in enumerate(entries):
+                tail = [10.0 * next(fresh) for _ in range(new - old[i])]
+                model[row] = model.get(row, []) + tail
+                values[i, old[i]:new] = tail
+            pool = extend_and_write(pool, pad([r for r, _ in entries]), pad(old, 0),
+                                    pad([n for _, n in entries], 0), values)
+        elif kind == "fork":
+            targets = {target for _, target, _ in entries}
+            entries = [(s, t, min(n, len(model.get(s, [])))) for s, t, n in entries
+                       if t not in model and s not in targets and s in model]
+            grown = {**model, **{t: model[s][:n] for s, t, n in entries}}
+            if not entries or upper_bound(grown) > PAGES:
+                continue
+            model = {row: tokens for row, tokens in grown.items() if tokens}
+            pool = fork(pool, pad([s for s, _, _ in entries]), pad([t for _, t, _ in entries]),
+                        pad([n for _, _, n in entries], 0))
+        else:
+            entries = [(row, n) for row, n in entries if row in model]
+            if not entries:
+                continue
+            model = {row: tokens[:dict(entries).get(row, len(tokens))] for row, tokens in model.items()}
+            model = {row: tokens for row, tokens in model.items() if tokens}
+            pool = trim(pool, pad([r for r, _ in entries]), pad([n for _, n in entries], 0))
+        check(pool, model)
+    pool = release(pool, jnp.arange(ROWS))
+    assert int(paging.pages_in_use(pool)) == 0
+
+
+def upper_bound(model):
+    """Pages needed if nothing were shared: what the engine reserves before it admits work."""
+    return sum(paging.pages_for(len(tokens), PAGE_SIZE) for tokens in model.values())
+
+
+def check(pool, model):
+    table, ref_counts = np.asarray(pool.page_table), np.asarray(pool.ref_counts)
+    named, times = np.unique(table[table != paging.NO_PAGE], return_counts=True)
+    expected = np.zeros(PAGES, int)
+    expected[named] = times
+    np.testing.assert_array_equal(ref_counts, expected)
+    assert int(paging.pages_in_use(pool)) + int((ref_counts == 0).sum()) == PAGES
+    for row in range(ROWS):
+        tokens = model.get(row, [])
+        assert (table[row] != paging.NO_PAGE).sum() == paging.pages_for(len(tokens), PAGE_SIZE)
+        assert contents(pool, row, len(tokens)) == tokens
+
+
+@pytest.mark.parametrize("length", range(1, 13))
+def test_fork_shares_whole_pages_and_copies_only_the_partial_one(length):
+    pool = extend_and_write(new_pool(), pad([0]), pad([0], 0), pad([12], 0),
+                            jnp.arange(BATCH * 20.0).reshape(BATCH, 20) * 10)
+    forked = fork(pool, pad([0]), pad([1]), pad([length], 0))
+    shared = length // PAGE_SIZE
+    np.testing.assert_array_equal(forked.page_table[1, :shared], pool.page_table[0, :shared])
+    added = int(paging.pages_in_use(forked)) - int(paging.pages_in_use(pool))
+    assert added == (length % PAGE_SIZE > 0)
+    assert contents(forked, 1, length) == contents(pool, 0, length)
+
+
+def test_allocation_has_no_loop_over_pages():
+    """The number of operations does not depend on the number of pages or rows."""
+    def operations(rows, pages):
+        pool = jax.eval_shape(functools.partial(
+            paging.make_pool, num_layers=1, num_pages=pages, page_size=4, num_kv_heads=1, head_dim=1,
+            num_rows=rows, pages_per_row=8))
+        index = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        jaxpr = jax.make_jaxpr(lambda p, i: paging.fork(paging.extend(p, i, i), i, i, i))(pool, index)
+        text = str(jaxpr)
+        assert "while" not in text and "scan[" not in text
+        return len(jaxpr.eqns)
+
+    assert operations(4, 16) == operations(64, 4096)

@@ -1,0 +1,129 @@
+"""A resumed run equals an unbroken one bit for bit; everything else is refused with a reason."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from ibtpo.checkpoints import Checkpoints, load_config, load_params
+from ibtpo.losses import LossOptions
+from ibtpo.models.config import ModelConfig
+from ibtpo.models.decoder import Decoder
+from ibtpo.optimizer import make_optimizer
+from ibtpo.packing import TokenBatch
+from ibtpo.state import create_state, make_update
+
+MODEL = ModelConfig(
+    "qwen3", vocab_size=11, embed_dim=8, mlp_dim=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4,
+    tie_embeddings=True, qk_norm=True,
+)  # fmt: skip
+OPTIMIZER = ConfigDict(
+    dict(
+        learning_rate=1e-2, schedule="cosine", warmup_steps=2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
+    )
+)  # fmt: skip
+
+
+def make_state(model=MODEL, seed=0, keep_reference=True):
+    params = nnx.split(Decoder(model, rngs=nnx.Rngs(seed)), nnx.Param)[1]
+    optimizer, _ = make_optimizer(OPTIMIZER, 6)
+    return create_state(params, optimizer, jax.random.key(seed + 7), keep_reference=keep_reference)
+
+
+@functools.cache
+def update_fn():
+    graphdef = nnx.split(Decoder(MODEL, rngs=nnx.Rngs(0)), nnx.Param)[0]
+    optimizer, _ = make_optimizer(OPTIMIZER, 6)
+    return make_update(graphdef, optimizer, LossOptions(kl=0.1), temperature=1.0, rows_per_step=1)
+
+
+def train(state, steps):
+    """Updates on batches drawn from the state's own key and step, as a run would."""
+    for _ in range(steps):
+        seed = jax.random.bits(jax.random.fold_in(state.key, state.step))
+        rng = np.random.default_rng(int(seed))
+        index = np.tile(np.arange(5, dtype=np.int32), (2, 1))
+        float_row = rng.standard_normal((4, 2, 5)).astype(np.float32)
+        batch = TokenBatch(
+            tokens=rng.integers(0, 11, (2, 5)).astype(np.int32),
+            positions=index,
+            subtree_end=np.full_like(index, 5),
+            parent_token=np.maximum(index - 1, 0),
+            log_probs=-2.4 + 0.1 * float_row[0],
+            positive=np.maximum(float_row[1], 0),
+            negative=np.minimum(float_row[1], 0),
+            weight=np.full((2, 5), 0.1, np.float32),
+        )
+        state, metrics = update_fn()(state, batch, -2.4 + 0.1 * float_row[2])
+        assert metrics["skipped_updates"][0] == 0
+    return state
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree_util.tree_flatten_with_path(a)[0], jax.tree.leaves(b)):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        assert x.dtype == y.dtype, path
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
+    unbroken = train(make_state(), 6)
+    with Checkpoints(tmp_path) as checkpoints:
+        state = train(make_state(), 3)
+        checkpoints.save(state, {"position": 12}, {"method": "ibtpo"})
+        train(state, 1)  # its memory is reused; the checkpoint must not notice
+
+    with Checkpoints(tmp_path) as checkpoints:  # another start of the program, from other weights
+        state, iterator_state, config = checkpoints.restore(make_state(seed=5))
+    assert iterator_state == {"position": 12} and config == {"method": "ibtpo"}
+    assert (state.step, state.policy_version) == (3, 3)
+    assert_same(train(state, 3), unbroken)
+
+
+def test_the_newest_are_kept_and_found(tmp_path):
+    state = make_state(keep_reference=False)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() is None and checkpoints.restore(state) is None
+        for step in (1, 2, 5):
+            state = state.replace(step=jnp.asarray(step, jnp.int32))
+            checkpoints.save(state, {"at": step}, {})
+            assert checkpoints.restore(state)[1] == {"at": step}
+        checkpoints.save(state, {"at": "again"}, {})  # saved already
+        checkpoints.wait()
+        assert checkpoints.restore(state)[1] == {"at": 5}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 5
+        assert checkpoints.restore(state, step=2)[1] == {"at": 2}
+        with pytest.raises(ValueError, match=r"no checkpoint of step 1 in .*steps saved there: \[2, 5\]"):
+            checkpoints.restore(state, step=1)
+
+
+def test_parameters_alone_for_evaluation(tmp_path):
+    state = make_state()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, {}, {"model": {"path": "x"}})
+    assert_same(load_params(tmp_path, make_state(seed=3).params), state.params)
+    assert load_config(tmp_path) == {"model": {"path": "x"}}
+    with pytest.raises(ValueError, match="no checkpoints in .*nowhere"):
+        load_params(tmp_path / "nowhere", state.params)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_does_not_fit_is_refused_by_name_and_shape(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(keep_reference=False), {}, {})
+        wide = make_state(dataclasses.replace(MODEL, mlp_dim=12), keep_reference=False)
+        with pytest.raises(ValueError, match=r"layers\.down is float32\[2, 8, 8\] there and float32\[2, 12, 8\] here"):
+            checkpoints.restore(wide)
+        untied = make_state(dataclasses.replace(MODEL, tie_embeddings=False), keep_reference=False)
+        with pytest.raises(ValueError, match=r"lm_head is absent there and float32\[11, 8\] here"):
+            checkpoints.restore(untied)
+        with pytest.raises(ValueError, match=r"has no reference but this run needs it"):
+            checkpoints.restore(make_state())

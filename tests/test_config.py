@@ -1,0 +1,421 @@
+import copy
+import itertools
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from configs import base, tiny
+from ibtpo import config as config_lib
+from ibtpo.config import METHODS, RULES, ConfigError, diff, flatten, load, parse_flags, resolve, save, unflatten
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = str(ROOT / "configs" / "tiny.py")
+
+PROGRAM = """'''A program.'''
+import json, sys
+from ibtpo import config as config_lib
+def main(config, workdir):
+    if config.train.seed == 13:
+        raise config_lib.ConfigError("found by the program")
+    print(json.dumps({"config": config_lib.flatten(config), "workdir": workdir, "jax": "jax" in sys.modules}))
+config_lib.run(main)
+"""
+
+
+def command(*arguments, cwd=ROOT, program=PROGRAM):
+    """A program run as a user runs it; `python -c` puts the current directory on the path as `python -m` does."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def parse(*arguments, path=TINY):
+    """parse_flags in this process, with flags of its own."""
+    argv = ["program", f"--config={path}", "--workdir=w", *arguments]
+    return parse_flags(argv, flag_values=flags.FlagValues())[0]
+
+
+def runnable(**changes):
+    """base.py with the two keys it leaves to the user, and changes {"section__key": value}."""
+    config = base.get_config()
+    config.model.path, config.data.source = "model", "jsonl:problems.jsonl"
+    return unflatten(flatten(config) | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+# --- what the files say ---------------------------------------------------------------------------------------------
+
+
+def test_every_key_has_a_rule_and_every_rule_a_key():
+    assert set(flatten(base.get_config())) == set(RULES)
+    assert set(flatten(tiny.get_config())) == set(RULES)
+
+
+def test_names_are_those_of_the_code():
+    """The command line knows the names without importing JAX; the modules that own them agree."""
+    from ibtpo import advantages, optimizer, packing, rewards
+    from ibtpo.data import arithmetic
+    from ibtpo.sampling import strategies
+
+    assert set(RULES["loss.advantage"].choices) == set(advantages.ADVANTAGES)
+    assert set(RULES["tree.strategy"].choices) == set(strategies.STRATEGIES)
+    assert set(RULES["loss.aggregation"].choices) == set(packing.AGGREGATIONS)
+    assert set(RULES["optimizer.schedule"].choices) == set(optimizer.SCHEDULES)
+    assert set(RULES["reward.kind"].choices) == set(rewards.REWARDS)
+    assert set(RULES["data.difficulty"].choices) == set(arithmetic.DIFFICULTIES)
+
+
+@pytest.mark.parametrize("name", ["base.py", "tiny.py"])
+def test_every_value_is_commented(name):
+    """Each assignment of a value has a comment on its line or right above."""
+    lines = (ROOT / "configs" / name).read_text().splitlines()
+    for above, line in itertools.pairwise(lines):
+        if re.match(r"    \w+(\.\w+)+ = ", line) and "ConfigDict()" not in line:
+            assert "  # " in line or above.strip().startswith("#"), line
+
+
+def test_values_of_the_paper():
+    config = resolve(runnable())
+    tree, sampling = config.tree, config.sampling
+    assert (tree.strategy, tree.initial, tree.rounds, tree.top_k, tree.branch) == ("ib", 4, 9, 1, 1)
+    assert config_lib.responses_per_question(tree) == 12
+    assert (tree.beta, config.loss.ib_weight, config.loss.kl) == (5.0, 0.1, 0.001)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.7, 0.95, 20, 2048)
+    assert config.optimizer.learning_rate == 1e-6
+
+
+# --- resolve --------------------------------------------------------------------------------------------------------
+
+
+@given(
+    method=st.sampled_from(sorted(METHODS)),
+    explicit=st.fixed_dictionaries(
+        {},
+        optional={
+            "tree.strategy": st.sampled_from(RULES["tree.strategy"].choices),
+            "tree.initial": st.integers(2, 9),
+            "tree.rounds": st.integers(1, 9),
+            "tree.top_k": st.integers(1, 4),
+            "loss.advantage": st.sampled_from(RULES["loss.advantage"].choices),
+        },
+    ),
+)
+def test_method_fills_what_is_open_and_explicit_values_win(method, explicit):
+    config = unflatten(flatten(runnable()) | {"method": method} | explicit)
+    before = copy.deepcopy(flatten(config))
+    resolved = flatten(resolve(config))
+    assert flatten(config) == before  # the argument is left alone
+    assert {key: resolved[key] for key in METHODS[method]} == METHODS[method] | explicit
+    unchanged = set(RULES) - set(METHODS[method]) - {"method", "train.row_tokens"}
+    assert {k: resolved[k] for k in unchanged} == {k: before[k] for k in unchanged}
+    assert flatten(resolve(unflatten(resolved))) == resolved  # idempotent
+
+
+def test_every_method_names_only_keys_that_exist():
+    assert all(set(preset) <= set(RULES) for preset in METHODS.values())
+
+
+def test_resolved_config_is_locked():
+    config = resolve(runnable())
+    with pytest.raises((KeyError, AttributeError)):
+        config.train.stps = 3
+
+
+def test_row_holds_the_largest_tree():
+    config = resolve(runnable(data__max_prompt_tokens=100, sampling__max_new_tokens=50))
+    assert config.train.row_tokens == 768  # 100 + 12 * 50 = 700, in multiples of 128
+    assert resolve(
+        runnable(data__max_prompt_tokens=100, sampling__max_new_tokens=50, train__row_tokens=700)
+    ).train.row_tokens == 700
+
+
+VALID = flatten(resolve(runnable()))
+WRONG = {
+    bool: [1, 0.5, "true", None],
+    int: [True, 1.0, 1.5, "3", None, -2],
+    float: [True, "0.5", None, float("nan"), float("inf"), -1.0],
+    str: [True, 3, None],
+}
+
+
+@pytest.mark.parametrize("key", sorted(RULES))
+def test_a_wrong_type_is_named(key):
+    for value in WRONG[RULES[key].type]:
+        if value is None and key in METHODS["ibtpo"]:
+            continue  # None means "what the method says" there
+        with pytest.raises(ConfigError) as caught:
+            resolve(unflatten(VALID | {key: value}))
+        message = str(caught.value)
+        assert message.startswith(f"{key}={value!r} must be ") and "\n" not in message
+
+
+@pytest.mark.parametrize("key", sorted(k for k, rule in RULES.items() if rule.choices))
+def test_an_unknown_name_leads_to_the_nearest(key):
+    for choice in RULES[key].choices:
+        with pytest.raises(ConfigError, match=re.escape(f"did you mean {choice!r}?")):
+            resolve(unflatten(VALID | {key: choice + "x"}))
+
+
+WHOLE = {
+    key: next((x for x in (1, 2, 0) if rule.test(float(x))), None)
+    for key, rule in RULES.items()
+    if rule.type is float
+}
+
+
+@pytest.mark.parametrize("key", sorted(key for key, value in WHOLE.items() if value is not None))
+def test_float_keys_take_whole_numbers(key):
+    resolved = flatten(resolve(unflatten(VALID | {key: WHOLE[key]})))[key]
+    assert resolved == WHOLE[key] and type(resolved) is float
+
+
+@pytest.mark.parametrize(
+    "changes, key, hint",
+    [
+        (dict(tree__initial=1, tree__rounds=1), "tree.initial=1", "2 or more"),
+        (dict(tree__min_new_tokens=4096), "tree.min_new_tokens=4096", "lower it"),
+        (dict(tree__strategy="fixed_width", tree__segment_tokens=4096), "tree.segment_tokens=4096", "lower it"),
+        (dict(optimizer__warmup_steps=200), "optimizer.warmup_steps=200", "136 or less"),
+        (dict(sampling__page_size=48), "sampling.page_size=48", "power of two"),
+        (dict(sampling__pages=3), "sampling.pages=3", "at least 48"),
+        (dict(train__row_tokens=4096), "train.row_tokens=4096", "at least 25600"),
+        (dict(mesh__data=-1, mesh__fsdp=-1), "mesh.data=-1", "only one axis"),
+        (dict(mesh__data=3), "sampling.slots=256", "e.g. 258"),
+        (dict(mesh__data=16), "train.rows_per_step=8", "e.g. 16"),
+        (dict(mesh__tensor=0), "mesh.tensor=0", "at least 1"),
+        (dict(sampling__temperature=0.0), "sampling.temperature=0.0", "above 0"),
+        (dict(sampling__top_p=0.0), "sampling.top_p=0.0", "above 0 and at most 1"),
+        (dict(sampling__top_p=1.5), "sampling.top_p=1.5", "above 0 and at most 1"),
+        (dict(loss__dual_clip=0.5), "loss.dual_clip=0.5", "above 1"),
+        (dict(data__prompt="no place"), "data.prompt='no place'", "{question}"),
+        (dict(data__prompt="{question} {other}"), "data.prompt=", "doubled"),
+        (dict(data__answer_pattern="#### .*"), "data.answer_pattern='#### .*'", "exactly one group"),
+        (dict(data__answer_pattern="(("), "data.answer_pattern='(('", "exactly one group"),
+        (dict(data__source="tfds:gsm8k"), "data.source='tfds:gsm8k'", "tfds:chained_arithmetic"),
+        (dict(data__source="gsm8k"), "data.source='gsm8k'", "jsonl:<path>"),
+        (dict(model__path=""), "model.path=''", "Hugging Face"),
+    ],
+)
+def test_impossible_values(changes, key, hint):
+    with pytest.raises(ConfigError) as caught:
+        resolve(runnable(**changes))
+    message = str(caught.value)
+    assert key in message and hint in message and "\n" not in message
+
+
+def test_unknown_and_missing_keys_of_a_config_file():
+    config = runnable()
+    config.train.stps = 3
+    with pytest.raises(ConfigError, match=r"unknown key train\.stps=3: the nearest valid key is train\.steps"):
+        resolve(config)
+    config = runnable()
+    del config.train.seed
+    with pytest.raises(ConfigError, match=r"missing key train\.seed"):
+        resolve(config)
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 10**9), st.floats(1e-9, 1e9), st.booleans())
+def test_overrides_reach_the_config(steps, rate, tensorboard):
+    config = parse(
+        f"--config.train.steps={steps}",
+        f"--config.optimizer.learning_rate={rate!r}",
+        f"--config.log.tensorboard={str(tensorboard).lower()}",
+    )
+    assert (config.train.steps, config.optimizer.learning_rate, config.log.tensorboard) == (steps, rate, tensorboard)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--config.train.steps", "3"], {"train.steps": 3}),
+        (["-config.train.steps=3"], {"train.steps": 3}),
+        (["--config.train.steps=3", "--config.train.steps=4"], {"train.steps": 4}),
+        (["--config.optimizer.learning_rate=1"], {"optimizer.learning_rate": 1.0}),
+        (["--config.optimizer.learning_rate=2e-5"], {"optimizer.learning_rate": 2e-5}),
+        (["--config.log.tensorboard"], {"log.tensorboard": True}),
+        (["--noconfig.log.tensorboard"], {"log.tensorboard": False}),
+        (["--config.log.tensorboard=False"], {"log.tensorboard": False}),
+        (["--config.mesh.data=-1"], {"mesh.data": -1}),
+        (["--config.data.separator=\n"], {"data.separator": "\n"}),
+        (["--config.data.prompt=a=b {question}"], {"data.prompt": "a=b {question}"}),
+        (["--config.method=grpo"], METHODS["grpo"]),
+        (["--config.method=grpo", "--config.tree.initial=12"], METHODS["grpo"] | {"tree.initial": 12}),
+    ],
+)
+def test_forms_of_an_override(arguments, expected):
+    config = flatten(parse(*arguments))
+    assert {key: config[key] for key in expected} == expected
+
+
+ERRORS = [
+    (["--config.train.stps=3"], ["train.stps", "nearest valid key is train.steps"]),
+    (["--config.steps=3"], ["nearest valid key is train.steps"]),
+    (["--config.trane.steps=3"], ["nearest valid key is train.steps"]),
+    (["--config.train=3"], ["train is a section", "train.steps"]),
+    (["--config.train.steps=abc"], ["train.steps", "'abc'", "whole number"]),
+    (["--config.train.steps=1.5"], ["train.steps", "'1.5'", "whole number"]),
+    (["--config.train.steps"], ["train.steps", "whole number"]),
+    (["--config.train.steps="], ["train.steps", "whole number"]),
+    (["--noconfig.train.steps"], ["train.steps", "whole number"]),
+    (["--config.optimizer.learning_rate=fast"], ["optimizer.learning_rate", "'fast'", "a number"]),
+    (["--config.optimizer.learning_rate=nan"], ["optimizer.learning_rate=nan", "above 0"]),
+    (["--config.log.tensorboard=maybe"], ["log.tensorboard", "'maybe'", "true or false"]),
+    (["--config.tree.strategy=ibb"], ["tree.strategy='ibb'", "did you mean 'ib'?", "entropy"]),
+    (["--config.method=grop"], ["method='grop'", "did you mean 'grpo'?"]),
+    (["--train.steps=3"], ["did you mean --config.train.steps?"]),
+    (["config.train.steps=3"], ["did you mean --config.train.steps=3?"]),
+    (["--wrkdir=x"], ["wrkdir", "workdir"]),
+    (["something"], ["unexpected argument 'something'"]),
+]
+
+
+@pytest.mark.parametrize("arguments, parts", ERRORS, ids=lambda x: x[0] if len(x) == 1 else "")
+def test_one_line_for_a_wrong_command_line(arguments, parts):
+    with pytest.raises(ConfigError) as caught:
+        parse(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        (None, ["no such file", "config.py"]),
+        ("def get_config(:\n", ["line 1", "SyntaxError"]),
+        ("\nimport no_such_module\n", ["line 2", "ModuleNotFoundError", "no_such_module"]),
+        ("x = 1\n", ["get_config"]),
+        ("def get_config():\n    return None\n", ["returned NoneType"]),
+        (
+            "from configs import base\ndef get_config():\n    c = base.get_config()\n    c.train.steps = 'a'\n",
+            ["line 4", "TypeError", "steps"],
+        ),
+    ],
+)
+def test_one_line_for_a_wrong_config_file(tmp_path, content, parts):
+    path = tmp_path / "config.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        parse(path=path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+def test_argument_of_a_config_file(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from configs import tiny\ndef get_config(method='ibtpo'):\n"
+        "    c = tiny.get_config()\n    c.method = method\n    return c\n"
+    )
+    assert parse(path=path).loss.advantage == "ibtpo"
+    assert parse(path=f"{path}:grpo").loss.advantage == "grpo"
+
+
+def test_flags_and_keys_of_the_program_itself():
+    values = flags.FlagValues()
+    flags.DEFINE_integer("answer", 42, "an option of one command", flag_values=values)
+    config, _ = parse_flags(
+        ["program", f"--config={TINY}", "--workdir=w", "--answer=7", "--config.train.steps=2"],
+        resolve=None,
+        flag_values=values,
+    )
+    assert values.answer == 7 and config.train.steps == 2
+    assert config.tree.strategy is None  # not resolved
+    # A second command line in the same process starts from the file again.
+    config, _ = parse_flags(["program", f"--config={TINY}", "--workdir=w"], resolve=None, flag_values=values)
+    assert config.train.steps == tiny.get_config().train.steps
+
+
+def test_workdir_is_optional_where_the_program_says_so():
+    assert parse_flags(["p", f"--config={TINY}"], needs_workdir=False, flag_values=flags.FlagValues())[1] is None
+
+
+def test_program_from_another_directory(tmp_path):
+    """Absolute paths work from anywhere, the order of arguments is free, and nothing heavy is imported."""
+    result = command("--config.train.steps=3", "--config", TINY, f"--workdir={tmp_path}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    output = json.loads(result.stdout)
+    assert output["workdir"] == str(tmp_path) and output["config"]["train.steps"] == 3
+    assert not output["jax"]
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["--workdir=w"], "--config is missing"),
+        ([f"--config={TINY}"], "--workdir is missing"),
+        ([f"--config={TINY}", "--workdir=w", "--config.train.stps=3"], "train.steps"),
+        ([f"--config={TINY}", "--workdir=w", "--config.train.seed=13"], "found by the program"),
+    ],
+)
+def test_program_stops_with_one_line_and_code_2(arguments, part):
+    result = command(*arguments)
+    assert result.returncode == 2 and result.stdout == ""
+    assert re.fullmatch(r"error: .*\n", result.stderr) and part in result.stderr
+
+
+def test_program_help():
+    result = command("--help", f"--config={TINY}")
+    assert result.returncode == 0
+    assert result.stdout.startswith("A program.") and "--config.train.steps=" in result.stdout
+
+
+# --- the configuration on disk --------------------------------------------------------------------------------------
+
+
+def test_saved_config_is_a_config_file(tmp_path):
+    """Saved, loaded and resolved again, a configuration is the same, types included."""
+    config = resolve(tiny.get_config())
+    save(config, str(tmp_path))
+    again = parse(path=tmp_path / "config.json")
+    assert flatten(again) == flatten(config)
+    assert {k: type(v) for k, v in flatten(again).items()} == {k: type(v) for k, v in flatten(config).items()}
+
+
+def changed(key):
+    value = VALID[key]
+    if isinstance(value, bool):
+        return not value
+    return value * 2 if isinstance(value, int | float) and value else "other" if isinstance(value, str) else 1
+
+
+@pytest.mark.parametrize("key", sorted(RULES))
+def test_resume_accepts_exactly_the_keys_that_do_not_change_the_run(tmp_path, key):
+    old, new = unflatten(VALID), unflatten(VALID | {key: changed(key)})
+    save(old, str(tmp_path))
+    if key == "train.steps" or key.split(".")[0] in ("log", "eval", "checkpoint"):
+        save(new, str(tmp_path))
+        assert flatten(load(str(tmp_path / "config.json")))[key] == changed(key)
+    else:
+        with pytest.raises(ConfigError) as caught:
+            save(new, str(tmp_path))
+        message = str(caught.value)
+        assert f"({key}: {VALID[key]!r} -> {changed(key)!r})" in message
+        assert "new --workdir" in message and "\n" not in message
+        assert flatten(load(str(tmp_path / "config.json"))) == VALID  # the old one is kept
+
+
+def test_diff_lists_keys_that_one_side_lacks():
+    old, new = ConfigDict({"a": 1, "b": {"c": 2}}), ConfigDict({"a": 1, "b": {"d": 3}})
+    assert diff(old, new) == {"b.d": (None, 3), "b.c": (2, None)}
+
+
+def test_save_on_other_hosts_only_checks(tmp_path):
+    save(resolve(tiny.get_config()), str(tmp_path / "new"), write=False)
+    assert not (tmp_path / "new").exists()
