@@ -46,7 +46,6 @@ $(VENV)/.test-env: requirements.txt requirements-test.txt | $(BIN)/python
 
 demo: env
 	$(BIN)/python -m ibtpo.train --config=configs/tiny.py --workdir=$(WORKDIR)
-	$(BIN)/python -m ibtpo.report --workdir=$(WORKDIR) --out=$(WORKDIR)/learning_curve.png
 
 test: test-env
 	$(BIN)/python -m pytest -q -n $(TEST_JOBS) $(PYTEST_ARGS)

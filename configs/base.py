@@ -96,10 +96,10 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.clip_norm = 1.0  # global norm of the gradient; 0: off
 
     config.train = train = config_dict.ConfigDict()
-    train.steps = 136  # updates; one epoch of 17,398 problems at 128 per step [paper: one epoch]
+    train.steps = 136  # updates; about one epoch of 17 thousand problems at 128 per step [paper: one epoch]
     train.questions_per_step = 128  # trees per update
     train.seed = 0  # of everything random
-    # Tokens of a packed row, which holds whole trees; 0: the largest possible tree.
+    # Tokens of a packed row, which holds whole trees; 0: as the longest tree of the batch needs, in multiples of 128.
     train.row_tokens = 0
     train.rows_per_step = 8  # rows of one microbatch; gradients of an update's microbatches are summed
 

@@ -1,4 +1,4 @@
-"""The whole method on a 0.9 M-parameter model and chained arithmetic, on a laptop's CPU.
+"""The whole method on a 0.8 M-parameter model and chained arithmetic, on a laptop's CPU.
 
 Command:   python -m ibtpo.train --config=configs/tiny.py --workdir=runs/tiny
 Baseline:  the same with --config.method=grpo and another workdir
@@ -28,8 +28,8 @@ def get_config() -> config_dict.ConfigDict:
     config.sampling.temperature = 1.0  # no truncation below, so sampler and trainer agree exactly
     config.sampling.top_k = 0  # off
     config.sampling.top_p = 1.0  # off
-    config.sampling.max_new_tokens = 96  # a full solution needs fewer
-    config.sampling.slots = 64  # enough for a CPU to be busy
+    config.sampling.max_new_tokens = 72  # the longest solution needs 63
+    config.sampling.slots = 32  # one branch per question in flight
     config.sampling.page_size = 16  # tokens; responses are short
     config.sampling.chunk = 16  # about two steps of this task
     config.sampling.questions_in_flight = 32  # a whole training step at once
@@ -40,6 +40,8 @@ def get_config() -> config_dict.ConfigDict:
 
     config.train.steps = 100  # updates
     config.train.questions_per_step = 32  # trees per update
+    config.train.row_tokens = 1024  # holds the largest possible tree: one shape, compiled once
+    config.train.rows_per_step = 8  # rows of a microbatch
 
     config.eval.every = 10  # updates
     config.eval.questions = 128  # held-out questions

@@ -2,6 +2,10 @@
 
 Command:   python -m ibtpo.sft --config=configs/tiny_sft.py --workdir=runs/tiny_sft
 Tokenizer: python assets/make_tokenizer.py --output assets/qwen3-tiny (before the first run)
+Hardware:  two CPU cores; 13 minutes while other work kept both busy
+Result:    sft/loss 0.062. At temperature 1 it solves 30 % of held-out problems (640, 4 samples each) and gets 78 %,
+           63 % and 73 % of the steps with +, - and * right; greedily 61 % (512 problems) and 93 %, 79 % and 92 %.
+           That gap is what reinforcement learning has to win.
 """
 
 from ml_collections import config_dict

@@ -17,16 +17,14 @@ from etils import epath
 from ibtpo.state import TrainState
 
 # Orbax reports every phase of every save; only its warnings are news.
-logging.getLogger("absl").addFilter(
-    lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname
-)
+logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname)
 
 
 def _name(path: tuple) -> str:
     # ".value" is how a Variable holds its array, in every path alike.
-    return ".".join(
-        str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path
-    ).removesuffix(".value")
+    return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path).removesuffix(
+        ".value"
+    )
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -56,8 +54,7 @@ def _unflatten(like: Any, flat: dict[str, Any]) -> Any:
 
 def _abstract(flat: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
-        for name, x in flat.items()
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)) for name, x in flat.items()
     }
 
 
@@ -115,9 +112,7 @@ class Checkpoints:
             # There the saver may read the arrays' own memory, which the next update reuses.
             self._manager.wait_until_finished()
 
-    def restore(
-        self, like: TrainState, step: int | None = None
-    ) -> tuple[TrainState, dict, dict] | None:
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict, dict] | None:
         """(state, iterator_state, config) exactly as saved, or None if nothing was.
 
         Args:
@@ -138,9 +133,7 @@ class Checkpoints:
             step=counters["step"],
             params=_unflatten(like.params, items["params"]),
             opt_state=_unflatten(like.opt_state, items["optimizer"]),
-            ref_params=like.ref_params
-            if like.ref_params is None
-            else _unflatten(like.ref_params, items["reference"]),
+            ref_params=like.ref_params if like.ref_params is None else _unflatten(like.ref_params, items["reference"]),
             key=jax.random.wrap_key_data(counters["key"], impl=jax.random.key_impl(like.key)),
             policy_version=counters["policy_version"],
         )

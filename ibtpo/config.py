@@ -6,6 +6,7 @@ A method is a named set of values for the keys that the config left open (`METHO
 is wrong with a configuration is said before anything heavy is imported, in one line, with exit code 2.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -15,10 +16,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -212,8 +213,6 @@ def responses_per_question(tree: ConfigDict) -> int:
 def resolve(config: ConfigDict) -> ConfigDict:
     """The complete configuration: placeholders filled from `method`, every value checked, locked. Idempotent.
 
-    `train.row_tokens` = 0 becomes the size of the largest possible tree, prompt + G responses, in multiples of 128.
-
     Raises:
       ConfigError: an unknown or missing key, a value of the wrong type or outside its rule, or values that
         cannot work together.
@@ -231,10 +230,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
             flat[key] = value
     flat = {key: _check_value(key, value) for key, value in flat.items()}
     _check_combinations(flat)
-    resolved = unflatten(flat)
-    if resolved.train.row_tokens == 0:
-        resolved.train.row_tokens = -(-_largest_tree(resolved) // 128) * 128
-    return resolved.lock()
+    return unflatten(flat).lock()
 
 
 def _check_value(key: str, value: Any) -> Any:
@@ -289,7 +285,7 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"train.row_tokens={train.row_tokens} cannot hold the largest possible tree, {largest} tokens "
             f"(data.max_prompt_tokens={config.data.max_prompt_tokens} + {num_responses} responses of "
-            f"sampling.max_new_tokens={sampling.max_new_tokens}): set it to 0 (automatic) or at least {largest}"
+            f"sampling.max_new_tokens={sampling.max_new_tokens}): set it to 0 (as the longest tree of each batch needs) or at least {largest}"
         )
     open_axes = [name for name in ("data", "fsdp", "tensor") if mesh[name] == -1]
     if len(open_axes) > 1:
@@ -503,6 +499,18 @@ def _print_help(path: str | None) -> None:
         print(f"  --config.{key}={value!r}")
 
 
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Within it, a ValueError or FileNotFoundError (a bad checkpoint, data file or value) ends the program as a
+    ConfigError does: for setting a run up, where such errors are about what the user gave."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
 def run(
     main: Callable[[ConfigDict, str], None],
     *,
@@ -521,6 +529,8 @@ def run(
             _print_help(_split_command_line(argv[1:])[0])
             sys.exit(0)
         parsed.extend(parse_flags(argv, resolve=resolve, needs_workdir=needs_workdir))
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries report every file they open
         return list(argv[:1])
 
     try:

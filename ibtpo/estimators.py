@@ -1,8 +1,11 @@
-"""Accuracy from several sampled responses per question: avg@k, pass@k, maj@k, and their confidence intervals.
+"""Accuracy from several sampled responses per question: avg@k, pass@k, maj@k, and their confidence
+intervals.
 
-Letters: Q questions, n samples per question, k samples an estimator is about (k <= n). Every estimator is exact for
-its n samples: the mean, over all k-subsets of them, of what a k-sample run would have scored. Each returns one value per
-question, so that `bootstrap_interval` can resample the questions, the unit that generalises.
+Letters: Q questions, n samples per question, k samples an estimator is about (k <= n). Every
+estimator is exact for
+its n samples: the mean, over all k-subsets of them, of what a k-sample run would have scored. Each
+returns one value per question, so that `bootstrap_interval` can resample the questions, the unit
+that generalises.
 """
 
 import math
@@ -14,11 +17,18 @@ import numpy as np
 def _correctness(correct: np.ndarray, k: int | None = None) -> np.ndarray:
     correct = np.asarray(correct, dtype=np.float64)
     if correct.ndim != 2 or correct.shape[1] == 0:
-        raise ValueError(f"correct must be [questions, samples] with at least one sample, got shape {correct.shape}")
+        raise ValueError(
+            "correct must be [questions, samples] with at least one sample, "
+            f"got shape {correct.shape}"
+        )
     if not np.isin(correct, (0.0, 1.0)).all():
-        raise ValueError(f"correct must hold only 0 and 1, found {correct[~np.isin(correct, (0.0, 1.0))][0]}")
+        raise ValueError(
+            f"correct must hold only 0 and 1, found {correct[~np.isin(correct, (0.0, 1.0))][0]}"
+        )
     if k is not None and not 1 <= k <= correct.shape[1]:
-        raise ValueError(f"k must be between 1 and the {correct.shape[1]} samples per question, got {k}")
+        raise ValueError(
+            f"k must be between 1 and the {correct.shape[1]} samples per question, got {k}"
+        )
     return correct
 
 
@@ -38,10 +48,10 @@ def avg_at_k(correct: np.ndarray) -> np.ndarray:
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
-    """pass@k: 1 - C(n - c, k) / C(n, k), the chance that k of the n samples contain one of the c right ones.
+    """pass@k: 1 - C(n - c, k) / C(n, k), c being the number of right samples of the n.
 
-    The ratio is the product over i < k of (n - c - i) / (n - i), every factor in [0, 1], so no n overflows.
-    Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
+    The ratio is the product over i < k of (n - c - i) / (n - i), every factor in [0, 1], so no n
+    overflows. Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
 
     Args:
       correct: [Q, n], 1 for a right sample, 0 for a wrong one.
@@ -60,17 +70,21 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     return 1.0 - np.prod(np.maximum(wrong - drawn, 0.0) / (n - drawn), axis=1)
 
 
-def maj_at_k(correct: np.ndarray, answers: Sequence[Sequence[Hashable | None]], k: int) -> np.ndarray:
+def maj_at_k(
+    correct: np.ndarray, answers: Sequence[Sequence[Hashable | None]], k: int
+) -> np.ndarray:
     """maj@k: expected correctness of the most frequent answer among k of the n samples.
 
-    The expectation runs over all k-subsets, each equally likely, and over a random choice, each equally likely, among
-    the answers tied for the most votes. Samples without an answer (None) take up a draw but do not vote; a subset with
-    no vote is wrong. Two samples vote for the same answer when their entries are equal, so bring answers to one form
-    first; should samples with equal answers differ in correctness, their mean counts.
+    The expectation runs over all k-subsets, each equally likely, and over a random choice, each
+    equally likely, among the answers tied for the most votes. Samples without an answer (None) take
+    up a draw but do not vote; a subset with no vote is wrong. Two samples vote for the same answer
+    when their entries are equal, so bring answers to one form first; should samples with equal
+    answers differ in correctness, their mean counts.
 
-    Exact, without enumerating subsets: for each answer g with right samples, and each number of votes j it may get, the
-    subsets of the other samples in which no answer exceeds j votes are counted by their ties t at j, and g then wins
-    with chance 1 / (t + 1). Counts are floats of one sign, so nothing cancels.
+    Exact, without enumerating subsets: for each answer g with right samples, and each number of
+    votes j it may get, the subsets of the other samples in which no answer exceeds j votes are
+    counted by their ties t at j, and g then wins with chance 1 / (t + 1). Counts are floats of one
+    sign, so nothing cancels.
 
     Args:
       correct: [Q, n], 1 for a right sample, 0 for a wrong one.
@@ -88,8 +102,13 @@ def maj_at_k(correct: np.ndarray, answers: Sequence[Sequence[Hashable | None]], 
     if len(answers) != num_questions or any(len(row) != n for row in answers):
         raise ValueError(f"answers must be [{num_questions}][{n}], like correct")
     if k < n and n > 1000:
-        raise ValueError(f"maj@k with k={k} < n takes at most 1000 samples per question, got {n}: counts overflow")
-    return np.array([_majority(row, list(row_answers), k) for row, row_answers in zip(correct, answers)])
+        raise ValueError(
+            f"maj@k with k={k} < n takes at most 1000 samples per question, got {n}: "
+            "counts overflow"
+        )
+    return np.array(
+        [_majority(row, list(row_answers), k) for row, row_answers in zip(correct, answers)]
+    )
 
 
 def _majority(correct: np.ndarray, answers: list, k: int) -> float:
@@ -102,7 +121,11 @@ def _majority(correct: np.ndarray, answers: list, k: int) -> float:
             right[answer] = right.get(answer, 0.0) + value
     if k == len(answers):
         winners = [answer for answer, count in votes.items() if count == max(votes.values())]
-        return sum(right[answer] / votes[answer] for answer in winners) / len(winners) if winners else 0.0
+        return (
+            sum(right[answer] / votes[answer] for answer in winners) / len(winners)
+            if winners
+            else 0.0
+        )
     blank = len(answers) - sum(votes.values())
     total = 0.0
     for answer, count in votes.items():
@@ -110,14 +133,16 @@ def _majority(correct: np.ndarray, answers: list, k: int) -> float:
             continue
         others = [other for name, other in votes.items() if name != answer]
         share = sum(
-            math.comb(count, j) * _subsets_won(others, blank, k - j, j) for j in range(1, min(count, k) + 1)
+            math.comb(count, j) * _subsets_won(others, blank, k - j, j)
+            for j in range(1, min(count, k) + 1)
         )
         total += right[answer] / count * share
     return total / math.comb(len(answers), k)
 
 
 def _subsets_won(others: list[int], blank: int, size: int, most: int) -> float:
-    """Sum over the subsets of `size` samples, none of the others above `most` votes, of 1 / (others at `most` + 1).
+    """Sum over the subsets of `size` samples, none of the others above `most` votes, of 1 / (others
+    at `most` + 1).
 
     others: samples per competing answer; blank: samples that do not vote.
     """
@@ -139,7 +164,9 @@ def _subsets_won(others: list[int], blank: int, size: int, most: int) -> float:
 def bootstrap_interval(
     per_question: np.ndarray, *, seed: int, resamples: int = 2000, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean over questions and its percentile bootstrap interval: questions are drawn Q at a time with replacement.
+    """Mean over questions and its percentile bootstrap interval.
+
+    Each resample draws Q questions with replacement.
 
     Args:
       per_question: [Q] values of an estimator.
@@ -151,16 +178,20 @@ def bootstrap_interval(
       (mean, low, high).
 
     Raises:
-      ValueError: no questions, a value that is not finite, resamples < 1, or a level outside (0, 1).
+      ValueError: no questions, a value that is not finite, resamples < 1, or level outside (0, 1).
     """
     values = np.asarray(per_question, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"per_question must be [questions] with at least one, got shape {values.shape}")
+        raise ValueError(
+            f"per_question must be [questions] with at least one, got shape {values.shape}"
+        )
     if not np.isfinite(values).all():
         raise ValueError(f"per_question[{int(np.argmin(np.isfinite(values)))}] is not finite")
     if resamples < 1 or not 0.0 < level < 1.0:
         raise ValueError(f"need resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
-    drawn = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size), dtype=np.int32)
+    drawn = np.random.default_rng(seed).integers(
+        values.size, size=(resamples, values.size), dtype=np.int32
+    )
     low, high = np.quantile(values[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
 
@@ -170,8 +201,9 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Mean of a - b over the same questions, with its bootstrap interval.
 
-    Resampling questions together removes the spread between questions that both methods share; the interval is
-    narrower than that of two separate means, and excludes 0 when the difference is significant at 1 - level.
+    Resampling questions together removes the spread between questions that both methods share; the
+    interval is narrower than that of two separate means, and excludes 0 when the difference is
+    significant at 1 - level.
 
     Args:
       a, b: [Q] values of one estimator for two methods, in the same order of questions.
@@ -185,5 +217,7 @@ def paired_difference(
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"a and b must cover the same questions, got shapes {a.shape} and {b.shape}")
+        raise ValueError(
+            f"a and b must cover the same questions, got shapes {a.shape} and {b.shape}"
+        )
     return bootstrap_interval(a - b, seed=seed, resamples=resamples, level=level)

@@ -22,7 +22,7 @@ import numpy as np
 from ibtpo import checkpoints, config as config_lib, estimators
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.metrics import Progress
-from ibtpo.policy import Policy, load_policy, make_grade, make_sampler
+from ibtpo.policy import Policy, load_policy, make_grade, make_grader, make_sampler
 from ibtpo.report import summary_table
 from ibtpo.rewards.math import extract_answer
 from ibtpo.rewards.pool import Grader
@@ -144,11 +144,12 @@ def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
 def main(config, workdir: str | None) -> None:
     if not _CHECKPOINT.value:
         raise config_lib.ConfigError("--checkpoint is missing: name a run's workdir or a Hugging Face folder")
-    policy = load_checkpoint(config, _CHECKPOINT.value)
-    problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)
-    problems = problems[:config.eval.questions or None]
-    grader = Grader(config.reward.kind, workers=config.reward.workers, timeout=config.reward.timeout,
-                    memory_mb=config.reward.memory_mb)
+    with config_lib.user_errors():
+        policy = load_checkpoint(config, _CHECKPOINT.value)
+        problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)
+        problems = problems[:config.eval.questions or None]
+        sampler = make_eval_sampler(policy, config)
+        grader = make_grader(config)
     done = correct = 0
 
     def show(tree: SampledTree) -> None:
@@ -157,8 +158,8 @@ def main(config, workdir: str | None) -> None:
         progress.update(done, {"avg": correct / done})
 
     with grader, Progress(len(problems), description="questions") as progress:
-        evaluation = evaluate(policy, policy.params, problems, make_eval_sampler(policy, config), grader,
-                              config, on_finished=show)
+        evaluation = evaluate(policy, policy.params, problems, sampler, grader, config,
+                              on_finished=show)
     folder = pathlib.Path(workdir or pathlib.Path(_CHECKPOINT.value) / "evaluation")
     print(table(write(evaluation, folder)))
     print(f"\nwritten: {folder / 'summary.json'}, {folder / 'responses.jsonl'}")

@@ -27,10 +27,8 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
 def main(config, workdir: str) -> None:
     if not _OUT.value:
         raise config_lib.ConfigError("--out is missing: name the folder to write the model to")
-    try:
+    with config_lib.user_errors():
         export(config, workdir, _OUT.value, _STEP.value)
-    except ValueError as error:  # no such checkpoint, or it does not fit the config
-        raise config_lib.ConfigError(str(error)) from error
     print(f"written: {_OUT.value}")
 
 

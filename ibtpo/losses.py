@@ -33,8 +33,7 @@ class LossOptions:
     def __post_init__(self):
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
             raise ValueError(
-                f"loss.clip_low={self.clip_low} must lie in [0, 1], and "
-                f"loss.clip_high={self.clip_high} be at least 0"
+                f"loss.clip_low={self.clip_low} must lie in [0, 1], and loss.clip_high={self.clip_high} be at least 0"
             )
         if self.dual_clip and self.dual_clip <= 1:
             raise ValueError(
@@ -100,9 +99,7 @@ def token_log_probs(
     def join(x):
         return jnp.moveaxis(x, 0, 1).reshape(num_rows, num_blocks * block)[:, :num_tokens]
 
-    log_probs, entropy = jax.lax.map(
-        jax.checkpoint(block_log_probs), (split(hidden), split(tokens))
-    )
+    log_probs, entropy = jax.lax.map(jax.checkpoint(block_log_probs), (split(hidden), split(tokens)))
     predicted = parent != jnp.arange(num_tokens)
     return jnp.where(predicted, join(log_probs), 0), jnp.where(predicted, join(entropy), 0)
 

@@ -9,9 +9,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 UNDECAYED = ("norm", "bias", "embedding")
 
 
-def make_optimizer(
-    config: Any, total_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(config: Any, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimizer of a run.
 
     The learning rate of update t = 0, 1, ... is learning_rate * (t + 1) / warmup_steps during the
@@ -32,8 +30,7 @@ def make_optimizer(
     peak, warmup = config.learning_rate, config.warmup_steps
     if not 0 <= warmup <= total_steps:
         raise ValueError(
-            f"optimizer.warmup_steps={warmup} must lie between 0 and the {total_steps} updates of "
-            "the run (train.steps)"
+            f"optimizer.warmup_steps={warmup} must lie between 0 and the {total_steps} updates of the run (train.steps)"
         )
     rest = max(total_steps - warmup, 1)
     if config.schedule == "constant":
@@ -43,9 +40,7 @@ def make_optimizer(
     elif config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(peak, rest)
     else:
-        raise ValueError(
-            f"optimizer.schedule={config.schedule!r} is none of {', '.join(SCHEDULES)}"
-        )
+        raise ValueError(f"optimizer.schedule={config.schedule!r} is none of {', '.join(SCHEDULES)}")
     if warmup:
         rise = optax.linear_schedule(peak / warmup, peak + peak / warmup, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])

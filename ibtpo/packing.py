@@ -199,8 +199,7 @@ def pack(
 
 
 def unpack(values: Array, layout: Layout, num_tokens: int) -> np.ndarray:
-    """Values of a packed batch, [B, T], in tree order, [Q, num_tokens]; 0 where nothing was packed.
-    """
+    """Values of a packed batch, [B, T], in tree order, [Q, num_tokens]; 0 where nothing was packed."""
     values = np.asarray(values)
     result = np.zeros((layout.row.shape[0], num_tokens), values.dtype)
     for q in np.flatnonzero(layout.row >= 0):

@@ -45,9 +45,7 @@ def make_mesh(config: Any, devices: list[jax.Device] | None = None) -> Mesh:
     if free:
         sizes[free[0]] = count // fixed
     elif fixed != count:
-        raise ValueError(
-            f"{text} uses {fixed} of {count} devices; set one size to -1 to use all of them"
-        )
+        raise ValueError(f"{text} uses {fixed} of {count} devices; set one size to -1 to use all of them")
     return jax.make_mesh(
         tuple(sizes.values()),
         MESH_AXES,
@@ -56,9 +54,7 @@ def make_mesh(config: Any, devices: list[jax.Device] | None = None) -> Mesh:
     )
 
 
-def partition_spec(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
-) -> PartitionSpec:
+def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Placement of an array whose axes have these logical names (None: not split).
 
     A dimension that the product of its mesh axes does not divide stays whole (say, two kv heads on
@@ -71,9 +67,7 @@ def partition_spec(
     taken: set[str] = set()
     for name, size in zip(names, shape, strict=True):
         if name is not None and name not in RULES:
-            raise ValueError(
-                f"logical axis {name!r} has no rule; add it to parallel.RULES ({', '.join(RULES)})"
-            )
+            raise ValueError(f"logical axis {name!r} has no rule; add it to parallel.RULES ({', '.join(RULES)})")
         axes = RULES[name] if name is not None else ()
         if not axes or taken & set(axes) or size % math.prod(mesh.shape[a] for a in axes):
             spec.append(None)

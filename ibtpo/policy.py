@@ -118,6 +118,12 @@ def make_sampler(policy: Policy, config, **changes) -> TreeSampler:
                        answer_start=policy.answer_start, dtype=jnp.dtype(config.model.dtype))
 
 
+def make_grader(config) -> Grader:
+    """The grading processes of the `reward` section."""
+    reward = config.reward
+    return Grader(reward.kind, workers=reward.workers, timeout=reward.timeout, memory_mb=reward.memory_mb)
+
+
 def make_grade(policy: Policy, grader: Grader, problems: dict[int, Problem],
                ) -> Callable[[Question, np.ndarray], Future]:
     """The sampler's `grade`: detokenise a response and submit it against its problem's answer.

@@ -93,9 +93,7 @@ def make_log_probs(
 
         def some_rows(rows):
             decoder = nnx.merge(graphdef, params)
-            return token_log_probs(
-                decoder, rows, temperature=temperature, token_block=token_block
-            )[0]
+            return token_log_probs(decoder, rows, temperature=temperature, token_block=token_block)[0]
 
         result = jax.lax.map(some_rows, _microbatches(batch, rows_per_step))
         return result.swapaxes(0, 1).reshape(num_rows, -1)
@@ -151,15 +149,11 @@ def make_update(
 
         def add_microbatch(carry, microbatch):
             loss, gradient = carry
-            (more_loss, metrics), more = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, *microbatch
-            )
+            (more_loss, metrics), more = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *microbatch)
             gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradient, more)
             return (loss + more_loss, gradient), metrics
 
-        zeros = jax.tree.map(
-            lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), state.params
-        )
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), state.params)
         (loss, gradient), stacked = jax.lax.scan(
             add_microbatch,
             (jnp.zeros((), jnp.float32), zeros),

@@ -21,12 +21,13 @@ from ibtpo.data.problems import Problem, load_problems
 from ibtpo.evaluate import evaluate, make_eval_sampler
 from ibtpo.losses import LossOptions
 from ibtpo.optimizer import make_optimizer
-from ibtpo.policy import load_policy, make_grade, make_sampler
-from ibtpo.rewards.pool import Grader
+from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
 from ibtpo.sampling.engine import SamplerStats
 from ibtpo.sampling.logits import SamplingParams
 from ibtpo.state import create_state, make_log_probs, make_update
 from ibtpo.tree import Tree, stack_trees
+
+ROW_STEP = 128  # tokens; rows that fit the batch's longest tree are multiples of this
 
 
 @dataclasses.dataclass
@@ -49,8 +50,8 @@ class Trainer:
     The method is in `update`, which reads top to bottom like the paper's algorithm.
     """
 
-    def __init__(self, config, workdir: str):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config):
+        self.config = config
         self.mesh = parallel.make_mesh(config.mesh)
         self.policy = load_policy(config)
         tokenizer = self.policy.tokenizer
@@ -64,8 +65,7 @@ class Trainer:
         self.sampler = make_sampler(self.policy, config)
         self.eval_sampler = make_eval_sampler(self.policy, config)
         self.sampling = SamplingParams.from_config(config.sampling)
-        self.grader = Grader(config.reward.kind, workers=config.reward.workers,
-                             timeout=config.reward.timeout, memory_mb=config.reward.memory_mb)
+        self.grader = make_grader(config)
 
         loss, tree = config.loss, config.tree
         self.needs_reference = loss.kl > 0 or loss.ib_confidence == "reference"
@@ -115,6 +115,8 @@ class Trainer:
             "tokens_per_question": stats.generated_tokens / len(problems),
             "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
             "response_length": float(lengths.mean()),
+            # Unguided responses are what independent sampling would give: their length prices it.
+            "response_length_initial": float(tree.response_length[tree.response_round == 0].mean()),
             "truncation_rate": float(np.mean(truncated)),
             "masked_groups": 1 - float(trained.mean()),
             "slot_use": stats.generated_tokens / stats.slot_steps,
@@ -142,8 +144,12 @@ class Trainer:
         """
         config = self.config
 
+        # Row lengths in coarse steps, because each one compiles the update anew.
+        longest = int((tree.step >= 0).sum(axis=1).max())
+        row_tokens = config.train.row_tokens or -(-longest // ROW_STEP) * ROW_STEP
+
         def pack(*weights):
-            return packing.pack(tree, *weights, row_tokens=config.train.row_tokens,
+            return packing.pack(tree, *weights, row_tokens=row_tokens,
                                 row_multiple=config.train.rows_per_step, select=trained)
 
         ref_log_probs, scored = None, tree
@@ -189,10 +195,12 @@ class Trainer:
 def train(config, workdir: str) -> None:
     """Runs `config` in `workdir` to its last update, from the newest checkpoint if there is one."""
     config_lib.save(config, workdir)
-    trainer = Trainer(config, workdir)
+    with config_lib.user_errors():
+        trainer = Trainer(config)
     total = config.train.steps
     with trainer.grader, checkpoints.Checkpoints(workdir, keep=config.checkpoint.keep) as store:
-        resumed = trainer.restore(store)
+        with config_lib.user_errors():
+            resumed = trainer.restore(store)
         first = int(trainer.state.step)
         if first >= total:
             print(f"{workdir} is finished: {first} of {total} updates are done. Raise "
@@ -229,9 +237,20 @@ def train(config, workdir: str) -> None:
 
 
 def finish(config, workdir: str) -> None:
-    """The learning curve and the summary table of a run that is done."""
+    """The learning curve and the summary tables of a run that is done."""
     curve = report.learning_curve(workdir, pathlib.Path(workdir) / "learning_curve.png")
+    run = report.read_run(workdir)
+    tree, group_size = config.tree, config_lib.responses_per_question(config.tree)
+    sampled = float(np.nanmean(run["train/tokens_per_question"][1]))
+    length = float(np.nanmean(run["train/response_length_initial"][1]))
+    shape = f"{tree.strategy} ({tree.initial},{tree.rounds},{tree.top_k},{tree.branch})"
+    costs = [(f"{shape}: {group_size} responses", group_size, sampled)]
+    costs += [(f"{n} independent responses", n, n * length) for n in (8, 12)]
     print("\n" + report.summary_table([report.summarize(workdir, config.method)]))
+    print("\nTokens generated per question, mean over the run (independent: from the unguided responses' length)")
+    print(report.summary_table([
+        {"sampling": name, "tokens": round(tokens), "responses per 1,000 tokens": 1000 * count / tokens}
+        for name, count, tokens in costs]))
     print(f"\nlearning curve: {curve}")
 
 

@@ -24,20 +24,31 @@ MODEL = ModelConfig(
 )  # fmt: skip
 OPTIMIZER = ConfigDict(
     dict(
-        learning_rate=1e-2, schedule="cosine", warmup_steps=2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
+        learning_rate=1e-2, schedule="cosine", warmup_steps=2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
+        clip_norm=1.0,
     )
 )  # fmt: skip
 
 
-def make_state(model=MODEL, seed=0, keep_reference=True):
+def _make_state(model=MODEL, seed=0, keep_reference=True):
     params = nnx.split(Decoder(model, rngs=nnx.Rngs(seed)), nnx.Param)[1]
     optimizer, _ = make_optimizer(OPTIMIZER, 6)
     return create_state(params, optimizer, jax.random.key(seed + 7), keep_reference=keep_reference)
 
 
+# Op by op, this would compile dozens of programs.
+make_state = jax.jit(_make_state, static_argnums=(0, 1, 2))
+
+
+def zero_state(model):
+    """A state of another model without compiling anything: zeros of its shapes."""
+    abstract = jax.eval_shape(lambda: _make_state(model, 0, False)).replace(key=None)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract).replace(key=jax.random.key(0))
+
+
 @functools.cache
 def update_fn():
-    graphdef = nnx.split(Decoder(MODEL, rngs=nnx.Rngs(0)), nnx.Param)[0]
+    graphdef = nnx.split(nnx.eval_shape(lambda: Decoder(MODEL, rngs=nnx.Rngs(0))), nnx.Param)[0]
     optimizer, _ = make_optimizer(OPTIMIZER, 6)
     return make_update(graphdef, optimizer, LossOptions(kl=0.1), temperature=1.0, rows_per_step=1)
 
@@ -81,14 +92,14 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
         train(state, 1)  # its memory is reused; the checkpoint must not notice
 
     with Checkpoints(tmp_path) as checkpoints:  # another start of the program, from other weights
-        state, iterator_state, config = checkpoints.restore(make_state(seed=5))
+        state, iterator_state, config = checkpoints.restore(make_state(MODEL, 5))
     assert iterator_state == {"position": 12} and config == {"method": "ibtpo"}
     assert (state.step, state.policy_version) == (3, 3)
     assert_same(train(state, 3), unbroken)
 
 
 def test_the_newest_are_kept_and_found(tmp_path):
-    state = make_state(keep_reference=False)
+    state = make_state(MODEL, 0, False)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest_step() is None and checkpoints.restore(state) is None
         for step in (1, 2, 5):
@@ -109,20 +120,20 @@ def test_parameters_alone_for_evaluation(tmp_path):
     state = make_state()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, {}, {"model": {"path": "x"}})
-    assert_same(load_params(tmp_path, make_state(seed=3).params), state.params)
+    assert_same(load_params(tmp_path, make_state(MODEL, 3).params), state.params)
     assert load_config(tmp_path) == {"model": {"path": "x"}}
-    with pytest.raises(ValueError, match="no checkpoints in .*nowhere"):
+    with pytest.raises(ValueError, match=r"no checkpoints in .*nowhere"):
         load_params(tmp_path / "nowhere", state.params)
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_what_does_not_fit_is_refused_by_name_and_shape(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(make_state(keep_reference=False), {}, {})
-        wide = make_state(dataclasses.replace(MODEL, mlp_dim=12), keep_reference=False)
+        checkpoints.save(make_state(MODEL, 0, False), {}, {})
+        wide = zero_state(dataclasses.replace(MODEL, mlp_dim=12))
         with pytest.raises(ValueError, match=r"layers\.down is float32\[2, 8, 8\] there and float32\[2, 12, 8\] here"):
             checkpoints.restore(wide)
-        untied = make_state(dataclasses.replace(MODEL, tie_embeddings=False), keep_reference=False)
+        untied = zero_state(dataclasses.replace(MODEL, tie_embeddings=False))
         with pytest.raises(ValueError, match=r"lm_head is absent there and float32\[11, 8\] here"):
             checkpoints.restore(untied)
         with pytest.raises(ValueError, match=r"has no reference but this run needs it"):

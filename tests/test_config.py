@@ -117,7 +117,7 @@ def test_method_fills_what_is_open_and_explicit_values_win(method, explicit):
     resolved = flatten(resolve(config))
     assert flatten(config) == before  # the argument is left alone
     assert {key: resolved[key] for key in METHODS[method]} == METHODS[method] | explicit
-    unchanged = set(RULES) - set(METHODS[method]) - {"method", "train.row_tokens"}
+    unchanged = set(RULES) - set(METHODS[method]) - {"method"}
     assert {k: resolved[k] for k in unchanged} == {k: before[k] for k in unchanged}
     assert flatten(resolve(unflatten(resolved))) == resolved  # idempotent
 
@@ -130,14 +130,6 @@ def test_resolved_config_is_locked():
     config = resolve(runnable())
     with pytest.raises((KeyError, AttributeError)):
         config.train.stps = 3
-
-
-def test_row_holds_the_largest_tree():
-    config = resolve(runnable(data__max_prompt_tokens=100, sampling__max_new_tokens=50))
-    assert config.train.row_tokens == 768  # 100 + 12 * 50 = 700, in multiples of 128
-    assert resolve(
-        runnable(data__max_prompt_tokens=100, sampling__max_new_tokens=50, train__row_tokens=700)
-    ).train.row_tokens == 700
 
 
 VALID = flatten(resolve(runnable()))

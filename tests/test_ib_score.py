@@ -221,6 +221,18 @@ def test_single_child_scores_one_minus_its_confidence(responses, options):
         assert score.cov[0, n] == 0
 
 
+@given(cases(), st.sampled_from([1.0, 5.0]))
+def test_with_backup_the_covariance_form_is_exact_on_any_tree(responses, beta):
+    """A node's backup is its children's mean, so mean η1 = −1/β and J = 1 + β·Cov − mean η2."""
+    tree = make_tree64(responses)
+    score = S.ib_score(tree, beta=beta, value="backup")
+    for n in np.flatnonzero(score.has_children[0]):
+        children = tree.node_parent[0] == n
+        np.testing.assert_allclose(score.eta1[0][children].mean(), -1 / beta, atol=1e-6)
+        expected = 1 + beta * score.cov[0, n] - score.eta2[0][children].mean()
+        np.testing.assert_allclose(score.J[0, n], expected, atol=1e-5)
+
+
 @given(cases(rewards=st.sampled_from([0.0])), OPTIONS)
 def test_no_success_means_no_information(responses, options):
     """All p̂ are 0: every ratio is 1, so every η1 is −1/β."""

@@ -49,12 +49,8 @@ def random_tree(rng):
         new = int(rng.integers(1, MAX_NEW - fork + 1))
         # Near the current policy (almost uniform), far enough from it that some ratios are clipped on either side.
         old = -np.log(VOCAB) + 0.5 * rng.standard_normal(new)
-        responses.append(
-            Response(
-                index, parent, fork, 0, np.r_[tokens, rng.integers(0, VOCAB, new)], np.r_[log_probs, old], "stop",
-                float(rng.integers(0, 2)),
-            )  # fmt: skip
-        )
+        tokens, log_probs = np.r_[tokens, rng.integers(0, VOCAB, new)], np.r_[log_probs, old]
+        responses.append(Response(index, parent, fork, 0, tokens, log_probs, "stop", float(rng.integers(0, 2))))
     first, index = responses[0], len(responses)
     responses.append(Response(index, 0, 0, 0, first.tokens, first.log_probs - 0.1, "stop", 1.0))
     fork = len(first.tokens) - 1
@@ -150,9 +146,9 @@ OPTIONS = {
 
 @functools.cache
 def decoders():
-    graphdef, params = nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0)), nnx.Param)
-    reference = nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(1)), nnx.Param)[1]
-    return graphdef, params, reference
+    graphdef = nnx.split(nnx.eval_shape(lambda: Decoder(CONFIG, rngs=nnx.Rngs(0))), nnx.Param)[0]
+    make = jax.jit(lambda seed: nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(seed)), nnx.Param)[1], static_argnums=0)
+    return graphdef, make(0), make(1)
 
 
 @functools.cache

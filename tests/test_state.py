@@ -24,7 +24,17 @@ ROWS, TOKENS = 4, 6
 
 @functools.cache
 def decoder():
-    return nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0)), nnx.Param)
+    return make_decoder(jnp.float32)
+
+
+def make_decoder(dtype):
+    """(graphdef, params), made in one compiled program instead of op by op."""
+
+    def make():
+        return Decoder(CONFIG, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
+
+    graphdef = nnx.split(nnx.eval_shape(make), nnx.Param)[0]
+    return graphdef, jax.jit(lambda: nnx.split(make(), nnx.Param)[1])()
 
 
 def random_batch(seed=0):
@@ -108,9 +118,7 @@ def test_a_non_finite_update_is_skipped_and_counted():
 
 
 def test_bfloat16_parameters_keep_their_type():
-    graphdef, params = nnx.split(
-        Decoder(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16), nnx.Param
-    )
+    graphdef, params = make_decoder(jnp.bfloat16)
     optimizer = optax.adam(1e-2)
     state = create_state(params, optimizer, jax.random.key(1), keep_reference=False)
     types = jax.tree.map(lambda x: x.dtype, state)

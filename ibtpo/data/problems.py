@@ -1,9 +1,10 @@
 """Questions with their reference answers, from TFDS or JSON lines, and the prompts made of them."""
 
+import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ibtpo.data import chained_arithmetic
 
 _GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 _MAX_REPORTED_LINES = 20
+_CHUNK = 1024  # records read and tokenised together
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
     elif data_config.source == f"tfds:{chained_arithmetic.ChainedArithmetic.name}":
         examples = chained_arithmetic.load(data_config.difficulty or "normal", split, data_config.dir or None)
         name = f"{name}, split {split}"
-        records = ((i, Problem(i, e["question"].decode(), e["answer"].decode())) for i, e in enumerate(examples))
+        records = _read_examples(examples)
     else:
         raise ValueError(f"unknown data.source {data_config.source!r}: use 'tfds:chained_arithmetic' or 'jsonl:<path>'")
     return _usable(records, name, data_config, tokenizer)
@@ -73,17 +75,7 @@ def format_prompt(problem: Problem, data_config, tokenizer) -> list[int]:
       ValueError: the template is no valid format or lacks {question}, the chat template is missing.
       PromptLengthError: the prompt is empty or longer than `data.max_prompt_tokens`.
     """
-    text = _fill(data_config.prompt, problem.question)
-    if data_config.chat_template:
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"data.chat_template is on, but the tokenizer {tokenizer.name_or_path!r} has none: "
-                "set data.chat_template=False"
-            )
-        turns = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    # A chat template spells its special tokens out.
-    tokens = tokenizer.encode(text, add_special_tokens=not data_config.chat_template)
+    tokens = _encode([problem], data_config, tokenizer)[0]
     if not 0 < len(tokens) <= data_config.max_prompt_tokens:
         raise PromptLengthError(
             f"the prompt of problem {problem.id} has {len(tokens)} tokens, "
@@ -142,6 +134,25 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def _encode(problems: Sequence[Problem], data_config, tokenizer) -> list[list[int]]:
+    """Token ids of the prompts, whatever their lengths; many at once cost much less than one by one."""
+    texts = [_fill(data_config.prompt, problem.question) for problem in problems]
+    if data_config.chat_template:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"data.chat_template is on, but the tokenizer {tokenizer.name_or_path!r} has none: "
+                "set data.chat_template=False"
+            )
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+            )
+            for text in texts
+        ]
+    # A chat template spells its special tokens out.
+    return tokenizer(texts, add_special_tokens=not data_config.chat_template)["input_ids"] if texts else []
+
+
 def _compile(pattern: str) -> re.Pattern:
     try:
         compiled = re.compile(pattern)
@@ -163,6 +174,14 @@ def _fill(template: str, question: str) -> str:
     if filled == template.format(question=""):
         raise ValueError(f"data.prompt {template!r} does not contain {{question}}")
     return filled
+
+
+def _read_examples(examples: Sequence[dict[str, bytes]]) -> Iterator[tuple[int, Problem]]:
+    """Yields (index, problem) of a TFDS data source, which reads many examples faster than one by one."""
+    for begin in range(0, len(examples), _CHUNK):
+        indices = range(begin, min(begin + _CHUNK, len(examples)))
+        for index, example in zip(indices, examples.__getitems__(indices), strict=True):
+            yield index, Problem(index, example["question"].decode(), example["answer"].decode())
 
 
 def _read_jsonl(path: Path, data_config) -> Iterator[tuple[int, Problem | BadRecord]]:
@@ -202,12 +221,7 @@ def _usable(records: Iterable[tuple[int, Problem | BadRecord]], name: str, data_
     problems: list[Problem] = []
     bad: dict[str, list[int]] = defaultdict(list)
     _fill(data_config.prompt, "a question")  # a wrong template is no fault of the problems
-    for index, record in records:
-        if isinstance(record, Problem) and tokenizer is not None:
-            try:
-                format_prompt(record, data_config, tokenizer)
-            except PromptLengthError:
-                record = BadRecord(f"prompt longer than data.max_prompt_tokens={data_config.max_prompt_tokens}")
+    for index, record in _check_lengths(records, data_config, tokenizer):
         if isinstance(record, BadRecord):
             bad[str(record)].append(index + 1)
             continue
@@ -221,6 +235,23 @@ def _usable(records: Iterable[tuple[int, Problem | BadRecord]], name: str, data_
         count = sum(map(len, bad.values()))
         logging.warning("%s: %d records left out, %d used (%s)", name, count, len(problems), report)
     return problems
+
+
+def _check_lengths(
+    records: Iterable[tuple[int, Problem | BadRecord]], data_config, tokenizer
+) -> Iterator[tuple[int, Problem | BadRecord]]:
+    """The same records, with a bad one in place of each problem whose prompt is empty or too long; without a
+    tokenizer, nothing is checked."""
+    if tokenizer is None:
+        yield from records
+        return
+    records, longest = iter(records), data_config.max_prompt_tokens
+    too_long = BadRecord(f"prompt longer than data.max_prompt_tokens={longest}")
+    while chunk := list(itertools.islice(records, _CHUNK)):
+        prompts = iter(_encode([r for _, r in chunk if isinstance(r, Problem)], data_config, tokenizer))
+        for index, record in chunk:
+            fits = isinstance(record, BadRecord) or 0 < len(next(prompts)) <= longest
+            yield index, record if fits else too_long
 
 
 def _lines(numbers: list[int]) -> str:

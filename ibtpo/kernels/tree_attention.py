@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+_GROUPS = 8  # static key ranges of the causal triangle
+
 
 def tree_attention(
     q: jax.Array,
@@ -39,19 +41,29 @@ def tree_attention(
     q = jnp.pad(q, ((0, 0), (0, num_blocks * block - T), (0, 0), (0, 0)))
     q = jnp.moveaxis(q.reshape(B, num_blocks, block, K, H // K, Dh), 1, 0)
     starts = jnp.arange(num_blocks, dtype=jnp.int32) * block
-    keys = jnp.arange(T, dtype=jnp.int32)
 
-    @jax.checkpoint
-    def attend_block(inputs):
-        q, start = inputs
-        rows = (start + jnp.arange(block, dtype=jnp.int32))[:, None]
-        visible = (keys <= rows) & (rows < subtree_end[:, None, :])  # [B, i, j]
-        scores = jnp.einsum("bikgx,bjkx->bkgij", q, k, preferred_element_type=jnp.float32)
-        scores = scores * Dh**-0.5
-        # A finite floor, not -inf: the rows that fill the last block see nothing and must not become NaN.
-        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1)
-        return jnp.einsum("bkgij,bjkx->bikgx", weights.astype(v.dtype), v)
+    def attend_group(first: int, last: int) -> jax.Array:
+        """Blocks first <= n < last, against the keys up to the end of the last of them."""
+        num_keys = min(last * block, T)
+        keys, values, ends = k[:, :num_keys], v[:, :num_keys], subtree_end[:, None, :num_keys]
+        key_ids = jnp.arange(num_keys, dtype=jnp.int32)
 
-    out = jax.lax.map(attend_block, (q, starts))
+        @jax.checkpoint
+        def attend_block(inputs):
+            q, start = inputs
+            rows = (start + jnp.arange(block, dtype=jnp.int32))[:, None]
+            visible = (key_ids <= rows) & (rows < ends)  # [B, i, j]
+            scores = jnp.einsum("bikgx,bjkx->bkgij", q, keys, preferred_element_type=jnp.float32)
+            scores = scores * Dh**-0.5
+            # A finite floor, not -inf: the rows that fill the last block see nothing and must not become NaN.
+            scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+            weights = jax.nn.softmax(scores, axis=-1)
+            return jnp.einsum("bkgij,bjkx->bikgx", weights.astype(v.dtype), values)
+
+        return jax.lax.map(attend_block, (q[first:last], starts[first:last]))
+
+    # No key after a query is ever visible. Groups of blocks with static key ranges skip most of those: 8 groups leave
+    # 9/16 of the square, and the program's size does not grow with T.
+    bounds = [num_blocks * g // min(_GROUPS, num_blocks) for g in range(min(_GROUPS, num_blocks) + 1)]
+    out = jnp.concatenate([attend_group(*pair) for pair in zip(bounds, bounds[1:])])
     return jnp.moveaxis(out, 0, 1).reshape(B, num_blocks * block, H, Dh)[:, :T]

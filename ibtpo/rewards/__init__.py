@@ -1,9 +1,9 @@
 """Rewards: plain functions (response text, reference answer) -> float, by kind.
 
-To add one, write `reward(text, reference) -> float` in a module of this package and enter it in `REWARDS`. A kind that
-can often decide without heavy imports also enters a function returning a float or None (undecided) in `FAST_PATHS`,
-which runs in the caller's process and so must take bounded time on any text. Nothing here imports JAX: grading workers
-import this package.
+To add one, write `reward(text, reference) -> float` in a module of this package and enter it in
+`REWARDS`. A kind that can often decide without heavy imports also enters a function returning a
+float or None (undecided) in `FAST_PATHS`, which runs in the caller's process and so must take
+bounded time on any text. Nothing here imports JAX: grading workers import this package.
 """
 
 import difflib
@@ -24,4 +24,6 @@ def get_reward(kind: str) -> Callable[[str, str], float]:
     if kind in REWARDS:
         return REWARDS[kind]
     near = difflib.get_close_matches(str(kind), REWARDS, n=1, cutoff=0.0)[0]
-    raise ValueError(f"unknown reward.kind {kind!r}; did you mean {near!r}? Known: {', '.join(sorted(REWARDS))}")
+    raise ValueError(
+        f"unknown reward.kind {kind!r}; did you mean {near!r}? Known: {', '.join(sorted(REWARDS))}"
+    )

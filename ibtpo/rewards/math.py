@@ -4,11 +4,13 @@ Three stages, each only for what the stage before left open:
 
 1. `extract_answer` finds the answer in the last `TAIL_CHARACTERS` characters of the response;
 2. `fast_grade` compares strings and exact rational numbers, without sympy, in microseconds;
-3. Math-Verify (https://github.com/huggingface/Math-Verify) parses both sides to sympy and compares them.
+3. Math-Verify (https://github.com/huggingface/Math-Verify) parses both sides to sympy and compares
+   them.
 
-Stage 3 has no time limit of its own: it belongs in a worker of `ibtpo.rewards.pool.Grader`, whose limits are enforced
-by the operating system. Math-Verify's own limits are off because they rely on SIGALRM handlers, which Python runs only
-between bytecodes: one large power computed in C is not interrupted, and threads other than the main one are refused.
+Stage 3 has no time limit of its own: it belongs in a worker of `ibtpo.rewards.pool.Grader`, whose
+limits are enforced by the operating system. Math-Verify's own limits are off because they rely on
+SIGALRM handlers, which Python runs only between bytecodes: one large power computed in C is not
+interrupted, and threads other than the main one are refused.
 """
 
 import functools
@@ -17,9 +19,10 @@ import re
 from fractions import Fraction
 
 TAIL_CHARACTERS = 8192
-_MAX_NUMBER_CHARACTERS = 200  # unit included; keeps int() and the patterns below cheap on hostile text
+# Of a number with its unit: keeps int() and the patterns below cheap on hostile text.
+_MAX_NUMBER_CHARACTERS = 200
 
-# ---------------------------------------------------------------------------------------------------- extraction
+# --------------------------------------------------------------------------------------- extraction
 
 _BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\[\\{}]|[{}]")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
@@ -27,12 +30,15 @@ _ANSWER_IS = re.compile(r"\banswer(?:[ \t]+is\b|[ \t]*[:=])[ \t]*:?[ \t]*([^\n]+
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in 2**3
 _SENTENCE_END = re.compile(r"\.(?=\s|$)")
 _INLINE_MATH = re.compile(r"\$([^$]+)\$|\\\((.{1,500}?)\\\)")
-_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
+_NUMBER_IN_TEXT = re.compile(
+    r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)"
+)
 
 
 def _boxes(text: str) -> tuple[str | None, int]:
-    """Content of the complete box that closes last, and the position of the first box left open (or the length)."""
-    open_braces: list[tuple[int, int]] = []  # (where the token starts, where a box's content starts or -1)
+    """Content of the complete box that closes last; position of the first box left open, or end."""
+    # (where the token starts, where a box's content starts or -1 for a mere brace)
+    open_braces: list[tuple[int, int]] = []
     content = None
     for match in _BRACE.finditer(text):
         token = match.group()
@@ -54,10 +60,12 @@ def extract_answer(text: str) -> str | None:
 
     Only the last `TAIL_CHARACTERS` characters are read. In this order:
 
-    1. the content of the `\boxed{...}` (or `\fbox{...}`) that closes last, braces balanced, nested boxes included;
-       a box left open (a truncated response) is no answer, and neither is anything after its opening;
+    1. the content of the `\boxed{...}` (or `\fbox{...}`) that closes last, braces balanced, nested
+       boxes included; a box left open (a truncated response) is no answer, and neither is anything
+       after its opening;
     2. the rest of the line after the last `####` (GSM8K);
-    3. the rest of the sentence after the last "answer is", "answer:" or "answer =", or the one formula in it;
+    3. the rest of the sentence after the last "answer is", "answer:" or "answer =", or the one
+       formula in it;
     4. the last number in the text (integer, decimal or a/b, thousands commas allowed).
 
     Args:
@@ -86,7 +94,7 @@ def extract_answer(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-# ----------------------------------------------------------------------------------------------------- fast path
+# ---------------------------------------------------------------------------------------- fast path
 
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
 # "\\" starts a matrix row: the second of the two never begins a command.
@@ -99,15 +107,18 @@ _TEXT = r"\\(?:text|mbox|mathrm|textbf|textit|mathbf|operatorname)\s*\{([^{}]*)\
 _ALL_TEXT = re.compile(_TEXT)
 _CHOICE = re.compile(r"\(([A-Z])\)")
 _UNIT = re.compile(rf"\s*{_TEXT}\s*(?:\^\s*\{{?\d\}}?)?$")
-_WORD = r"(?:[A-Za-z][a-z]{2,}|cm|mm|km|kg|mg|ml|ft|in|oz|lb|hr|mi)"  # two letters may be a product of variables
+# Two letters are a product of variables unless they are a known unit.
+_WORD = r"(?:[A-Za-z][a-z]{2,}|cm|mm|km|kg|mg|ml|ft|in|oz|lb|hr|mi)"
 _UNIT_WORDS = re.compile(rf"\s+({_WORD}(?:(?:\s+|\s*/\s*){_WORD})*)$")
-# Words after a number that are part of the value, not a unit: such an answer is left to the slow path.
+# Words after a number that are part of the value, not a unit: such an answer is left to the slow
+# path.
 _NOT_UNITS = frozenset(
-    "pi tau phi theta alpha beta gamma delta lambda mu sqrt sin cos tan cot sec csc log ln exp infinity infty and or not "
-    "to by of mod modulo base percent percentage half third quarter dozen hundred thousand million billion trillion "
-    "hundreds thousands millions billions trillions plus minus times over divided squared cubed factorial choose if for "
-    "where when with more less than least most at about approximately remainder is are was else otherwise except only "
-    "am pm binary octal hexadecimal hex radian radians".split()
+    "pi tau phi theta alpha beta gamma delta lambda mu sqrt sin cos tan cot sec csc log ln exp "
+    "infinity infty and or not to by of mod base binary octal hexadecimal hex radian radians am pm "
+    "percent percentage half third quarter dozen hundred thousand million billion trillion "
+    "hundreds thousands millions billions trillions plus minus times over divided squared cubed "
+    "factorial choose if for where when with more less than least most at about approximately "
+    "remainder is are was else otherwise except only".split()
 )
 _IN_BASE = re.compile(r"([0-9A-Z]+) ?_ ?\{? ?(\d+) ?\}?")
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
@@ -117,7 +128,8 @@ _LATEX_FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\
 
 
 def _normalise(text: str) -> str:
-    r"""Removes what carries no value: dollar signs, spacing, \left and \right, degrees, styles of \frac, a full stop."""
+    r"""Removes what carries no value: dollar signs, spacing, \left and \right, degrees, \frac's
+    style, a full stop."""
     text = re.sub(r"\s+", " ", text).strip().replace("−", "-").replace("–", "-").replace("{,}", ",")
     while text.startswith("\\boxed{"):
         content, _ = _boxes(text)
@@ -126,27 +138,29 @@ def _normalise(text: str) -> str:
         text = content.strip()
     text = _ROW_GAP.sub(r"\\\\", text)
     text = _SPACING.sub(lambda match: "" if match.group().startswith("\\!") else " ", text)
-    text = _DELIMITERS.sub("", _BOLD.sub("", text))
+    text = re.sub(r" +", " ", _DELIMITERS.sub("", _BOLD.sub("", text)))
     text = _FRACTION.sub(r"\\frac", text)
     text = _DEGREES.sub("", text)
     text = _ONE_IN_BRACES.sub(r"\1\2", text)
-    text = re.sub(r"\s+", " ", text).strip()
+    text = text.strip()
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
     return text
 
 
 def _spelling(text: str) -> str:
-    """The form in which two answers are compared as strings: text commands unwrapped, no blanks, "(C)" as "C"."""
+    """The form in which two answers are compared as strings: text commands unwrapped, no blanks,
+    "(C)" as "C"."""
     text = re.sub(r"\s+", "", _ALL_TEXT.sub(r"\1", text))
     choice = _CHOICE.fullmatch(text)
     return choice.group(1) if choice else text
 
 
 def _without_unit(text: str, plain_words: bool) -> str:
-    """Strips a unit that follows a digit or a closing brace, in text commands or, if asked, in plain words."""
+    """Strips a unit that follows a digit or a closing brace, in text commands or, if asked, in
+    plain words."""
     match = _UNIT.search(text) or (_UNIT_WORDS.search(text) if plain_words else None)
-    if match is None or match.start() == 0 or not (text[match.start() - 1].isdigit() or text[match.start() - 1] in "}."):
+    if match is None or not re.search(r"[\d}.]$", text[: match.start()]):
         return text
     if not _NOT_UNITS.isdisjoint(re.findall(r"[a-z]+", match.group(1).lower())):
         return text
@@ -154,7 +168,8 @@ def _without_unit(text: str, plain_words: bool) -> str:
 
 
 def _number(text: str, plain_words: bool) -> tuple[Fraction, bool] | None:
-    r"""Exact value of an integer, decimal, a/b, \frac or mixed number, and whether it has decimals; else None."""
+    r"""Exact value of an integer, decimal, a/b, \frac or mixed number, and whether it has decimals;
+    else None."""
     if len(text) > _MAX_NUMBER_CHARACTERS:
         return None
     text = _without_unit(text, plain_words)
@@ -189,10 +204,11 @@ def _number(text: str, plain_words: bool) -> tuple[Fraction, bool] | None:
 def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     r"""Compares an extracted answer with the reference without sympy.
 
-    Equal spelling (after removing markup that carries no value) is right. Where both sides are numbers (integers,
-    decimals, a/b, `\frac`, mixed numbers; thousands commas, currency and a trailing unit ignored) their exact values
-    decide, except that a decimal within 1e-5 of an unequal value is left open, because Math-Verify rounds decimals.
-    Numerals that both name a base must agree in digits and base. A missing answer is wrong.
+    Equal spelling (after removing markup that carries no value) is right. Where both sides are
+    numbers (integers, decimals, a/b, `\frac`, mixed numbers; thousands commas, currency and a
+    trailing unit ignored) their exact values decide, except that a decimal within 1e-5 of an
+    unequal value is left open, because Math-Verify rounds decimals. Numerals that both name a base
+    must agree in digits and base. A missing answer is wrong.
 
     Args:
       answer_text: what `extract_answer` returned.
@@ -227,13 +243,15 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     return False
 
 
-# ----------------------------------------------------------------------------------------------------- slow path
+# ---------------------------------------------------------------------------------------- slow path
 
 
 def load() -> None:
-    """Prepares a worker: imports Math-Verify, silences its warnings, and fills its parser's tables with one answer.
+    """Prepares a worker: imports Math-Verify, silences its warnings, and fills its parser's tables
+    with one answer.
 
-    All this takes about a second, which would otherwise count against the first answer's time limit.
+    All this takes about a second, which would otherwise count against the first answer's time
+    limit.
     """
     _slow_grade(r"\frac{\sqrt{8}}{2}+(x-1)^2", r"\sqrt{2}+x^2-2x+1")
 
@@ -248,19 +266,25 @@ def _math_verify():
 
 
 def _slow_grade(answer: str, reference: str) -> bool:
-    """Parses both sides with Math-Verify and compares them; what it cannot parse or compare is wrong."""
+    """Parses both sides with Math-Verify and compares them; what it cannot parse or compare is
+    wrong."""
     math_verify = _math_verify()
-    # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python expressions.
+    # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python
+    # expressions.
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
     try:
         sides = [
-            math_verify.parse(f"\\boxed{{{_normalise(side)}}}", config, parsing_timeout=None, raise_on_error=True)
+            math_verify.parse(
+                f"\\boxed{{{_normalise(side)}}}", config, parsing_timeout=None, raise_on_error=True
+            )
             for side in (reference, answer)
         ]
         return bool(math_verify.verify(*sides, timeout_seconds=None, raise_on_error=True))
     except MemoryError:  # let the worker report that its limit was hit
         raise
-    except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
+    except (
+        Exception
+    ):  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
         return False
 
 

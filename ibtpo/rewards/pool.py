@@ -1,15 +1,16 @@
-"""Grades responses in worker processes that can be stopped: hard limits on time and memory per answer.
+"""Grades responses in worker processes with hard limits on time and memory per answer.
 
-Responses are hostile input: `9^{9^{9^9}}` never ends, other texts exhaust memory or the C stack. Each answer the fast
-path leaves open goes to a `pebble.ProcessPool` worker, which is killed and replaced when it overruns. Three points are
-not obvious:
+Responses are hostile input: `9^{9^{9^9}}` never ends, other texts exhaust memory or the C stack.
+Each answer the fast path leaves open goes to a `pebble.ProcessPool` worker, which is killed and
+replaced when it overruns. Three points are not obvious:
 
-- Workers are spawned, never forked (JAX's threads are alive in the parent), and do not import the parent's main module:
-  `python -m ibtpo.train` would otherwise import JAX in every worker.
-- SIGTERM ends a worker at once: with a Python handler, a worker inside one long C call would hold up the whole pool
-  until the kill that follows seconds later.
-- Pebble gives up the pool when a worker dies between taking a task and reporting it. A watcher thread then
-  starts a new pool and grades the unfinished answers again, at most `_ATTEMPTS` times each.
+- Workers are spawned, never forked (JAX's threads are alive in the parent), and do not import the
+  parent's main module: `python -m ibtpo.train` would otherwise import JAX in every worker.
+- SIGTERM ends a worker at once: with a Python handler, a worker inside one long C call would hold
+  up the whole pool until the kill that follows seconds later.
+- Pebble gives up the pool when a worker dies between taking a task and reporting it. A watcher
+  thread then starts a new pool and grades the unfinished answers again, at most `_ATTEMPTS` times
+  each.
 """
 
 import atexit
@@ -32,17 +33,19 @@ import pebble
 from ibtpo.rewards import FAST_PATHS, get_reward
 from ibtpo.rewards.math import TAIL_CHARACTERS
 
-_ATTEMPTS = 3
+_STARTS = 3  # pools in a row without a working worker before giving up
+_ATTEMPTS = 10  # pools an answer may see break; which answer broke them is not always known
 _START_SECONDS = 120.0  # a worker imports sympy in about a second; a loaded machine is far slower
 _WATCH_SECONDS = 0.2
 
-# ------------------------------------------------------------------------------------------------ inside a worker
+# ---------------------------------------------------------------------------------- inside a worker
 
 _function: Callable[[str, str], float]  # set by _initialise
 
 
 def _initialise(module: str, name: str, memory_mb: int) -> None:
-    """Limits the worker and imports its reward function, with the heavy imports that the module's `load` makes."""
+    """Limits the worker and imports its reward function, with the heavy imports that the module's
+    `load` makes."""
     global _function
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -67,14 +70,15 @@ def _call(text: str, reference: str, timeout: float) -> float:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-# ------------------------------------------------------------------------------------------------- starting workers
+# --------------------------------------------------------------------------------- starting workers
 
 _launching = threading.Lock()
 
 
 @contextlib.contextmanager
 def _without_main_module():
-    """Makes this thread's next spawned process skip the parent's main module (other threads' are not affected)."""
+    """Makes this thread's next spawned process skip the parent's main module (other threads' are
+    not affected)."""
     thread, original = threading.get_ident(), spawn.get_preparation_data
 
     def preparation_data(name: str) -> dict:
@@ -103,7 +107,7 @@ class _Context(multiprocessing.context.SpawnContext):
     Process = _Process
 
 
-# ---------------------------------------------------------------------------------------------------- the pool
+# ----------------------------------------------------------------------------------------- the pool
 
 
 @dataclass(eq=False)
@@ -117,30 +121,32 @@ class _Job:
 class Grader:
     """Rewards of responses, computed in worker processes with hard limits per answer.
 
-    Workers start when the first answer needs one. Every result is a float: an answer that overruns its time or memory,
-    or takes its worker down, gets 0.0 and is counted. Use as a context manager, or call `close`; an open grader does
-    not keep the interpreter from exiting.
+    Workers start when the first answer needs one. Every result is a float: an answer that overruns
+    its time or memory, or takes its worker down, gets 0.0 and is counted. Use as a context manager,
+    or call `close`; an open grader does not keep the interpreter from exiting.
 
     Args:
       kind: key of `ibtpo.rewards.REWARDS`.
       workers: number of worker processes.
       timeout: seconds per answer, from the moment a worker takes it.
-      memory_mb: address space of a worker in MiB, its imports included (about 400 for math). Not enforced on macOS.
+      memory_mb: address space of a worker in MiB, imports included. Not enforced on macOS.
 
     Raises:
-      ValueError: unknown kind (names the nearest), limits that are not positive, or a reward function that workers
-        cannot import.
+      ValueError: unknown kind (names the nearest), limits that are not positive, or a reward
+        function that workers cannot import.
     """
 
-    def __init__(self, kind: str = "math", *, workers: int = 2, timeout: float = 5.0, memory_mb: int = 2048):
+    def __init__(
+        self, kind: str = "math", *, workers: int = 2, timeout: float = 5.0, memory_mb: int = 2048
+    ):
         function = get_reward(kind)
         for name, value in (("workers", workers), ("timeout", timeout), ("memory_mb", memory_mb)):
             if not value > 0:
                 raise ValueError(f"reward.{name} must be positive, got {value!r}")
         if function.__module__ == "__main__" or "." in function.__qualname__:
             raise ValueError(
-                f"reward {kind!r} is {function.__module__}.{function.__qualname__}, which a worker process cannot "
-                "import: define it at the top level of a module"
+                f"reward {kind!r} is {function.__module__}.{function.__qualname__}, which a worker "
+                "process cannot import: define it at the top level of a module"
             )
         self._kind, self._fast = kind, FAST_PATHS.get(kind)
         self._workers, self._timeout, self._memory_mb = workers, float(timeout), int(memory_mb)
@@ -157,16 +163,16 @@ class Grader:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Answers so far: graded (all finished), of which fast (no worker), slow (by a worker), timeout, crashed."""
+        """Answers so far: graded (all finished) = fast (no worker) + slow + timeout + crashed."""
         with self._lock:
             return dict(self._counts)
 
     def submit(self, text: str, reference: str) -> Future:
-        """Grades one response asynchronously; of the text, only the last `TAIL_CHARACTERS` characters count.
+        """Grades one response asynchronously, by the last `TAIL_CHARACTERS` characters of its text.
 
         Returns:
-          A future of the reward. It holds a float whatever the text does to its worker; it raises RuntimeError only if
-          no worker can be started at all, and is cancelled by `close`.
+          A future of the reward. It holds a float whatever the text does to its worker; it raises
+          RuntimeError only if no worker can be started at all, and is cancelled by `close`.
 
         Raises:
           RuntimeError: the grader is closed.
@@ -189,7 +195,7 @@ class Grader:
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """Stops the workers at once; futures that are not done are cancelled. May be called more than once."""
+        """Stops the workers at once and cancels the futures that are not done; idempotent."""
         with self._lock:
             self._closed.set()
             pool, self._pool = self._pool, None
@@ -211,12 +217,16 @@ class Grader:
     def _start(self) -> None:
         """Starts a pool (lock held)."""
         self._pool = pebble.ProcessPool(
-            max_workers=self._workers, initializer=_initialise, initargs=self._worker_arguments, context=_Context()
+            max_workers=self._workers,
+            initializer=_initialise,
+            initargs=self._worker_arguments,
+            context=_Context(),
         )
         self._probe = self._pool.schedule(_ready)
         self._progress = time.monotonic()
         if self._watcher is None:
-            atexit.register(self.close)  # runs before pebble's own exit hook, which was registered earlier
+            # Runs before pebble's own exit hook, which was registered earlier.
+            atexit.register(self.close)
             self._watcher = threading.Thread(target=self._watch, name="ibtpo-grader", daemon=True)
             self._watcher.start()
 
@@ -231,8 +241,10 @@ class Grader:
             job.attempts += 1
             self._jobs.add(job)
             try:
-                task = pool.schedule(_call, args=(job.text, job.reference, self._timeout), timeout=self._timeout)
-            except RuntimeError:  # the pool broke just now: the watcher takes the job to the next one
+                task = pool.schedule(
+                    _call, args=(job.text, job.reference, self._timeout), timeout=self._timeout
+                )
+            except RuntimeError:  # the pool broke just now: the watcher hands the job to the next
                 return
         task.add_done_callback(lambda task: self._finish(pool, job, task))
 
@@ -253,14 +265,14 @@ class Grader:
             self._resolve(job, 0.0, "crashed")
 
     def _resolve(self, job: _Job, value: float, outcome: str) -> None:
-        with contextlib.suppress(InvalidStateError):  # the caller cancelled the future
-            job.future.set_result(value)
         with self._lock:
             self._counts["graded"] += 1
             self._counts[outcome] += 1
+        with contextlib.suppress(InvalidStateError):  # the caller cancelled the future
+            job.future.set_result(value)
 
     def _watch(self) -> None:
-        """Replaces a pool that broke, did not start, or stopped answering (a worker died holding its lock)."""
+        """Replaces a pool that broke, never started, or hangs (a worker died holding its lock)."""
         while not self._closed.wait(_WATCH_SECONDS):
             with self._lock:
                 pool, probe = self._pool, self._probe
@@ -277,10 +289,10 @@ class Grader:
                 self._pool, jobs, self._jobs = None, self._jobs, set()
             _stop(pool)
             for job in jobs:
-                if self._failed_starts >= _ATTEMPTS:
+                if self._failed_starts >= _STARTS:
                     with contextlib.suppress(InvalidStateError):
                         job.future.set_exception(RuntimeError(self._cannot_start()))
-                elif job.attempts >= _ATTEMPTS + self._failed_starts:
+                elif job.attempts >= _ATTEMPTS:
                     self._resolve(job, 0.0, "crashed")
                 else:
                     self._schedule(job)
@@ -288,8 +300,9 @@ class Grader:
     def _cannot_start(self) -> str:
         module, name, memory_mb = self._worker_arguments
         return (
-            f"no grading worker could be started in {_ATTEMPTS} attempts: importing {module}.{name} fails within "
-            f"reward.memory_mb={memory_mb}; raise the limit, or see the workers' messages above"
+            f"no grading worker could be started in {_STARTS} attempts: importing {module}.{name} "
+            f"fails within reward.memory_mb={memory_mb}; raise the limit, or see the workers' "
+            "messages above"
         )
 
 

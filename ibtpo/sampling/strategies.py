@@ -116,9 +116,13 @@ def ib(
     that agree in both are the same node, so neither rounding nor `rng` decides.
     """
     nodes, forks = _inner_prefixes(tree, options)
+    exact = tree.replace(  # rounding in float32 grows with beta and could exceed the tolerance
+        rewards=np.asarray(tree.rewards, np.float64),
+        log_probs=np.asarray(tree.log_probs, np.float64),
+    )
     score = np.asarray(
         ib_score(
-            tree,
+            exact,
             beta=options.beta,
             ratio_power=options.ratio_power,
             confidence=options.confidence,

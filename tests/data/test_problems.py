@@ -114,6 +114,25 @@ def test_long_prompts_are_left_out_and_reported(tmp_path, caplog, tokenizer):
     assert len(load_problems(config, "train")) == 2
 
 
+@pytest.mark.parametrize("limit", [0, 1, 1500])
+def test_lengths_are_checked_for_every_record_of_a_long_file(tmp_path, tokenizer, limit):
+    rows = [[{"question": "x" * (index % 90), "answer": index}, "broken\n"][index % 7 == 3] for index in range(2600)]
+    config = _config(source=_write(tmp_path / "x.jsonl", rows), limit=limit, max_prompt_tokens=40)
+    problems = load_problems(config, "train", tokenizer)
+    fitting = []
+    for index, row in enumerate(rows):
+        if index % 7 == 3 or not row["question"]:
+            continue
+        problem = Problem(index, row["question"], str(index))
+        try:
+            format_prompt(problem, config, tokenizer)
+        except PromptLengthError:
+            continue
+        fitting.append(problem)
+    assert 500 < len(fitting) < len(rows) / 2
+    assert problems == fitting[: limit or None]
+
+
 def test_split_in_the_path(tmp_path):
     _write(tmp_path / "a_train.jsonl", [{"question": "train", "answer": 1}])
     _write(tmp_path / "a_test.jsonl", [{"question": "test", "answer": 1}])

@@ -12,6 +12,7 @@ from ibtpo.models.config import ModelConfig, RopeScaling
 from ibtpo.models.decoder import Decoder
 from tests.models.reference import CASES, make_reference, random_tokens, torch_logits
 
+
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{'tied' if case[1] else 'untied'}")
 def pair(request, tmp_path_factory):
     """(PyTorch model, our decoder) with the same weights."""
@@ -123,7 +124,7 @@ def test_every_parameter_names_its_axes(tied):
     is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)  # noqa: E731
     known = {"layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp"}
     pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
-    assert len(pairs) == (17 if tied else 18)
+    assert len(pairs) == (16 if tied else 17)
     sizes = {}
     for array, spec in pairs:
         assert len(spec) == array.ndim and set(spec) <= known

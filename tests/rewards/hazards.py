@@ -1,4 +1,5 @@
-"""Reward functions that misbehave on command, for the tests of the pool (workers import this module by name)."""
+"""Reward functions that misbehave on command, for the tests of the pool (workers import this module
+by name)."""
 
 import os
 import signal

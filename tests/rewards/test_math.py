@@ -1,8 +1,9 @@
-"""Grading mathematics: extraction against an obvious parser, and every real answer in every usual phrasing."""
+"""Grading mathematics: properties of extraction, and real answers in every usual phrasing."""
 
 import json
 import logging
 import random
+import re
 import time
 from fractions import Fraction
 
@@ -10,20 +11,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibtpo.rewards.math import TAIL_CHARACTERS, _slow_grade, extract_answer, fast_grade, reward, verify
+from ibtpo.rewards.math import (
+    TAIL_CHARACTERS,
+    _slow_grade,
+    extract_answer,
+    fast_grade,
+    reward,
+    verify,
+)
 
 
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# ---------------------------------------------------------------------------------------------------- extraction
+# --------------------------------------------------------------------------------------- extraction
 
 
 @st.composite
 def balanced(draw, depth=2):
     """Text whose braces balance, with escaped braces and commands between them."""
-    parts = draw(st.lists(st.sampled_from(["1", "x", " ", r"\frac", r"\{", r"\}", r"\\", "+", "{}", "é"]), max_size=5))
+    parts = draw(
+        st.lists(
+            st.sampled_from(["1", "x", " ", r"\frac", r"\{", r"\}", r"\\", "+", "{}", "é"]),
+            max_size=5,
+        )
+    )
     if depth and draw(st.booleans()):
         parts.append("{" + draw(balanced(depth=depth - 1)) + "}")
     return "".join(parts)
@@ -79,8 +92,9 @@ def test_only_the_tail_is_read():
 
 
 HOSTILE = [
-    "{", "}", r"\boxed{", r"\boxed{1", "#", "####", "answer is ", "answer is \\(", "$", " ", "\\", "9", "9,", "9/", "1.",
-    "word ", "1 word ", r"\text{", r"\text{a}", r"^\circ", "**", "-", r"\frac{1}{2}", r"\! ", "~",
+    "{", "}", r"\boxed{", r"\boxed{1", "#", "####", "answer is ", "answer is \\(", "$", " ", "\\",
+    "9", "9,", "9/", "1.", "word ", "1 word ", r"\text{", r"\text{a}", r"^\circ", "**", "-",
+    r"\frac{1}{2}", r"\! ", "~",
 ]  # fmt: skip
 
 
@@ -91,10 +105,10 @@ def test_hostile_repetitions_take_bounded_time(unit):
     start = time.process_time()
     for wrapped in (text, rf"\boxed{{{text[:8000]}}}", f"the answer is {text[:8000]}"):
         fast_grade(extract_answer(wrapped), r"\frac{3}{7}")
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 0.3
 
 
-# ----------------------------------------------------------------------------------------------------- fast path
+# ---------------------------------------------------------------------------------------- fast path
 
 
 @given(st.fractions(max_denominator=10_000), st.fractions(max_denominator=10_000))
@@ -102,7 +116,8 @@ def test_fractions_are_compared_exactly(a, b):
     def forms(x):
         yield f"{x.numerator}/{x.denominator}"
         yield rf"\frac{{{x.numerator}}}{{{x.denominator}}}"
-        yield rf"{'-' if x < 0 else ''}\dfrac {{{abs(x.numerator)}}} {{{x.denominator}}} \text{{ cm}}^2"
+        minus = "-" if x < 0 else ""
+        yield rf"{minus}\dfrac {{{abs(x.numerator)}}} {{{x.denominator}}} \text{{ cm}}^2"
         if abs(x) > 1 and x.denominator > 1:
             whole, rest = divmod(abs(x.numerator), x.denominator)
             yield rf"${'-' if x < 0 else ''}{whole}\tfrac{{{rest}}}{{{x.denominator}}}$"
@@ -183,7 +198,7 @@ def test_an_empty_reference_is_an_error():
         fast_grade("1", " ")
 
 
-# ----------------------------------------------------------------------------------------------------- slow path
+# ---------------------------------------------------------------------------------------- slow path
 
 
 @pytest.mark.parametrize(
@@ -194,7 +209,11 @@ def test_an_empty_reference_is_an_error():
         ("x/2", r"\frac{1}{2}x", True),
         ("2, 1", "1, 2", True),
         ("5", "x=5", True),
-        (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\begin{pmatrix}-\frac13\\[2pt] \frac23\end{pmatrix}", True),
+        (
+            r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}",
+            r"\begin{pmatrix}-\frac13\\[2pt] \frac23\end{pmatrix}",
+            True,
+        ),
         ("(3, 4)", "(3,4]", False),
         ("5, 6", "5", False),
         ("q - p", "p - q", False),
@@ -213,7 +232,7 @@ def test_symbolic_answers(answer, reference, right, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-# ----------------------------------------------------------------------------------------------------- real answers
+# ------------------------------------------------------------------------------------- real answers
 
 
 def test_every_gsm8k_answer_in_every_phrasing(shared_data):
@@ -260,7 +279,8 @@ def test_math500_solutions_against_their_own_answers(shared_data):
         assert _slow_grade(extract_answer(row["solution"]), row["answer"]), row["answer"]
 
 
-# MATH-500 answers spelled differently that are accepted for one another, unordered; all others are told apart.
+# MATH-500 answers spelled differently that are accepted for one another, unordered; all others are
+# told apart.
 SAME_VALUE = {
     frozenset(pair)
     for pair in [
@@ -271,9 +291,11 @@ SAME_VALUE = {
         # The unit or currency is not part of the value.
         ("15", r"15\mbox{ cm}^2"),
         ("36", r"\$36"),
+        (r"\frac14", r"\frac{1}{4}"),
         (r"36^\circ", r"\$36"),
         *((number, rf"{number}^\circ") for number in ("30", "36", "90", "120")),
-        # Math-Verify is lenient: a pair and a list, a base left out, the right-hand side of an equation.
+        # Math-Verify is lenient: a pair and a list, a base left out, the right-hand side of an
+        # equation.
         ("(-2,1)", "-2,1"),
         ("(-2,1)", "1,-2"),
         ("40", "40_9"),
@@ -283,7 +305,7 @@ SAME_VALUE = {
 
 
 def test_math500_solutions_against_other_answers(shared_data):
-    """Every solution against the answer of another problem: accepted only where the two mean the same."""
+    """Each solution against another problem's answer: accepted only where both mean the same."""
     rows = read(shared_data / "math500_test.jsonl")
     order = list(range(len(rows)))
     random.Random(0).shuffle(order)
@@ -308,7 +330,7 @@ def test_answers_that_mean_the_same_are_accepted_for_one_another():
 @pytest.mark.slow
 def test_math500_answers_are_told_apart_in_many_pairings(shared_data):
     answers = sorted({row["answer"] for row in read(shared_data / "math500_test.jsonl")})
-    pairs = random.Random(1).choices([(a, b) for a in answers for b in answers if a != b], k=20_000)
+    pairs = random.Random(1).choices([(a, b) for a in answers for b in answers if a != b], k=4_000)
     for mine, other in pairs:
         if verify(rf"\boxed{{{mine}}}", other):
             assert frozenset((mine, other)) in SAME_VALUE, (mine, other)
@@ -321,7 +343,9 @@ def test_every_math_solution_yields_its_boxed_answer(shared_data):
     wrong = []
     for row in rows:
         answer = extract_answer(row["solution"])
-        assert answer is not None and rf"\boxed{{{answer}}}" in row["solution"].replace("fbox", "boxed"), row["idx"]
+        assert answer is not None, row["idx"]
+        boxed = re.sub(r"\\f?box(ed)?\s*\{\s*", r"\\boxed{", row["solution"])
+        assert rf"\boxed{{{answer}" in boxed, row["idx"]
         if not _slow_grade(answer, answer):
             wrong.append(answer)
     assert not wrong

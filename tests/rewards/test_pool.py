@@ -1,4 +1,4 @@
-"""The pool's promise: whatever a text does to its worker, it gets a float, and the next text is graded."""
+"""Whatever a text does to its worker, it gets a float, and the next text is graded."""
 
 import os
 import pathlib
@@ -30,14 +30,21 @@ def hazards(monkeypatch):
 
 def test_fast_answers_start_no_worker():
     with Grader() as grader:
-        assert grader.grade([(r"\boxed{18}", "18"), ("#### 19", "18"), ("no answer", "18")]) == [1.0, 0.0, 0.0]
+        assert grader.grade([(r"\boxed{18}", "18"), ("#### 19", "18"), ("no answer", "18")]) == [
+            1.0,
+            0.0,
+            0.0,
+        ]
         assert grader._pool is None
         assert grader.counts == {"graded": 3, "fast": 3, "slow": 0, "timeout": 0, "crashed": 0}
 
 
 def test_order_futures_counts_and_closing():
     with Grader(workers=2) as grader:
-        assert grader.grade([SLOW_RIGHT, (r"\boxed{2}", "2"), SLOW_WRONG, SLOW_RIGHT] * 20) == [1.0, 1.0, 0.0, 1.0] * 20
+        assert (
+            grader.grade([SLOW_RIGHT, (r"\boxed{2}", "2"), SLOW_WRONG, SLOW_RIGHT] * 20)
+            == [1.0, 1.0, 0.0, 1.0] * 20
+        )
         future = grader.submit(*SLOW_RIGHT)
         assert isinstance(future.result(timeout=30), float)
         assert grader.counts == {"graded": 81, "fast": 20, "slow": 61, "timeout": 0, "crashed": 0}
@@ -55,12 +62,18 @@ def test_endless_answers_are_limited_and_the_pool_goes_on():
     ]
     with Grader(workers=2, timeout=2.0) as grader:
         start = time.monotonic()
-        pairs = [pair for text in endless for pair in ((rf"\boxed{{{text}}}", r"\sqrt{5}"), SLOW_RIGHT)]
+        pairs = [
+            pair for text in endless for pair in ((rf"\boxed{{{text}}}", r"\sqrt{5}"), SLOW_RIGHT)
+        ]
         assert grader.grade(pairs) == [0.0, 1.0] * 3
         assert time.monotonic() - start < 60
         counts = grader.counts
         assert counts["timeout"] >= 2 and counts["graded"] == 6
-        assert grader.grade([("{" * 100_000, "5"), (r"\boxed{" * 20_000, "5"), SLOW_RIGHT]) == [0.0, 0.0, 1.0]
+        assert grader.grade([("{" * 100_000, "5"), (r"\boxed{" * 20_000, "5"), SLOW_RIGHT]) == [
+            0.0,
+            0.0,
+            1.0,
+        ]
 
 
 def test_workers_that_die_or_fail_give_zero_and_the_pool_goes_on(hazards):
@@ -76,7 +89,7 @@ def test_workers_that_die_or_fail_give_zero_and_the_pool_goes_on(hazards):
 
 
 def test_an_idle_worker_killed_from_outside_is_replaced(hazards):
-    """Pebble gives up a pool whose worker dies with nothing running; the answers that follow must not notice."""
+    """Pebble gives up a pool whose worker dies idle; the answers that follow must not notice."""
     with Grader("hazard", workers=1, timeout=2.0) as grader:
         for _ in range(3):
             assert grader.grade([("a", "a")]) == [1.0]
@@ -100,7 +113,10 @@ def test_closing_cancels_what_is_not_done(hazards):
 
 def test_workers_that_cannot_start_are_an_error_not_a_reward(hazards, monkeypatch):
     monkeypatch.setenv("IBTPO_TEST_BROKEN_IMPORT", "1")
-    with Grader("hazard", workers=1) as grader, pytest.raises(RuntimeError, match="no grading worker could be started"):
+    with (
+        Grader("hazard", workers=1) as grader,
+        pytest.raises(RuntimeError, match="no grading worker could be started"),
+    ):
         grader.submit("a", "a").result(timeout=60)
 
 
@@ -121,9 +137,14 @@ def test_a_reward_workers_cannot_import_is_refused(monkeypatch):
 def run_script(tmp_path, body: str, **kwargs) -> subprocess.CompletedProcess:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(body))
-    paths = [str(pathlib.Path(ibtpo.rewards.__file__).parents[2]), str(pathlib.Path(__file__).parent)]
+    paths = [
+        str(pathlib.Path(ibtpo.rewards.__file__).parents[2]),
+        str(pathlib.Path(__file__).parent),
+    ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=env, **kwargs)
+    return subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=env, **kwargs
+    )
 
 
 def test_rewards_are_light_and_workers_do_not_import_the_main_module(tmp_path):
@@ -138,14 +159,17 @@ def test_rewards_are_light_and_workers_do_not_import_the_main_module(tmp_path):
         import numpy  # stands for JAX: a worker must not import what the main module does
         import hazards
         ibtpo.rewards.REWARDS["hazard"] = hazards.hazard
-        with ibtpo.rewards.pool.Grader("hazard", workers=1) as grader:  # no __name__ guard needed either
+        # No __name__ guard is needed either.
+        with ibtpo.rewards.pool.Grader("hazard", workers=1) as grader:
             assert grader.grade([("modules", "")]) == [1.0], grader.counts
         """,
     )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("ending", ["pass", "raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), 2)"])
+@pytest.mark.parametrize(
+    "ending", ["pass", "raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), 2)"]
+)
 def test_the_interpreter_exits_with_an_open_busy_grader(tmp_path, ending):
     start = time.monotonic()
     done = run_script(

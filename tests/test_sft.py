@@ -1,0 +1,90 @@
+"""Supervised training: packing, data sources, and a short run."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from configs import tiny_sft
+from ibtpo import metrics, sft
+from ibtpo.models import hf
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=30),
+    rows=st.integers(1, 3),
+)
+def test_packed_rows_hold_every_example_whole(lengths, rows):
+    tokens = itertools.count(1)
+    examples = [([next(tokens) for _ in range(a)], [next(tokens) for _ in range(b)]) for a, b in lengths]
+    # Examples of a whole row, one more than there are rows, push out the batch that holds the last of the others.
+    fillers = [([0] * 11, [0])] * (rows + 1)
+    batches = sft.pack([*examples, *fillers], rows=rows, row_tokens=12)
+    found = []
+    for batch in batches:
+        for r in range(rows):
+            start = 0
+            while start < 12 and batch.subtree_end[r, start] > start + 1:
+                end = batch.subtree_end[r, start]
+                place = (r, slice(start, end))
+                assert (batch.subtree_end[place] == end).all()
+                np.testing.assert_array_equal(batch.positions[place], np.arange(end - start))
+                parents = np.arange(start, end) - 1
+                parents[0] = start
+                np.testing.assert_array_equal(batch.parent_token[place], parents)
+                weight = batch.weight[place].astype(int)
+                prompt = int((weight == 0).sum())
+                assert (weight[prompt:] == 1).all()
+                row = batch.tokens[place].tolist()
+                found.append((row[:prompt], row[prompt:]))
+                start = end
+            rest = (r, slice(start, None))
+            np.testing.assert_array_equal(batch.subtree_end[rest], np.arange(start, 12) + 1)
+            np.testing.assert_array_equal(batch.parent_token[rest], np.arange(start, 12))
+            assert not batch.weight[rest].any()
+    assert sorted(example for example in found if example != fillers[0]) == sorted(examples)
+
+
+def test_an_example_longer_than_a_row_is_refused():
+    with pytest.raises(ValueError, match=r"an example of 13 tokens does not fit train\.row_tokens=12"):
+        next(sft.pack([([1] * 12, [2])], rows=1, row_tokens=12))
+
+
+def test_json_lines_are_read_again_and_again(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"q": f"question {i}", "s": f"solution {i}"}) + "\n" for i in range(5)))
+    data = ConfigDict(dict(source=f"jsonl:{path}", question_field="q", solution_field="s"))
+    pairs = list(itertools.islice(sft.solutions(data, seed=0), 10))
+    for epoch in (pairs[:5], pairs[5:]):
+        assert sorted(solution for _, solution in epoch) == [f"solution {i}" for i in range(5)]
+        assert all(p.question.split()[1] == s.split()[1] for p, s in epoch)
+    with pytest.raises(ValueError, match=r"data\.source='csv:x' is neither"):
+        next(sft.solutions(ConfigDict(dict(source="csv:x")), seed=0))
+
+
+def test_a_short_run_learns_repeats_itself_and_saves(tiny_tokenizer_dir, tmp_path):
+    def run(name: str):
+        config = tiny_sft.get_config()
+        config.tokenizer, config.output = str(tiny_tokenizer_dir), str(tmp_path / name)
+        config.model.architecture.update(embed_dim=32, mlp_dim=48, num_layers=1, num_heads=2, num_kv_heads=1)
+        config.model.architecture.head_dim = 16
+        config.train.update(steps=30, rows=2, row_tokens=128)
+        config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
+        config.log.every = 10
+        sft.main(config, str(tmp_path / "work" / name))
+        losses = [row["sft/loss"] for row in metrics.read(tmp_path / "work" / name)]
+        return losses, nnx.state(hf.load(tmp_path / name))
+
+    losses, params = run("a")
+    assert losses[-1] < 0.75 * losses[0] and losses[-1] > 0
+    again, same = run("b")
+    assert losses == again
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert (tmp_path / "a" / "tokenizer.json").is_file()
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["eos_token_id"] > 0
+    assert params["embedding"][...].shape[1] == same["embedding"][...].shape[1] == 32

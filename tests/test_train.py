@@ -1,0 +1,172 @@
+"""The whole path on the tiny model: prompt, trees, scores, update, checkpoint, evaluation, export."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from ibtpo import config as config_lib, evaluate as evaluate_lib, export as export_lib, metrics, train as train_lib
+from ibtpo.data.problems import load_problems
+from ibtpo.policy import load_policy
+from ibtpo.rewards.pool import Grader
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_model_dir, repo_root):
+    """Makes configs/tiny.py with sizes for a test; keyword arguments are dotted keys with "__" for "."."""
+
+    def make(**changes):
+        config = tiny.get_config()
+        small = {
+            "model.path": str(tiny_model_dir), "data.dir": str(repo_root / "build" / "tfds"),
+            "data.limit": 64, "tree.initial": 3, "tree.rounds": 3, "sampling.max_new_tokens": 48,
+            "sampling.slots": 8, "sampling.questions_in_flight": 4, "train.steps": 4,
+            "train.questions_per_step": 4, "train.rows_per_step": 2, "eval.every": 0, "eval.questions": 6,
+            "eval.samples": 2, "checkpoint.every": 2, "log.tensorboard": False, "reward.workers": 1,
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        for key, value in small.items():
+            section, name = key.rsplit(".", 1) if "." in key else ("", key)
+            target = config[section] if section else config
+            with target.unlocked():
+                target[name] = value
+        return config_lib.resolve(config)
+
+    return make
+
+
+def rows(workdir):
+    return list(metrics.read(workdir))
+
+
+def learning(row):
+    """The numbers of a row that must not depend on the machine."""
+    return {name: value for name, value in row.items() if not name.startswith(("time/", "train/graded"))}
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_config, tmp_path_factory):
+    """Four uninterrupted updates, evaluated before, in the middle and after."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    config = tiny_config(eval__every=2)
+    train_lib.train(config, str(workdir))
+    return config, workdir
+
+
+def test_a_run_leaves_metrics_checkpoints_and_a_curve(finished_run):
+    config, workdir = finished_run
+    training = [row for row in rows(workdir) if "train/loss" in row]
+    assert [row["step"] for row in training] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows(workdir) if "eval/avg_at_k" in row] == [0, 2, 4]
+    assert (workdir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (workdir / "config.json").is_file()
+    for row in training:
+        assert row["train/kv_pages_left"] == 0
+        assert row["train/skipped_updates"] == 0
+        if "train/sampler_gap" in row:  # the trainer recomputes what the sampler reported
+            assert row["train/sampler_gap"] < 1e-5
+            assert row["train/ratio"] == pytest.approx(1, abs=1e-5)
+    assert any(row["train/masked_groups"] < 1 for row in training)
+
+
+def test_resuming_equals_not_stopping(finished_run, tiny_config, tmp_path):
+    config, whole = finished_run
+    half = tiny_config(eval__every=2, train__steps=2)
+    train_lib.train(half, str(tmp_path))
+    train_lib.train(config, str(tmp_path))
+    assert [learning(row) for row in rows(tmp_path)] == [learning(row) for row in rows(whole)]
+
+
+def test_running_again_says_finished(finished_run, capsys):
+    config, workdir = finished_run
+    before = rows(workdir)
+    train_lib.train(config, str(workdir))
+    assert "is finished: 4 of 4 updates" in capsys.readouterr().out
+    assert rows(workdir) == before
+
+
+def test_a_workdir_refuses_another_configuration(finished_run, tiny_config):
+    with pytest.raises(config_lib.ConfigError, match="loss.kl"):
+        train_lib.train(tiny_config(eval__every=2, loss__kl=0.5), str(finished_run[1]))
+
+
+@pytest.mark.parametrize("changes", [
+    dict(method="grpo"),
+    dict(tree__strategy="entropy", loss__aggregation="token_mean"),
+    dict(tree__strategy="fixed_width", tree__segment_tokens=12, loss__kl=0.0),
+    dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0),
+    dict(tree__value="backup", tree__root="initial", tree__ratio_power=2, tree__confidence="joint",
+         loss__aggregation="fixed_length", loss__mask_uniform_groups=False),
+])
+def test_other_methods_and_options_train(tiny_config, tmp_path, changes):
+    train_lib.train(tiny_config(train__steps=1, **changes), str(tmp_path))
+    row = rows(tmp_path)[-1]
+    assert np.isfinite(row["train/loss"]) and row["train/kv_pages_left"] == 0
+    assert {"train/ib_score_root", "train/cov_root", "train/eff_rate"} <= row.keys()
+    assert ("train/kl" in row) == (changes.get("loss__kl", 1) > 0)
+
+
+def test_evaluate_reads_runs_and_folders_and_writes_every_response(finished_run, tiny_config, tmp_path, capsys):
+    config, workdir = finished_run
+    policy = evaluate_lib.load_checkpoint(config, workdir)
+    problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)[:6]
+    with Grader(workers=1) as grader:
+        result = evaluate_lib.evaluate(policy, policy.params, problems,
+                                       evaluate_lib.make_eval_sampler(policy, config), grader, config)
+    summary = evaluate_lib.write(result, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    responses = [json.loads(line) for line in (tmp_path / "responses.jsonl").open()]
+    assert len(responses) == 6 * 2
+    assert summary["avg_at_k"] == pytest.approx(np.mean([r["reward"] for r in responses]))
+    assert summary["avg_low"] <= summary["avg_at_k"] <= summary["avg_high"]
+    # The run's own last evaluation saw the same policy, problems and random numbers.
+    logged = [row for row in rows(workdir) if "eval/avg_at_k" in row][-1]
+    assert logged["eval/avg_at_k"] == summary["avg_at_k"]
+    assert "avg@2" in evaluate_lib.table(summary)
+    with pytest.raises(config_lib.ConfigError, match="neither a run"):
+        evaluate_lib.load_checkpoint(config, tmp_path)
+
+
+def test_exported_policy_loads_in_transformers_with_the_same_logits(finished_run, tmp_path):
+    torch = pytest.importorskip("torch")
+    import transformers
+    config, workdir = finished_run
+    export_lib.export(config, str(workdir), str(tmp_path / "hf"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ours, original = evaluate_lib.load_checkpoint(config, tmp_path / "hf"), load_policy(config)
+    trained = evaluate_lib.load_checkpoint(config, workdir)
+    leaves = zip(*(jax.tree.leaves(p.params) for p in (ours, trained, original)))
+    moved = 0.0
+    for a, b, c in leaves:
+        np.testing.assert_array_equal(a, b)
+        moved = max(moved, float(np.abs(np.asarray(b) - np.asarray(c)).max()))
+    assert moved > 0
+    ids = tokenizer("Question: Start with 3. Add 4.\nAnswer:\n", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        theirs = model(ids).logits[0].numpy()
+    problem = ours.question(0, load_problems(config.data, "test", ours.tokenizer)[0], config.data)
+    assert problem.tokens and theirs.shape == (ids.shape[1], ours.model.vocab_size)
+
+
+REAL = {
+    "gsm8k": dict(file="gsm8k_train.jsonl", question="question", answer="answer", pattern=r"####\s*(.+)"),
+    "math": dict(file="math4500_train.jsonl", question="problem", answer="solution", pattern="boxed"),
+}
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_real_problems_run_from_prompt_to_update(tiny_config, shared_data, tmp_path, name):
+    source = REAL[name]
+    config = tiny_config(
+        data__source=f"jsonl:{shared_data / source['file']}", data__question_field=source["question"],
+        data__answer_field=source["answer"], data__answer_pattern=source["pattern"], data__limit=8,
+        data__max_prompt_tokens=400, train__steps=1, loss__mask_uniform_groups=False)
+    train_lib.train(config, str(tmp_path))
+    row = rows(tmp_path)[-1]
+    assert np.isfinite(row["train/loss"]) and row["train/skipped_updates"] == 0
+    assert row["train/kv_pages_left"] == 0
+    # Tokens of length-limited prompts of real text: the trainer still sees what the sampler saw.
+    assert row["train/sampler_gap"] < 1e-5
