@@ -4,7 +4,8 @@
 # make lint       ruff                        make clean       remove what was built (not .venv, not runs)
 #
 # PYTHON=...  the interpreter of the environment (3.11 or 3.12)
-# VENV=...    where the environment lives; WORKDIR=... where the demo writes; PYTEST_ARGS=... e.g. "-k tree -x"
+# VENV=...    where the environment lives; PYTEST_ARGS=... e.g. "-k tree -x"
+# WORKDIR=... where the demo writes; DEMO_ARGS=... e.g. "--config.train.seed=1 --config.method=grpo"
 # TEST_JOBS=N test processes (0: one, no workers)
 
 .DELETE_ON_ERROR:
@@ -13,6 +14,7 @@
 
 VENV ?= .venv
 WORKDIR ?= runs/tiny
+DEMO_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
 
@@ -25,7 +27,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,8p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,9p'
 
 env: $(VENV)/.env
 test-env: $(VENV)/.test-env
@@ -45,7 +47,7 @@ $(VENV)/.test-env: requirements.txt requirements-test.txt | $(BIN)/python
 	@touch $(VENV)/.env $@
 
 demo: env
-	$(BIN)/python -m ibtpo.train --config=configs/tiny.py --workdir=$(WORKDIR)
+	$(BIN)/python -m ibtpo.train --config=configs/tiny.py --workdir=$(WORKDIR) $(DEMO_ARGS)
 
 test: test-env
 	$(BIN)/python -m pytest -q -n $(TEST_JOBS) $(PYTEST_ARGS)

@@ -38,13 +38,13 @@ def get_config() -> config_dict.ConfigDict:
 
     config.optimizer.learning_rate = 3e-4  # a small model takes larger steps
 
-    config.train.steps = 100  # updates
+    config.train.steps = 30  # updates
     config.train.questions_per_step = 32  # trees per update
     config.train.row_tokens = 1024  # holds the largest possible tree: one shape, compiled once
     config.train.rows_per_step = 8  # rows of a microbatch
 
     config.eval.every = 10  # updates
-    config.eval.questions = 128  # held-out questions
+    config.eval.questions = 256  # held-out questions
     config.eval.samples = 8  # k of avg@k
     config.eval.temperature = 1.0  # as in training
     config.eval.top_k = 0  # off

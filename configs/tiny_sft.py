@@ -2,10 +2,11 @@
 
 Command:   python -m ibtpo.sft --config=configs/tiny_sft.py --workdir=runs/tiny_sft
 Tokenizer: python assets/make_tokenizer.py --output assets/qwen3-tiny (before the first run)
-Hardware:  two CPU cores; 13 minutes while other work kept both busy
-Result:    sft/loss 0.062. At temperature 1 it solves 30 % of held-out problems (640, 4 samples each) and gets 78 %,
-           63 % and 73 % of the steps with +, - and * right; greedily 61 % (512 problems) and 93 %, 79 % and 92 %.
-           That gap is what reinforcement learning has to win.
+Hardware:  two CPU cores, 8 minutes
+Result:    sft/loss 0.10; then python -m ibtpo.evaluate --config=configs/tiny.py --checkpoint=assets/qwen3-tiny gives
+           avg@8 42.6 % on 256 held-out problems at temperature 1, and 98.4 % greedily (--config.eval.top_k=1): the model
+           knows the task, and samples mistakes at the rate it was shown. That gap is what reinforcement learning has
+           to close.
 """
 
 from ml_collections import config_dict
@@ -38,7 +39,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data = data = config_dict.ConfigDict()
     data.source = "arithmetic"  # chained arithmetic, drawn as needed, or "jsonl:<path>"
     data.difficulty = "normal"  # of chained arithmetic: easy | normal | hard
-    data.noise = 0.05  # share of chained arithmetic's steps that are made wrong
+    data.noise = 0.2  # share of chained arithmetic's steps that are made wrong
     data.question_field = "question"  # field of a JSON line with the question
     data.solution_field = "solution"  # field of a JSON line with the worked solution
     data.prompt = "Question: {question}\nAnswer:\n"  # text before the solution; {question} is replaced
@@ -56,7 +57,7 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.clip_norm = 1.0  # global norm of the gradient; 0: off
 
     config.train = train = config_dict.ConfigDict()
-    train.steps = 2_500  # updates
+    train.steps = 3_000  # updates
     train.seed = 0  # of weights, problems and mistakes
     train.rows = 4  # rows of a batch
     train.row_tokens = 256  # tokens of a row, which holds several whole examples

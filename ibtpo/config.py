@@ -285,7 +285,8 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"train.row_tokens={train.row_tokens} cannot hold the largest possible tree, {largest} tokens "
             f"(data.max_prompt_tokens={config.data.max_prompt_tokens} + {num_responses} responses of "
-            f"sampling.max_new_tokens={sampling.max_new_tokens}): set it to 0 (as the longest tree of each batch needs) or at least {largest}"
+            f"sampling.max_new_tokens={sampling.max_new_tokens}): set it to 0 (as long as each "
+            f"batch's longest tree needs) or at least {largest}"
         )
     open_axes = [name for name in ("data", "fsdp", "tensor") if mesh[name] == -1]
     if len(open_axes) > 1:
@@ -398,9 +399,7 @@ def _check_override(config: ConfigDict, no: bool, key: str, value: str | None, a
         if parser is not None:
             parser.parse(value)
     except (ValueError, TypeError):
-        raise ConfigError(
-            f"{argument}: {key} needs {words}, not {value!r}; e.g. --config.{key}={example}"
-        ) from None
+        raise ConfigError(f"{argument}: {key} needs {words}, not {value!r}; e.g. --config.{key}={example}") from None
 
 
 def _split_command_line(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

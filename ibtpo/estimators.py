@@ -17,18 +17,11 @@ import numpy as np
 def _correctness(correct: np.ndarray, k: int | None = None) -> np.ndarray:
     correct = np.asarray(correct, dtype=np.float64)
     if correct.ndim != 2 or correct.shape[1] == 0:
-        raise ValueError(
-            "correct must be [questions, samples] with at least one sample, "
-            f"got shape {correct.shape}"
-        )
+        raise ValueError(f"correct must be [questions, samples] with at least one sample, got shape {correct.shape}")
     if not np.isin(correct, (0.0, 1.0)).all():
-        raise ValueError(
-            f"correct must hold only 0 and 1, found {correct[~np.isin(correct, (0.0, 1.0))][0]}"
-        )
+        raise ValueError(f"correct must hold only 0 and 1, found {correct[~np.isin(correct, (0.0, 1.0))][0]}")
     if k is not None and not 1 <= k <= correct.shape[1]:
-        raise ValueError(
-            f"k must be between 1 and the {correct.shape[1]} samples per question, got {k}"
-        )
+        raise ValueError(f"k must be between 1 and the {correct.shape[1]} samples per question, got {k}")
     return correct
 
 
@@ -70,9 +63,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     return 1.0 - np.prod(np.maximum(wrong - drawn, 0.0) / (n - drawn), axis=1)
 
 
-def maj_at_k(
-    correct: np.ndarray, answers: Sequence[Sequence[Hashable | None]], k: int
-) -> np.ndarray:
+def maj_at_k(correct: np.ndarray, answers: Sequence[Sequence[Hashable | None]], k: int) -> np.ndarray:
     """maj@k: expected correctness of the most frequent answer among k of the n samples.
 
     The expectation runs over all k-subsets, each equally likely, and over a random choice, each
@@ -102,13 +93,8 @@ def maj_at_k(
     if len(answers) != num_questions or any(len(row) != n for row in answers):
         raise ValueError(f"answers must be [{num_questions}][{n}], like correct")
     if k < n and n > 1000:
-        raise ValueError(
-            f"maj@k with k={k} < n takes at most 1000 samples per question, got {n}: "
-            "counts overflow"
-        )
-    return np.array(
-        [_majority(row, list(row_answers), k) for row, row_answers in zip(correct, answers)]
-    )
+        raise ValueError(f"maj@k with k={k} < n takes at most 1000 samples per question, got {n}: counts overflow")
+    return np.array([_majority(row, list(row_answers), k) for row, row_answers in zip(correct, answers)])
 
 
 def _majority(correct: np.ndarray, answers: list, k: int) -> float:
@@ -121,21 +107,14 @@ def _majority(correct: np.ndarray, answers: list, k: int) -> float:
             right[answer] = right.get(answer, 0.0) + value
     if k == len(answers):
         winners = [answer for answer, count in votes.items() if count == max(votes.values())]
-        return (
-            sum(right[answer] / votes[answer] for answer in winners) / len(winners)
-            if winners
-            else 0.0
-        )
+        return sum(right[answer] / votes[answer] for answer in winners) / len(winners) if winners else 0.0
     blank = len(answers) - sum(votes.values())
     total = 0.0
     for answer, count in votes.items():
         if right[answer] == 0.0:
             continue
         others = [other for name, other in votes.items() if name != answer]
-        share = sum(
-            math.comb(count, j) * _subsets_won(others, blank, k - j, j)
-            for j in range(1, min(count, k) + 1)
-        )
+        share = sum(math.comb(count, j) * _subsets_won(others, blank, k - j, j) for j in range(1, min(count, k) + 1))
         total += right[answer] / count * share
     return total / math.comb(len(answers), k)
 
@@ -182,16 +161,12 @@ def bootstrap_interval(
     """
     values = np.asarray(per_question, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(
-            f"per_question must be [questions] with at least one, got shape {values.shape}"
-        )
+        raise ValueError(f"per_question must be [questions] with at least one, got shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"per_question[{int(np.argmin(np.isfinite(values)))}] is not finite")
     if resamples < 1 or not 0.0 < level < 1.0:
         raise ValueError(f"need resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
-    drawn = np.random.default_rng(seed).integers(
-        values.size, size=(resamples, values.size), dtype=np.int32
-    )
+    drawn = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size), dtype=np.int32)
     low, high = np.quantile(values[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
 
@@ -217,7 +192,5 @@ def paired_difference(
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(
-            f"a and b must cover the same questions, got shapes {a.shape} and {b.shape}"
-        )
+        raise ValueError(f"a and b must cover the same questions, got shapes {a.shape} and {b.shape}")
     return bootstrap_interval(a - b, seed=seed, resamples=resamples, level=level)

@@ -9,17 +9,18 @@ Prints a table and writes summary.json and responses.jsonl, every response with 
 --workdir (default: <checkpoint>/evaluation).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 import json
 import os
 import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from absl import flags
 import jax
 import numpy as np
+from absl import flags
 
-from ibtpo import checkpoints, config as config_lib, estimators
+from ibtpo import checkpoints, estimators
+from ibtpo import config as config_lib
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.metrics import Progress
 from ibtpo.policy import Policy, load_policy, make_grade, make_grader, make_sampler
@@ -32,8 +33,7 @@ from ibtpo.sampling.logits import SamplingParams
 # Folded into the run's key, so that evaluation never repeats the draws of training.
 EVALUATION_STREAM = 0x65766C
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "workdir of a run, or a folder in Hugging Face format")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a run, or a folder in Hugging Face format")
 
 
 @dataclass
@@ -74,8 +74,16 @@ def make_eval_sampler(policy: Policy, config) -> TreeSampler:
     return make_sampler(policy, config, strategy="independent", initial=config.eval.samples, rounds=1)
 
 
-def evaluate(policy: Policy, params, problems: Sequence[Problem], sampler: TreeSampler, grader: Grader,
-             config, *, on_finished: Callable[[SampledTree], None] | None = None) -> Evaluation:
+def evaluate(
+    policy: Policy,
+    params,
+    problems: Sequence[Problem],
+    sampler: TreeSampler,
+    grader: Grader,
+    config,
+    *,
+    on_finished: Callable[[SampledTree], None] | None = None,
+) -> Evaluation:
     """Samples and grades eval.samples responses per problem with the given parameters.
 
     The draws depend on train.seed and the problems' ids alone, so two checkpoints are compared on the
@@ -84,8 +92,9 @@ def evaluate(policy: Policy, params, problems: Sequence[Problem], sampler: TreeS
     key = jax.random.fold_in(jax.random.key(config.train.seed), EVALUATION_STREAM)
     questions = [policy.question(p.id, p, config.data) for p in problems]
     grade = make_grade(policy, grader, {p.id: p for p in problems})
-    trees, stats = sampler(params, questions, grade, key=key,
-                           sampling=SamplingParams.from_config(config.eval), on_finished=on_finished)
+    trees, stats = sampler(
+        params, questions, grade, key=key, sampling=SamplingParams.from_config(config.eval), on_finished=on_finished
+    )
     texts = [[policy.text(r.tokens) for r in tree.responses] for tree in trees]
     return Evaluation(
         problems=problems,
@@ -94,7 +103,8 @@ def evaluate(policy: Policy, params, problems: Sequence[Problem], sampler: TreeS
         texts=texts,
         lengths=np.array([[len(r.tokens) for r in tree.responses] for tree in trees]),
         truncated=np.array([[r.finish == "length" for r in tree.responses] for tree in trees]),
-        stats=stats)
+        stats=stats,
+    )
 
 
 def write(evaluation: Evaluation, folder: str | os.PathLike) -> dict[str, float]:
@@ -106,20 +116,36 @@ def write(evaluation: Evaluation, folder: str | os.PathLike) -> dict[str, float]
     with (folder / "responses.jsonl").open("w") as file:
         for q, problem in enumerate(evaluation.problems):
             for i, text in enumerate(evaluation.texts[q]):
-                file.write(json.dumps({
-                    "id": problem.id, "question": problem.question, "answer": problem.answer,
-                    "sample": i, "response": text, "extracted": evaluation.answers[q][i],
-                    "reward": float(evaluation.correct[q, i]), "tokens": int(evaluation.lengths[q, i]),
-                    "truncated": bool(evaluation.truncated[q, i])}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "id": problem.id,
+                            "question": problem.question,
+                            "answer": problem.answer,
+                            "sample": i,
+                            "response": text,
+                            "extracted": evaluation.answers[q][i],
+                            "reward": float(evaluation.correct[q, i]),
+                            "tokens": int(evaluation.lengths[q, i]),
+                            "truncated": bool(evaluation.truncated[q, i]),
+                        }
+                    )
+                    + "\n"
+                )
     return summary
 
 
 def table(summary: dict[str, float]) -> str:
     """The summary as text, one metric a line, in percent."""
     k = summary["k"]
-    rows = [{"metric": f"{name}@{k}", "value": f"{100 * summary[f'{name}_at_k']:.1f} %",
-             "95 % interval": f"{100 * summary[f'{name}_low']:.1f} .. {100 * summary[f'{name}_high']:.1f}"}
-            for name in ("avg", "pass", "maj")]
+    rows = [
+        {
+            "metric": f"{name}@{k}",
+            "value": f"{100 * summary[f'{name}_at_k']:.1f} %",
+            "95 % interval": f"{100 * summary[f'{name}_low']:.1f} .. {100 * summary[f'{name}_high']:.1f}",
+        }
+        for name in ("avg", "pass", "maj")
+    ]
     rows.append({"metric": "mean length", "value": f"{summary['mean_length']:.1f} tokens"})
     rows.append({"metric": "truncated", "value": f"{100 * summary['truncation_rate']:.1f} %"})
     return summary_table(rows)
@@ -136,7 +162,8 @@ def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
     if not (checkpoint / "checkpoints").is_dir():
         raise config_lib.ConfigError(
             f"--checkpoint={checkpoint} holds neither a run (no folder checkpoints) nor a Hugging Face "
-            "model (no config.json with *.safetensors)")
+            "model (no config.json with *.safetensors)"
+        )
     policy = load_policy(config)
     return policy.with_params(checkpoints.load_params(checkpoint, policy.params))
 
@@ -147,7 +174,7 @@ def main(config, workdir: str | None) -> None:
     with config_lib.user_errors():
         policy = load_checkpoint(config, _CHECKPOINT.value)
         problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)
-        problems = problems[:config.eval.questions or None]
+        problems = problems[: config.eval.questions or None]
         sampler = make_eval_sampler(policy, config)
         grader = make_grader(config)
     done = correct = 0
@@ -158,8 +185,7 @@ def main(config, workdir: str | None) -> None:
         progress.update(done, {"avg": correct / done})
 
     with grader, Progress(len(problems), description="questions") as progress:
-        evaluation = evaluate(policy, policy.params, problems, sampler, grader, config,
-                              on_finished=show)
+        evaluation = evaluate(policy, policy.params, problems, sampler, grader, config, on_finished=show)
     folder = pathlib.Path(workdir or pathlib.Path(_CHECKPOINT.value) / "evaluation")
     print(table(write(evaluation, folder)))
     print(f"\nwritten: {folder / 'summary.json'}, {folder / 'responses.jsonl'}")

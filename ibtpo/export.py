@@ -9,7 +9,8 @@ config.model.path.
 from absl import flags
 from flax import nnx
 
-from ibtpo import checkpoints, config as config_lib
+from ibtpo import checkpoints
+from ibtpo import config as config_lib
 from ibtpo.models import hf
 from ibtpo.policy import load_policy
 

@@ -4,16 +4,16 @@ What every command shares: `load_policy` reads a Hugging Face directory, `make_s
 tree sampler that a config describes.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 import dataclasses
-from dataclasses import dataclass
 import json
 import pathlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 
+import numpy as np
 from flax import nnx
 from jax import numpy as jnp
-import numpy as np
 
 from ibtpo.data.problems import Problem, format_prompt
 from ibtpo.data.tokenizer import load_tokenizer, step_ends, token_bytes
@@ -23,7 +23,6 @@ from ibtpo.rewards.pool import Grader
 from ibtpo.sampling.engine import Question, SamplerOptions, TreeSampler
 from ibtpo.sampling.strategies import TreeOptions
 
-
 ANSWER_MARKER = b"\\boxed"  # from here on a response states its result and reasons no more
 
 
@@ -31,13 +30,14 @@ ANSWER_MARKER = b"\\boxed"  # from here on a response states its result and reas
 class Policy:
     """A decoder split into structure and parameters, with its tokenizer.
 
-    graphdef: the decoder's structure; nnx.merge(graphdef, params) is the decoder. params: as loaded.
+    graphdef: the decoder's structure; nnx.merge(graphdef, params) is the decoder. params: as loaded,
+    or None where somebody else holds them.
     stop_ids: tokens that end a response. separator: bytes between steps.
     """
 
     model: ModelConfig
     graphdef: nnx.GraphDef
-    params: nnx.State
+    params: nnx.State | None
     tokenizer: object
     table: list[bytes]
     stop_ids: tuple[int, ...]
@@ -59,7 +59,7 @@ class Policy:
         """The text of generated tokens, without special tokens."""
         return b"".join(self.table[token] for token in tokens).decode("utf-8", errors="replace")
 
-    def with_params(self, params: nnx.State) -> "Policy":
+    def with_params(self, params: nnx.State | None) -> "Policy":
         """The same policy with other parameters."""
         return dataclasses.replace(self, params=params)
 
@@ -74,20 +74,28 @@ def load_policy(config, *, path: str | pathlib.Path | None = None, shardings=Non
     Raises ValueError where prompt and response cannot fit the model's positions.
     """
     path = pathlib.Path(path or config.model.path)
-    decoder = hf.load(path, dtype=jnp.dtype(config.model.dtype),
-                      param_dtype=jnp.dtype(config.model.param_dtype), shardings=shardings)
+    decoder = hf.load(
+        path, dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype), shardings=shardings
+    )
     longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
     if longest > decoder.config.max_positions:
         raise ValueError(
             f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {path} has "
-            f"{decoder.config.max_positions} positions: lower one of the two")
+            f"{decoder.config.max_positions} positions: lower one of the two"
+        )
     tokenizer = load_tokenizer(path)
     graphdef, params = nnx.split(decoder, nnx.Param)
     table = token_bytes(tokenizer)
     table += [b""] * (decoder.config.vocab_size - len(table))  # vocabularies are often padded
-    return Policy(model=decoder.config, graphdef=graphdef, params=params, tokenizer=tokenizer,
-                  table=table, stop_ids=_stop_ids(path, tokenizer),
-                  separator=config.data.separator.encode())
+    return Policy(
+        model=decoder.config,
+        graphdef=graphdef,
+        params=params,
+        tokenizer=tokenizer,
+        table=table,
+        stop_ids=_stop_ids(path, tokenizer),
+        separator=config.data.separator.encode(),
+    )
 
 
 def _stop_ids(path: pathlib.Path, tokenizer) -> tuple[int, ...]:
@@ -99,8 +107,10 @@ def _stop_ids(path: pathlib.Path, tokenizer) -> tuple[int, ...]:
         extra = json.loads(file.read_text()).get("eos_token_id") or []
         ids.update(extra if isinstance(extra, list) else [extra])
     if not ids:
-        raise ValueError(f"{path}: neither the tokenizer nor generation_config.json names an "
-                         "end-of-sequence token, so no response could end")
+        raise ValueError(
+            f"{path}: neither the tokenizer nor generation_config.json names an "
+            "end-of-sequence token, so no response could end"
+        )
     return tuple(sorted(ids))
 
 
@@ -112,10 +122,16 @@ def tree_options(config, **changes) -> TreeOptions:
 
 def make_sampler(policy: Policy, config, **changes) -> TreeSampler:
     """The sampler the config describes. changes: fields of `TreeOptions` to override."""
-    return TreeSampler(policy.graphdef, policy.model, SamplerOptions.from_config(config),
-                       tree_options(config, **changes), stop_ids=policy.stop_ids,
-                       step_ends=policy.step_ends,
-                       answer_start=policy.answer_start, dtype=jnp.dtype(config.model.dtype))
+    return TreeSampler(
+        policy.graphdef,
+        policy.model,
+        SamplerOptions.from_config(config),
+        tree_options(config, **changes),
+        stop_ids=policy.stop_ids,
+        step_ends=policy.step_ends,
+        answer_start=policy.answer_start,
+        dtype=jnp.dtype(config.model.dtype),
+    )
 
 
 def make_grader(config) -> Grader:
@@ -124,12 +140,16 @@ def make_grader(config) -> Grader:
     return Grader(reward.kind, workers=reward.workers, timeout=reward.timeout, memory_mb=reward.memory_mb)
 
 
-def make_grade(policy: Policy, grader: Grader, problems: dict[int, Problem],
-               ) -> Callable[[Question, np.ndarray], Future]:
+def make_grade(
+    policy: Policy,
+    grader: Grader,
+    problems: dict[int, Problem],
+) -> Callable[[Question, np.ndarray], Future]:
     """The sampler's `grade`: detokenise a response and submit it against its problem's answer.
 
     problems: by question id.
     """
+
     def grade(question: Question, tokens: np.ndarray) -> Future:
         return grader.submit(policy.text(tokens), problems[question.id].answer)
 

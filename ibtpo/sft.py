@@ -65,9 +65,7 @@ def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
         raise ValueError(f"data.source={data.source!r} is neither 'arithmetic' nor 'jsonl:<path>'")
 
 
-def pack(
-    examples: Iterable[tuple[list[int], list[int]]], *, rows: int, row_tokens: int
-) -> Iterator[TokenBatch]:
+def pack(examples: Iterable[tuple[list[int], list[int]]], *, rows: int, row_tokens: int) -> Iterator[TokenBatch]:
     """Batches [rows, row_tokens] of examples (prompt tokens, solution tokens), several per row.
 
     An example is a tree of one path: subtree_end is its end, so neighbours do not see each other. It goes to the first
@@ -80,9 +78,7 @@ def pack(
     for prompt, solution in examples:
         length = len(prompt) + len(solution)
         if length > row_tokens:
-            raise ValueError(
-                f"an example of {length} tokens does not fit train.row_tokens={row_tokens}: raise it"
-            )
+            raise ValueError(f"an example of {length} tokens does not fit train.row_tokens={row_tokens}: raise it")
         if (used + length > row_tokens).all():
             yield batch
             batch, used = _empty_batch(rows, row_tokens), np.zeros(rows, np.int64)

@@ -14,7 +14,9 @@ import time
 import jax
 import numpy as np
 
-from ibtpo import checkpoints, config as config_lib, metrics as metrics_lib, packing, parallel, report
+from ibtpo import checkpoints, packing, parallel, report
+from ibtpo import config as config_lib
+from ibtpo import metrics as metrics_lib
 from ibtpo.advantages import ADVANTAGES, AdvantageOptions, diagnostics, group_is_uniform
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
@@ -59,7 +61,7 @@ class Trainer:
         self.held_out = []
         if config.eval.every:
             held_out = load_problems(config.data, config.data.eval_split, tokenizer)
-            self.held_out = held_out[:config.eval.questions or None]
+            self.held_out = held_out[: config.eval.questions or None]
         self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
 
         self.sampler = make_sampler(self.policy, config)
@@ -70,19 +72,30 @@ class Trainer:
         loss, tree = config.loss, config.tree
         self.needs_reference = loss.kl > 0 or loss.ib_confidence == "reference"
         self.advantage_options = AdvantageOptions(
-            beta=tree.beta, ib_weight=loss.ib_weight, ratio_power=tree.ratio_power,
-            confidence=tree.confidence, value=tree.value, root=tree.root)
+            beta=tree.beta,
+            ib_weight=loss.ib_weight,
+            ratio_power=tree.ratio_power,
+            confidence=tree.confidence,
+            value=tree.value,
+            root=tree.root,
+        )
         optimizer, self.schedule = make_optimizer(config.optimizer, config.train.steps)
         forward = dict(temperature=config.sampling.temperature, rows_per_step=config.train.rows_per_step)
         self.apply_update = make_update(
-            self.policy.graphdef, optimizer,
-            LossOptions(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl,
-                        dual_clip=loss.dual_clip or None),
-            remat=config.model.remat, **forward)
+            self.policy.graphdef,
+            optimizer,
+            LossOptions(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl, dual_clip=loss.dual_clip or None),
+            remat=config.model.remat,
+            **forward,
+        )
         self.reference_log_probs = make_log_probs(self.policy.graphdef, **forward)
         self.state = create_state(
-            parallel.shard_params(self.policy.params, self.mesh), optimizer,
-            jax.random.key(config.train.seed), keep_reference=self.needs_reference)
+            parallel.shard_params(self.policy.params, self.mesh),
+            optimizer,
+            jax.random.key(config.train.seed),
+            keep_reference=self.needs_reference,
+        )
+        self.policy = self.policy.with_params(None)  # the state owns them: an update donates their memory
         self.position = Position(data=self.batches.state())
 
     # The algorithm.
@@ -99,8 +112,7 @@ class Trainer:
         if config.loss.mask_uniform_groups:
             trained = ~group_is_uniform(tree)
         batch, ref_log_probs, packing_metrics = self.score(tree, trained)
-        self.state, loss_metrics = self.apply_update(
-            self.state, parallel.shard_batch(batch, self.mesh), ref_log_probs)
+        self.state, loss_metrics = self.apply_update(self.state, parallel.shard_batch(batch, self.mesh), ref_log_probs)
         loss_metrics = jax.device_get(loss_metrics)
         updated = time.monotonic()
 
@@ -110,7 +122,7 @@ class Trainer:
         truncated = [r.finish == "length" for t in trees for r in t.responses]
         result = metrics_lib.reduce(loss_metrics | diagnostics(tree, self.advantage_options))
         result |= packing_metrics | {
-            "learning_rate": float(self.schedule(int(self.state.policy_version) - 1)),
+            "learning_rate": float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
             "generated_tokens": self.position.generated_tokens,
             "tokens_per_question": stats.generated_tokens / len(problems),
             "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
@@ -134,8 +146,13 @@ class Trainer:
         first = self.position.questions
         by_id = {first + i: problem for i, problem in enumerate(problems)}
         questions = [self.policy.question(id, p, self.config.data) for id, p in by_id.items()]
-        return self.sampler(self.state.params, questions, make_grade(self.policy, self.grader, by_id),
-                            key=self.state.key, sampling=self.sampling)
+        return self.sampler(
+            self.state.params,
+            questions,
+            make_grade(self.policy, self.grader, by_id),
+            key=self.state.key,
+            sampling=self.sampling,
+        )
 
     def score(self, tree: Tree, trained: np.ndarray):
         """Advantages of every response at every step, packed into rows with their weights.
@@ -149,31 +166,39 @@ class Trainer:
         row_tokens = config.train.row_tokens or -(-longest // ROW_STEP) * ROW_STEP
 
         def pack(*weights):
-            return packing.pack(tree, *weights, row_tokens=row_tokens,
-                                row_multiple=config.train.rows_per_step, select=trained)
+            return packing.pack(
+                tree, *weights, row_tokens=row_tokens, row_multiple=config.train.rows_per_step, select=trained
+            )
 
         ref_log_probs, scored = None, tree
         if self.needs_reference:
             batch, layout = pack(*[np.zeros(tree.node_parent.shape, np.float32)] * 3)
-            ref_log_probs = self.reference_log_probs(
-                self.state.ref_params, parallel.shard_batch(batch, self.mesh))
+            ref_log_probs = self.reference_log_probs(self.state.ref_params, parallel.shard_batch(batch, self.mesh))
             if config.loss.ib_confidence == "reference":
                 reference = packing.unpack(ref_log_probs, layout, tree.tokens.shape[1])
                 scored = tree.replace(log_probs=np.where(tree.step > 0, reference, 0))
         advantages = ADVANTAGES[config.loss.advantage](scored, self.advantage_options)
-        batch, layout = pack(*packing.token_weights(
-            tree, advantages, aggregation=config.loss.aggregation,
-            max_new_tokens=config.sampling.max_new_tokens, mask=trained))
+        batch, layout = pack(
+            *packing.token_weights(
+                tree,
+                advantages,
+                aggregation=config.loss.aggregation,
+                max_new_tokens=config.sampling.max_new_tokens,
+                mask=trained,
+            )
+        )
         return batch, ref_log_probs, {"row_use": layout.useful_share}
 
     def evaluate(self) -> dict[str, float]:
         """Held-out accuracy of the current policy, as metrics."""
         started = time.monotonic()
-        summary = evaluate(self.policy, self.state.params, self.held_out, self.eval_sampler, self.grader,
-                           self.config).summary()
+        summary = evaluate(
+            self.policy, self.state.params, self.held_out, self.eval_sampler, self.grader, self.config
+        ).summary()
         return {f"eval/{name}": value for name, value in summary.items()} | {
             "train/generated_tokens": self.position.generated_tokens,
-            "time/eval_s": time.monotonic() - started}
+            "time/eval_s": time.monotonic() - started,
+        }
 
     # Beginning and end.
 
@@ -203,17 +228,22 @@ def train(config, workdir: str) -> None:
             resumed = trainer.restore(store)
         first = int(trainer.state.step)
         if first >= total:
-            print(f"{workdir} is finished: {first} of {total} updates are done. Raise "
-                  "--config.train.steps to continue, or choose another --workdir.")
+            print(
+                f"{workdir} is finished: {first} of {total} updates are done. Raise "
+                "--config.train.steps to continue, or choose another --workdir."
+            )
             finish(config, workdir)
             return
-        print(f"{'Continuing' if resumed else 'Starting'} at update {first} of {total} in {workdir}: "
-              f"{len(trainer.problems)} problems, {len(trainer.held_out)} held out, "
-              f"{jax.device_count()} {jax.default_backend()} device(s)")
+        print(
+            f"{'Continuing' if resumed else 'Starting'} at update {first} of {total} in {workdir}: "
+            f"{len(trainer.problems)} problems, {len(trainer.held_out)} held out, "
+            f"{jax.device_count()} {jax.default_backend()} device(s)"
+        )
         clock = time.monotonic() - trainer.position.seconds
-        with (metrics_lib.MetricWriter(workdir, config.log.tensorboard,
-                                       resume_step=first if resumed else -1) as writer,
-              metrics_lib.Progress(total, first, "updates") as progress):
+        with (
+            metrics_lib.MetricWriter(workdir, config.log.tensorboard, resume_step=first if resumed else -1) as writer,
+            metrics_lib.Progress(total, first, "updates") as progress,
+        ):
             if trainer.held_out and not resumed:
                 writer.write(0, trainer.evaluate())
             for step in range(first + 1, total + 1):
@@ -222,14 +252,20 @@ def train(config, workdir: str) -> None:
                 metrics["time/elapsed_s"] = trainer.position.seconds
                 if step % config.log.every == 0 or step == total:
                     writer.write(step, metrics)
-                progress.update(step, {name: metrics[f"train/{name}"]
-                                       for name in ("avg_rate_initial", "eff_rate", "entropy")
-                                       if f"train/{name}" in metrics})
+                progress.update(
+                    step,
+                    {
+                        name: metrics[f"train/{name}"]
+                        for name in ("avg_rate_initial", "eff_rate", "entropy")
+                        if f"train/{name}" in metrics
+                    },
+                )
                 if trainer.held_out and (step % config.eval.every == 0 or step == total):
                     evaluated = trainer.evaluate()
                     writer.write(step, evaluated)
-                    progress.print(f"update {step}: held-out avg@{evaluated['eval/k']} = "
-                                   f"{100 * evaluated['eval/avg_at_k']:.1f} %")
+                    progress.print(
+                        f"update {step}: held-out avg@{evaluated['eval/k']} = {100 * evaluated['eval/avg_at_k']:.1f} %"
+                    )
                 if step % config.checkpoint.every == 0 or step == total:
                     trainer.position.seconds = time.monotonic() - clock
                     trainer.save(store)
@@ -248,9 +284,14 @@ def finish(config, workdir: str) -> None:
     costs += [(f"{n} independent responses", n, n * length) for n in (8, 12)]
     print("\n" + report.summary_table([report.summarize(workdir, config.method)]))
     print("\nTokens generated per question, mean over the run (independent: from the unguided responses' length)")
-    print(report.summary_table([
-        {"sampling": name, "tokens": round(tokens), "responses per 1,000 tokens": 1000 * count / tokens}
-        for name, count, tokens in costs]))
+    print(
+        report.summary_table(
+            [
+                {"sampling": name, "tokens": round(tokens), "responses per 1,000 tokens": 1000 * count / tokens}
+                for name, count, tokens in costs
+            ]
+        )
+    )
     print(f"\nlearning curve: {curve}")
 
 

@@ -88,18 +88,14 @@ class Response:
 def _check(responses: Sequence[Response]) -> None:
     for place, r in enumerate(responses):
         if r.index != place:
-            raise ValueError(
-                f"response at place {place} has index {r.index}; pass responses in index order"
-            )
+            raise ValueError(f"response at place {place} has index {r.index}; pass responses in index order")
         if len(r.tokens) == 0 or len(r.tokens) != len(r.log_probs):
             raise ValueError(
                 f"response {place} has {len(r.tokens)} tokens and {len(r.log_probs)} "
                 "log-probabilities; it needs as many of one as of the other, and at least one"
             )
         if not -1 <= r.parent < place:
-            raise ValueError(
-                f"response {place} names parent {r.parent}; a parent comes before its children"
-            )
+            raise ValueError(f"response {place} names parent {r.parent}; a parent comes before its children")
         if r.parent == -1:
             if r.fork != 0:
                 raise ValueError(f"response {place} has no parent, so its fork is 0, not {r.fork}")
@@ -148,10 +144,7 @@ def build_tree(
       ValueError: empty prompt, no response, or a response that contradicts its parent.
     """
     if len(prompt) == 0 or len(responses) == 0:
-        raise ValueError(
-            f"a tree needs a prompt and responses; got {len(prompt)} tokens, {len(responses)} "
-            "responses"
-        )
+        raise ValueError(f"a tree needs a prompt and responses; got {len(prompt)} tokens, {len(responses)} responses")
     _check(responses)
 
     branches: list[dict[int, list[int]]] = [{} for _ in responses]  # owner -> fork -> responses

@@ -160,9 +160,7 @@ def test_an_unknown_name_leads_to_the_nearest(key):
 
 
 WHOLE = {
-    key: next((x for x in (1, 2, 0) if rule.test(float(x))), None)
-    for key, rule in RULES.items()
-    if rule.type is float
+    key: next((x for x in (1, 2, 0) if rule.test(float(x))), None) for key, rule in RULES.items() if rule.type is float
 }
 
 

@@ -19,9 +19,7 @@ def samples(draw):
     """(correct [n], answers [n], k): a few distinct answers, each consistently right or wrong, some
     missing."""
     n = draw(st.integers(1, 9))
-    answers = draw(
-        st.lists(st.sampled_from(["a", "b", "c", "d", "e", None]), min_size=n, max_size=n)
-    )
+    answers = draw(st.lists(st.sampled_from(["a", "b", "c", "d", "e", None]), min_size=n, max_size=n))
     right = draw(st.sets(st.sampled_from("abcde")))
     return (
         np.array([float(answer in right) for answer in answers]),
@@ -116,11 +114,7 @@ def test_bootstrap_matches_the_normal_interval_and_is_reproducible():
     mean, low, high = bootstrap_interval(values, seed=3)
     half = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
     np.testing.assert_allclose([mean, low, high], [0.3, 0.3 - half, 0.3 + half], atol=2.5e-3)
-    assert (
-        bootstrap_interval(values, seed=3)
-        == (mean, low, high)
-        != bootstrap_interval(values, seed=4)
-    )
+    assert bootstrap_interval(values, seed=3) == (mean, low, high) != bootstrap_interval(values, seed=4)
     narrow = bootstrap_interval(values, seed=3, level=0.5)
     assert low < narrow[1] < mean < narrow[2] < high
 

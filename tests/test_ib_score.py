@@ -110,9 +110,7 @@ def entropies(prefix, ratio_power):
     """
     prior = policy(prefix)
     known = success(prefix)
-    posterior = {
-        s: p * success((*prefix, s)) / known if known else p for s, p in prior.items()
-    }  # Bayes
+    posterior = {s: p * success((*prefix, s)) / known if known else p for s, p in prior.items()}  # Bayes
     assert sum(posterior.values()) == 1
     over = {1: prior, 2: posterior if known else prior}[ratio_power]
     return 1 - sum(p * p for p in prior.values()), 1 - sum(over[s] * posterior[s] for s in prior)
@@ -206,9 +204,7 @@ def test_order_of_creation_does_not_matter(responses, options, random):
     before = S.ib_score(make_tree64(responses), **options)
     after = S.ib_score(make_tree64(relabel(responses, order)), **options)
     for name in before.__dataclass_fields__:
-        np.testing.assert_allclose(
-            getattr(before, name)[0], getattr(after, name)[0][node], atol=1e-5, err_msg=name
-        )
+        np.testing.assert_allclose(getattr(before, name)[0], getattr(after, name)[0][node], atol=1e-5, err_msg=name)
 
 
 @given(cases(), OPTIONS)

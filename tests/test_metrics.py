@@ -28,9 +28,7 @@ def scalars(path):
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@given(
-    st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 9)), min_size=1, max_size=8), st.integers(1, 7)
-)
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 9)), min_size=1, max_size=8), st.integers(1, 7))
 def test_reduce_of_parts_is_reduce_of_whole(pairs, cut):
     """Adding the (sum, weight) pairs of parts, in any split, gives the weighted mean of the whole."""
 

@@ -9,8 +9,9 @@ def test_tiny_notebook_trains_prints_trees_and_shows_the_curve(repo_root, tiny_m
     monkeypatch.setenv("IBTPO_NOTEBOOK_QUESTIONS", "4")
     monkeypatch.setenv("IBTPO_NOTEBOOK_WORKDIR", str(tmp_path))
     notebook = nbformat.read(repo_root / "notebooks" / "tiny.ipynb", as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3",
-                                     resources={"metadata": {"path": str(repo_root / "notebooks")}})
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(repo_root / "notebooks")}}
+    )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output["output_type"] == "error"]

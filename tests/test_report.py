@@ -61,9 +61,7 @@ def test_generated_tokens_counts_updates_before_the_evaluation():
     assert report.generated_tokens({}, np.array([0])) is None
 
 
-@given(
-    st.lists(st.one_of(st.floats(-100, 100), st.just(float("nan"))), min_size=1, max_size=30), st.integers(1, 9)
-)
+@given(st.lists(st.one_of(st.floats(-100, 100), st.just(float("nan"))), min_size=1, max_size=30), st.integers(1, 9))
 def test_smooth_is_the_mean_of_the_neighbours(values, window):
     values = np.array(values)
     result = report.smooth(values, window)

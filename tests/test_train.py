@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from ibtpo import config as config_lib, evaluate as evaluate_lib, export as export_lib, metrics, train as train_lib
+from ibtpo import config as config_lib
+from ibtpo import evaluate as evaluate_lib
+from ibtpo import export as export_lib
+from ibtpo import metrics
+from ibtpo import train as train_lib
 from ibtpo.data.problems import load_problems
 from ibtpo.policy import load_policy
 from ibtpo.rewards.pool import Grader
@@ -20,11 +24,23 @@ def tiny_config(tiny_model_dir, repo_root):
     def make(**changes):
         config = tiny.get_config()
         small = {
-            "model.path": str(tiny_model_dir), "data.dir": str(repo_root / "build" / "tfds"),
-            "data.limit": 64, "tree.initial": 3, "tree.rounds": 3, "sampling.max_new_tokens": 48,
-            "sampling.slots": 8, "sampling.questions_in_flight": 4, "train.steps": 4,
-            "train.questions_per_step": 4, "train.rows_per_step": 2, "eval.every": 0, "eval.questions": 6,
-            "eval.samples": 2, "checkpoint.every": 2, "log.tensorboard": False, "reward.workers": 1,
+            "model.path": str(tiny_model_dir),
+            "data.dir": str(repo_root / "build" / "tfds"),
+            "data.limit": 64,
+            "tree.initial": 3,
+            "tree.rounds": 3,
+            "sampling.max_new_tokens": 48,
+            "sampling.slots": 8,
+            "sampling.questions_in_flight": 4,
+            "train.steps": 4,
+            "train.questions_per_step": 4,
+            "train.rows_per_step": 2,
+            "eval.every": 0,
+            "eval.questions": 6,
+            "eval.samples": 2,
+            "checkpoint.every": 2,
+            "log.tensorboard": False,
+            "reward.workers": 1,
             **{key.replace("__", "."): value for key, value in changes.items()},
         }
         for key, value in small.items():
@@ -56,7 +72,7 @@ def finished_run(tiny_config, tmp_path_factory):
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_curve(finished_run):
-    config, workdir = finished_run
+    _config, workdir = finished_run
     training = [row for row in rows(workdir) if "train/loss" in row]
     assert [row["step"] for row in training] == [1, 2, 3, 4]
     assert [row["step"] for row in rows(workdir) if "eval/avg_at_k" in row] == [0, 2, 4]
@@ -88,18 +104,27 @@ def test_running_again_says_finished(finished_run, capsys):
 
 
 def test_a_workdir_refuses_another_configuration(finished_run, tiny_config):
-    with pytest.raises(config_lib.ConfigError, match="loss.kl"):
+    with pytest.raises(config_lib.ConfigError, match=r"loss\.kl"):
         train_lib.train(tiny_config(eval__every=2, loss__kl=0.5), str(finished_run[1]))
 
 
-@pytest.mark.parametrize("changes", [
-    dict(method="grpo"),
-    dict(tree__strategy="entropy", loss__aggregation="token_mean"),
-    dict(tree__strategy="fixed_width", tree__segment_tokens=12, loss__kl=0.0),
-    dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0),
-    dict(tree__value="backup", tree__root="initial", tree__ratio_power=2, tree__confidence="joint",
-         loss__aggregation="fixed_length", loss__mask_uniform_groups=False),
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(method="grpo"),
+        dict(tree__strategy="entropy", loss__aggregation="token_mean"),
+        dict(tree__strategy="fixed_width", tree__segment_tokens=12, loss__kl=0.0),
+        dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0),
+        dict(
+            tree__value="backup",
+            tree__root="initial",
+            tree__ratio_power=2,
+            tree__confidence="joint",
+            loss__aggregation="fixed_length",
+            loss__mask_uniform_groups=False,
+        ),
+    ],
+)
 def test_other_methods_and_options_train(tiny_config, tmp_path, changes):
     train_lib.train(tiny_config(train__steps=1, **changes), str(tmp_path))
     row = rows(tmp_path)[-1]
@@ -113,8 +138,9 @@ def test_evaluate_reads_runs_and_folders_and_writes_every_response(finished_run,
     policy = evaluate_lib.load_checkpoint(config, workdir)
     problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)[:6]
     with Grader(workers=1) as grader:
-        result = evaluate_lib.evaluate(policy, policy.params, problems,
-                                       evaluate_lib.make_eval_sampler(policy, config), grader, config)
+        result = evaluate_lib.evaluate(
+            policy, policy.params, problems, evaluate_lib.make_eval_sampler(policy, config), grader, config
+        )
     summary = evaluate_lib.write(result, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     responses = [json.loads(line) for line in (tmp_path / "responses.jsonl").open()]
@@ -132,6 +158,7 @@ def test_evaluate_reads_runs_and_folders_and_writes_every_response(finished_run,
 def test_exported_policy_loads_in_transformers_with_the_same_logits(finished_run, tmp_path):
     torch = pytest.importorskip("torch")
     import transformers
+
     config, workdir = finished_run
     export_lib.export(config, str(workdir), str(tmp_path / "hf"))
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
@@ -161,9 +188,15 @@ REAL = {
 def test_real_problems_run_from_prompt_to_update(tiny_config, shared_data, tmp_path, name):
     source = REAL[name]
     config = tiny_config(
-        data__source=f"jsonl:{shared_data / source['file']}", data__question_field=source["question"],
-        data__answer_field=source["answer"], data__answer_pattern=source["pattern"], data__limit=8,
-        data__max_prompt_tokens=400, train__steps=1, loss__mask_uniform_groups=False)
+        data__source=f"jsonl:{shared_data / source['file']}",
+        data__question_field=source["question"],
+        data__answer_field=source["answer"],
+        data__answer_pattern=source["pattern"],
+        data__limit=8,
+        data__max_prompt_tokens=400,
+        train__steps=1,
+        loss__mask_uniform_groups=False,
+    )
     train_lib.train(config, str(tmp_path))
     row = rows(tmp_path)[-1]
     assert np.isfinite(row["train/loss"]) and row["train/skipped_updates"] == 0

@@ -55,9 +55,7 @@ def test_parent_chain_gives_back_every_response(responses):
 @given(cases())
 def test_every_unique_token_is_stored_once(responses):
     tree = make_tree(responses)
-    unique = {
-        (token_owner(responses, r.index, p), p) for r in responses for p in range(len(r.tokens))
-    }
+    unique = {(token_owner(responses, r.index, p), p) for r in responses for p in range(len(r.tokens))}
     assert tree.tokens.shape[1] == len(PROMPT) + len(unique)
     assert sorted(token_keys(tree, responses)) == list(range(tree.tokens.shape[1]))
 
@@ -126,10 +124,7 @@ def test_fork_inside_a_step_splits_it():
 
 
 def test_equal_siblings_stay_two_nodes():
-    same = [
-        T.Response(i, -1, 0, 0, np.array([1, SEPARATOR, 2]), -np.ones(3), "stop", 1.0)
-        for i in range(2)
-    ]
+    same = [T.Response(i, -1, 0, 0, np.array([1, SEPARATOR, 2]), -np.ones(3), "stop", 1.0) for i in range(2)]
     tree = make_tree(same)
     np.testing.assert_array_equal(tree.node_parent[0], [-1, 0, 1, 0, 3])
 

@@ -44,11 +44,7 @@ def random_responses(seed, num_responses, *, max_length=12, fork_at="steps", rew
                 fork=fork,
                 round=int(i >= max(1, num_responses // 2)),
                 tokens=np.concatenate([shared.tokens[:fork], new_tokens]) if fork else new_tokens,
-                log_probs=(
-                    np.concatenate([shared.log_probs[:fork], new_log_probs])
-                    if fork
-                    else new_log_probs
-                ),
+                log_probs=(np.concatenate([shared.log_probs[:fork], new_log_probs]) if fork else new_log_probs),
                 finish="stop",
                 reward=float(rewards[i] if rewards is not None else rng.integers(2)),
             )
@@ -136,22 +132,15 @@ def node_of_step(tree, responses):
     return ids
 
 
-
-
 def relabel(responses, order):
     """The same tree of samples, created in another order: new response i is old response order[i].
 
     Each new response forks from an earlier one with which it shares the most sampled tokens.
     """
-    path = [
-        [(token_owner(responses, r.index, p), p) for p in range(len(r.tokens))] for r in responses
-    ]
+    path = [[(token_owner(responses, r.index, p), p) for p in range(len(r.tokens))] for r in responses]
     result = []
     for i, old in enumerate(order):
-        shared = [
-            next((k for k, (x, y) in enumerate(zip(path[old], path[e])) if x != y), 0)
-            for e in order[:i]
-        ]
+        shared = [next((k for k, (x, y) in enumerate(zip(path[old], path[e])) if x != y), 0) for e in order[:i]]
         parent = int(np.argmax(shared)) if i and max(shared) else -1
         fork = shared[parent] if parent >= 0 else 0
         result.append(dataclasses.replace(responses[old], index=i, parent=parent, fork=fork))

@@ -3,11 +3,15 @@
 Prepared as ArrayRecord files and read as a random-access source, without TensorFlow.
 """
 
+import contextlib
+import io
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from ibtpo.data import arithmetic
 
@@ -115,11 +119,18 @@ def prepare(config: str | ChainedArithmeticConfig, data_dir: str | None = None) 
     """Generates the data unless they are there; safe when several processes do it at once."""
 
     def make_builder() -> ChainedArithmetic:
-        return ChainedArithmetic(config=config, data_dir=data_dir, file_format="array_record")
+        with _quiet():
+            return ChainedArithmetic(config=config, data_dir=data_dir, file_format="array_record")
 
     builder = make_builder()
+    with _quiet():
+        prepared, name = builder.is_prepared(), builder.info.full_name
+    if prepared:
+        return builder
+    print(f"Preparing {name} in {builder.data_dir}", file=sys.stderr)
     try:
-        builder.download_and_prepare(file_format="array_record")
+        with _quiet():
+            builder.download_and_prepare(file_format="array_record")
     except OSError:
         # Each process writes a folder of its own and renames it at the end. The first one wins; the
         # others, whose rename fails, find the same data there.
@@ -127,3 +138,16 @@ def prepare(config: str | ChainedArithmeticConfig, data_dir: str | None = None) 
         if not builder.is_prepared():
             raise
     return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself what TFDS says of a few seconds' work: nested bars, "Unknown size", a folder still empty."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -7,8 +7,14 @@ import jax
 from jax import numpy as jnp
 
 
-def paged_attention(query: jax.Array, key_pages: jax.Array, value_pages: jax.Array, layer: jax.Array,
-                    page_table: jax.Array, lengths: jax.Array) -> jax.Array:
+def paged_attention(
+    query: jax.Array,
+    key_pages: jax.Array,
+    value_pages: jax.Array,
+    layer: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+) -> jax.Array:
     """softmax(q k^T / sqrt(head_dim)) v over the first `lengths` cached tokens of each slot.
 
     query: [S, H, head_dim]. key_pages, value_pages: [L, P, page_size, K, head_dim], all layers.

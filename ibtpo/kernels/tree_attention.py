@@ -1,5 +1,7 @@
 """Attention over token trees laid out depth first: one integer per token is the whole mask."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -65,5 +67,5 @@ def tree_attention(
     # No key after a query is ever visible. Groups of blocks with static key ranges skip most of those: 8 groups leave
     # 9/16 of the square, and the program's size does not grow with T.
     bounds = [num_blocks * g // min(_GROUPS, num_blocks) for g in range(min(_GROUPS, num_blocks) + 1)]
-    out = jnp.concatenate([attend_group(*pair) for pair in zip(bounds, bounds[1:])])
+    out = jnp.concatenate([attend_group(*pair) for pair in itertools.pairwise(bounds)])
     return jnp.moveaxis(out, 0, 1).reshape(B, num_blocks * block, H, Dh)[:, :T]

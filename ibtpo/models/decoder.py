@@ -92,9 +92,7 @@ class Decoder(nnx.Module):
       param_dtype: of the stored parameters.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32
-    ):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32):
         self.config, self.dtype, self.param_dtype = config, jnp.dtype(dtype), jnp.dtype(param_dtype)
         V, D = config.vocab_size, config.embed_dim
         table = nnx.initializers.normal(0.02)

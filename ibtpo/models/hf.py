@@ -57,9 +57,7 @@ _TOKENIZER_FILES = (
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def load(
-    path: str | pathlib.Path, *, dtype=jnp.float32, param_dtype=jnp.float32, shardings: Any = None
-) -> Decoder:
+def load(path: str | pathlib.Path, *, dtype=jnp.float32, param_dtype=jnp.float32, shardings: Any = None) -> Decoder:
     """Reads a model directory.
 
     Args:
@@ -86,10 +84,7 @@ def load(
 
     def read(key_path, param, sharding=None) -> jax.Array:
         tensors = _tensors_of(key_path, param)
-        arrays = [
-            tensors.from_hf(checkpoint[name].get_tensor(name)).astype(param.dtype)
-            for name in tensors.names
-        ]
+        arrays = [tensors.from_hf(checkpoint[name].get_tensor(name)).astype(param.dtype) for name in tensors.names]
         value = np.stack(arrays) if tensors.stacked else arrays[0]
         if sharding is None:
             return jnp.asarray(value)
@@ -252,9 +247,7 @@ def _check(checkpoint: dict[str, _File], parameters: list[_Tensors], config: Mod
         if name not in checkpoint:
             problems.append(f"{name}: expected shape {shape}, found no such tensor in {files}")
         elif (found := checkpoint[name].get_shape(name)) != shape:
-            problems.append(
-                f"{name}: expected shape {shape}, found {found} in {checkpoint[name].path}"
-            )
+            problems.append(f"{name}: expected shape {shape}, found {found} in {checkpoint[name].path}")
     for name in checkpoint.keys() - expected.keys():
         file = checkpoint[name]
         if name.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry along
@@ -262,17 +255,11 @@ def _check(checkpoint: dict[str, _File], parameters: list[_Tensors], config: Mod
         if name == "lm_head.weight" and config.tie_embeddings:
             # Some writers repeat the tied table; only a different one is a contradiction.
             table = _MODEL_TENSORS["embedding"]
-            if table in checkpoint and np.array_equal(
-                file.get_tensor(name), checkpoint[table].get_tensor(table)
-            ):
+            if table in checkpoint and np.array_equal(file.get_tensor(name), checkpoint[table].get_tensor(table)):
                 continue
-        problems.append(
-            f"{name}: expected no such tensor, found shape {file.get_shape(name)} in {file.path}"
-        )
+        problems.append(f"{name}: expected no such tensor, found shape {file.get_shape(name)} in {file.path}")
     if problems:
-        raise ValueError(
-            "the weights do not fit config.json:\n  " + "\n  ".join(sorted(problems))
-        )
+        raise ValueError("the weights do not fit config.json:\n  " + "\n  ".join(sorted(problems)))
 
 
 def _group(sizes: dict[str, int], limit: int) -> list[list[str]]:

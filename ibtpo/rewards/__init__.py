@@ -24,6 +24,4 @@ def get_reward(kind: str) -> Callable[[str, str], float]:
     if kind in REWARDS:
         return REWARDS[kind]
     near = difflib.get_close_matches(str(kind), REWARDS, n=1, cutoff=0.0)[0]
-    raise ValueError(
-        f"unknown reward.kind {kind!r}; did you mean {near!r}? Known: {', '.join(sorted(REWARDS))}"
-    )
+    raise ValueError(f"unknown reward.kind {kind!r}; did you mean {near!r}? Known: {', '.join(sorted(REWARDS))}")

@@ -30,9 +30,7 @@ _ANSWER_IS = re.compile(r"\banswer(?:[ \t]+is\b|[ \t]*[:=])[ \t]*:?[ \t]*([^\n]+
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in 2**3
 _SENTENCE_END = re.compile(r"\.(?=\s|$)")
 _INLINE_MATH = re.compile(r"\$([^$]+)\$|\\\((.{1,500}?)\\\)")
-_NUMBER_IN_TEXT = re.compile(
-    r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)"
-)
+_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
 
 
 def _boxes(text: str) -> tuple[str | None, int]:
@@ -274,17 +272,13 @@ def _slow_grade(answer: str, reference: str) -> bool:
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
     try:
         sides = [
-            math_verify.parse(
-                f"\\boxed{{{_normalise(side)}}}", config, parsing_timeout=None, raise_on_error=True
-            )
+            math_verify.parse(f"\\boxed{{{_normalise(side)}}}", config, parsing_timeout=None, raise_on_error=True)
             for side in (reference, answer)
         ]
         return bool(math_verify.verify(*sides, timeout_seconds=None, raise_on_error=True))
     except MemoryError:  # let the worker report that its limit was hit
         raise
-    except (
-        Exception
-    ):  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
+    except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
         return False
 
 

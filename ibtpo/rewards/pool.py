@@ -136,9 +136,7 @@ class Grader:
         function that workers cannot import.
     """
 
-    def __init__(
-        self, kind: str = "math", *, workers: int = 2, timeout: float = 5.0, memory_mb: int = 2048
-    ):
+    def __init__(self, kind: str = "math", *, workers: int = 2, timeout: float = 5.0, memory_mb: int = 2048):
         function = get_reward(kind)
         for name, value in (("workers", workers), ("timeout", timeout), ("memory_mb", memory_mb)):
             if not value > 0:
@@ -241,9 +239,7 @@ class Grader:
             job.attempts += 1
             self._jobs.add(job)
             try:
-                task = pool.schedule(
-                    _call, args=(job.text, job.reference, self._timeout), timeout=self._timeout
-                )
+                task = pool.schedule(_call, args=(job.text, job.reference, self._timeout), timeout=self._timeout)
             except RuntimeError:  # the pool broke just now: the watcher hands the job to the next
                 return
         task.add_done_callback(lambda task: self._finish(pool, job, task))

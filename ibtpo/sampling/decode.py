@@ -10,8 +10,8 @@ Letters: S slots, N rows of the page table (sequences), B prompts of one prefill
 
 from typing import NamedTuple
 
-from flax import nnx, struct
 import jax
+from flax import nnx, struct
 from jax import lax
 from jax import numpy as jnp
 
@@ -89,8 +89,9 @@ class Chunk(NamedTuple):
 def make_slots(num_slots: int) -> Slots:
     """So many free slots."""
     zeros = jnp.zeros(num_slots, jnp.int32)
-    return Slots(row=zeros, token=zeros, length=zeros + 1, limit=zeros,
-                 key=jax.vmap(jax.random.key)(zeros), active=zeros > 0)
+    return Slots(
+        row=zeros, token=zeros, length=zeros + 1, limit=zeros, key=jax.vmap(jax.random.key)(zeros), active=zeros > 0
+    )
 
 
 def _write(pool: PagePool, layer, page, offset, keys, values) -> PagePool:
@@ -101,8 +102,7 @@ def _write(pool: PagePool, layer, page, offset, keys, values) -> PagePool:
     )
 
 
-def prefill(graphdef, params, pool: PagePool, tokens: jax.Array, lengths: jax.Array,
-            rows: jax.Array) -> PagePool:
+def prefill(graphdef, params, pool: PagePool, tokens: jax.Array, lengths: jax.Array, rows: jax.Array) -> PagePool:
     """Puts the keys and values of whole prompts into the cache.
 
     tokens: [B, T] int32, of which the first `lengths` [B] are real. rows: [B] int32, empty rows of the
@@ -132,8 +132,7 @@ def start(state: SamplerState, starts: Starts, key: jax.Array) -> SamplerState:
     new = starts.row != starts.source
     valid = starts.slot < state.slots.row.shape[0]
     num_rows = state.pool.page_table.shape[0]
-    pool = paging.fork(state.pool, starts.source, jnp.where(valid & new, starts.row, num_rows),
-                       starts.length - 1)
+    pool = paging.fork(state.pool, starts.source, jnp.where(valid & new, starts.row, num_rows), starts.length - 1)
 
     def sequence_key(question, response):
         return jax.random.fold_in(jax.random.fold_in(key, question), response)
@@ -153,9 +152,16 @@ def start(state: SamplerState, starts: Starts, key: jax.Array) -> SamplerState:
     return SamplerState(pool=pool, slots=slots)
 
 
-def decode_chunk(graphdef, params, state: SamplerState, sampling: SamplingParams,
-                 stop_ids: jax.Array, *, chunk: int, pages_per_slot: int,
-                 ) -> tuple[SamplerState, Chunk]:
+def decode_chunk(
+    graphdef,
+    params,
+    state: SamplerState,
+    sampling: SamplingParams,
+    stop_ids: jax.Array,
+    *,
+    chunk: int,
+    pages_per_slot: int,
+) -> tuple[SamplerState, Chunk]:
     """Decodes up to `chunk` tokens in every active slot; stops early when none is active.
 
     A sequence ends at a token of `stop_ids` [any] (kept, as its last token) or at its limit; its slot
@@ -174,8 +180,7 @@ def decode_chunk(graphdef, params, state: SamplerState, sampling: SamplingParams
     def step(carry):
         index, pool, slots, out = carry
         position = (slots.length - 1)[:, None]
-        page, offset = paging.page_and_offset(table, position, slots.active[:, None],
-                                              pool.page_size, pool.num_pages)
+        page, offset = paging.page_and_offset(table, position, slots.active[:, None], pool.page_size, pool.num_pages)
 
         def attend(query, key, value, layer, pool):
             pool = _write(pool, layer, page, offset, key, value)

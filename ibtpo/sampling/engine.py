@@ -7,20 +7,19 @@ since every random draw depends on (key, question id, response index, position) 
 question depends on the others either.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-import functools
 
 import jax
-from jax import numpy as jnp
 import numpy as np
+from jax import numpy as jnp
 
 from ibtpo.models.config import ModelConfig
 from ibtpo.sampling import pages as paging
-from ibtpo.sampling.decode import (Chunk, SamplerState, Starts, decode_chunk, make_slots, prefill,
-                                   start)
+from ibtpo.sampling.decode import Chunk, SamplerState, Starts, decode_chunk, make_slots, prefill, start
 from ibtpo.sampling.logits import SamplingParams
 from ibtpo.sampling.strategies import STRATEGIES, Fork, TreeOptions, num_responses, segment_forks
 from ibtpo.tree import Response, Tree, build_tree
@@ -49,9 +48,14 @@ class SamplerOptions:
     def from_config(cls, config) -> "SamplerOptions":
         """Reads the `sampling` section of a config, and `data.max_prompt_tokens`."""
         sampling = config.sampling
-        return cls(slots=sampling.slots, pages=sampling.pages, page_size=sampling.page_size,
-                   chunk=sampling.chunk, max_prompt_tokens=config.data.max_prompt_tokens,
-                   questions_in_flight=sampling.questions_in_flight)
+        return cls(
+            slots=sampling.slots,
+            pages=sampling.pages,
+            page_size=sampling.page_size,
+            chunk=sampling.chunk,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            questions_in_flight=sampling.questions_in_flight,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,7 @@ class SamplerStats:
 _prefill = jax.jit(prefill, static_argnums=0, donate_argnums=2)
 _start = jax.jit(start, donate_argnums=0)
 _release = jax.jit(paging.release, donate_argnums=0)
-_decode_chunk = jax.jit(decode_chunk, static_argnums=0, donate_argnums=2,
-                        static_argnames=("chunk", "pages_per_slot"))
+_decode_chunk = jax.jit(decode_chunk, static_argnums=0, donate_argnums=2, static_argnames=("chunk", "pages_per_slot"))
 
 Grade = Callable[[Question, np.ndarray], "float | Future"]
 StepEnds = Callable[[np.ndarray], list[int]]
@@ -124,10 +127,16 @@ class _Draft:
     reward: float = 0.0
 
     def finished(self) -> Response:
-        return Response(index=self.index, parent=self.parent, fork=self.fork, round=self.round,
-                        tokens=np.asarray(self.tokens, np.int32),
-                        log_probs=np.asarray(self.log_probs, np.float32),
-                        finish=self.finish, reward=self.reward)
+        return Response(
+            index=self.index,
+            parent=self.parent,
+            fork=self.fork,
+            round=self.round,
+            tokens=np.asarray(self.tokens, np.int32),
+            log_probs=np.asarray(self.log_probs, np.float32),
+            finish=self.finish,
+            reward=self.reward,
+        )
 
 
 @dataclass
@@ -160,9 +169,18 @@ class TreeSampler:
     Raises ValueError if the pages cannot hold even one question.
     """
 
-    def __init__(self, graphdef, model: ModelConfig, options: SamplerOptions, tree: TreeOptions, *,
-                 stop_ids: Sequence[int], step_ends: StepEnds,
-                 answer_start: Callable[[np.ndarray], int] = len, dtype=jnp.float32):
+    def __init__(
+        self,
+        graphdef,
+        model: ModelConfig,
+        options: SamplerOptions,
+        tree: TreeOptions,
+        *,
+        stop_ids: Sequence[int],
+        step_ends: StepEnds,
+        answer_start: Callable[[np.ndarray], int] = len,
+        dtype=jnp.float32,
+    ):
         self.options, self.tree, self.step_ends = options, tree, step_ends
         self.answer_start = answer_start
         self.stop_ids = frozenset(int(i) for i in stop_ids)
@@ -178,7 +196,8 @@ class TreeSampler:
                 f"sampling.pages={self.num_pages} cannot hold one question: {self.group_size} responses "
                 f"of {tree.max_new_tokens} tokens after a prompt of {options.max_prompt_tokens} need up "
                 f"to {worst} pages of {options.page_size} tokens. Raise sampling.pages to at least "
-                f"{worst}, or set it to 0 to have it computed.")
+                f"{worst}, or set it to 0 to have it computed."
+            )
         self.num_blocks = in_flight
         self._stop_array = jnp.asarray(sorted(self.stop_ids), jnp.int32)
 
@@ -201,16 +220,28 @@ class TreeSampler:
         model, options = self._model, self.options
         return SamplerState(
             pool=paging.make_pool(
-                num_layers=model.num_layers, num_pages=self.num_pages, page_size=options.page_size,
-                num_kv_heads=model.num_kv_heads, head_dim=model.head_dim,
+                num_layers=model.num_layers,
+                num_pages=self.num_pages,
+                page_size=options.page_size,
+                num_kv_heads=model.num_kv_heads,
+                head_dim=model.head_dim,
                 num_rows=self.num_blocks * (self.group_size + 1),
                 pages_per_row=paging.pages_for(self.max_length, options.page_size),
-                dtype=self._dtype),
-            slots=make_slots(options.slots))
+                dtype=self._dtype,
+            ),
+            slots=make_slots(options.slots),
+        )
 
-    def __call__(self, params, questions: Sequence[Question], grade: Grade, *, key: jax.Array,
-                 sampling: SamplingParams, on_finished: Callable[[SampledTree], None] | None = None,
-                 ) -> tuple[list[SampledTree], SamplerStats]:
+    def __call__(
+        self,
+        params,
+        questions: Sequence[Question],
+        grade: Grade,
+        *,
+        key: jax.Array,
+        sampling: SamplingParams,
+        on_finished: Callable[[SampledTree], None] | None = None,
+    ) -> tuple[list[SampledTree], SamplerStats]:
         """Grows a tree for every question.
 
         params: the decoder's parameters. grade(question, generated tokens) returns a reward or a Future
@@ -243,7 +274,8 @@ class _Run:
             if not 0 < len(question.tokens) <= sampler.options.max_prompt_tokens:
                 raise ValueError(
                     f"question {question.id} has a prompt of {len(question.tokens)} tokens; "
-                    f"data.max_prompt_tokens allows 1 to {sampler.options.max_prompt_tokens}")
+                    f"data.max_prompt_tokens allows 1 to {sampler.options.max_prompt_tokens}"
+                )
 
     def run(self) -> tuple[list[SampledTree], SamplerStats]:
         while self.pending or self.in_flight:
@@ -269,7 +301,7 @@ class _Run:
             row = self.free_blocks.pop() * (sampler.group_size + 1)
             admitted.append(_InFlight(order, question, row))
         for i in range(0, len(admitted), PREFILL_BATCH):
-            self._prefill(admitted[i:i + PREFILL_BATCH])
+            self._prefill(admitted[i : i + PREFILL_BATCH])
         for question in admitted:
             self.in_flight += 1
             self._advance(question)
@@ -284,7 +316,7 @@ class _Run:
         rows = np.full(PREFILL_BATCH, self.state.pool.page_table.shape[0], np.int32)
         for i, q in enumerate(batch):
             lengths[i], rows[i] = len(q.question.tokens), q.prompt_row
-            tokens[i, :lengths[i]] = q.question.tokens
+            tokens[i, : lengths[i]] = q.question.tokens
         pool = self.sampler._prefill(self.params, self.state.pool, tokens, lengths, rows)
         self.state = self.state.replace(pool=pool)
         self.stats.prompt_tokens += int(lengths.sum())
@@ -312,10 +344,14 @@ class _Run:
             self._enqueue(q, draft, q.row(draft))
         for fork in forks:
             parent = q.drafts[fork.response] if fork.position else None
-            draft = _Draft(index=len(q.drafts), parent=parent.index if parent else -1,
-                           fork=fork.position, round=q.round,
-                           tokens=parent.tokens[:fork.position] if parent else [],
-                           log_probs=parent.log_probs[:fork.position] if parent else [])
+            draft = _Draft(
+                index=len(q.drafts),
+                parent=parent.index if parent else -1,
+                fork=fork.position,
+                round=q.round,
+                tokens=parent.tokens[: fork.position] if parent else [],
+                log_probs=parent.log_probs[: fork.position] if parent else [],
+            )
             q.drafts.append(draft)
             self._enqueue(q, draft, q.row(parent) if parent else q.prompt_row)
 
@@ -341,10 +377,16 @@ class _Run:
             if options.strategy == "fixed_width":  # pauses at the next segment boundary
                 segment = options.segment_tokens
                 budget = min(budget, (len(draft.tokens) // segment + 1) * segment)
-            entry = dict(slot=slot, source=source, row=q.row(draft),
-                         token=draft.tokens[-1] if draft.tokens else prompt[-1],
-                         length=len(prompt) + len(draft.tokens), limit=len(prompt) + budget,
-                         question=q.question.id, response=draft.index)
+            entry = dict(
+                slot=slot,
+                source=source,
+                row=q.row(draft),
+                token=draft.tokens[-1] if draft.tokens else prompt[-1],
+                length=len(prompt) + len(draft.tokens),
+                limit=len(prompt) + budget,
+                question=q.question.id,
+                response=draft.index,
+            )
             for name, value in entry.items():
                 columns[name][i] = value
         self.state = _start(self.state, Starts(**columns), self.key)
@@ -352,11 +394,14 @@ class _Run:
     def _decode(self) -> None:
         sampler = self.sampler
         longest = max(len(q.question.tokens) + len(d.tokens) for q, d in self.decoding.values())
-        needed = paging.pages_for(min(longest + sampler.options.chunk, sampler.max_length),
-                                  sampler.options.page_size)
+        needed = paging.pages_for(min(longest + sampler.options.chunk, sampler.max_length), sampler.options.page_size)
         self.state, out = sampler._decode(
-            self.params, self.state, self.sampling, sampler._stop_array,
-            pages_per_slot=next(n for n in sampler._page_buckets if n >= needed))
+            self.params,
+            self.state,
+            self.sampling,
+            sampler._stop_array,
+            pages_per_slot=next(n for n in sampler._page_buckets if n >= needed),
+        )
         out: Chunk = jax.device_get(out)
         steps = int(out.count.max())
         self.stats.decode_steps += steps

@@ -3,8 +3,8 @@
 Letters: S slots, V vocabulary.
 """
 
-from flax import struct
 import jax
+from flax import struct
 from jax import lax
 from jax import numpy as jnp
 
@@ -32,8 +32,9 @@ class SamplingParams:
 
     def traced(self) -> "SamplingParams":
         """The same values as arrays of fixed types, so that one compilation serves them all."""
-        return SamplingParams(jnp.float32(self.temperature), jnp.int32(self.top_k),
-                              jnp.float32(self.top_p), jnp.float32(self.min_p))
+        return SamplingParams(
+            jnp.float32(self.temperature), jnp.int32(self.top_k), jnp.float32(self.top_p), jnp.float32(self.min_p)
+        )
 
 
 def _largest_threshold(probs: jax.Array, enough) -> jax.Array:
@@ -43,6 +44,7 @@ def _largest_threshold(probs: jax.Array, enough) -> jax.Array:
     Non-negative floats are ordered like their bit patterns, so 31 halvings of the pattern find t
     exactly, without sorting the vocabulary and with one [S, V] reduction each.
     """
+
     def halve(_, bounds):
         low, high = bounds
         middle = low + (high - low) // 2

@@ -9,8 +9,8 @@ Letters: L layers, P pages, K kv heads, N rows of the page table (one per sequen
 hold, F forks made at once.
 """
 
-from flax import struct
 import jax
+from flax import struct
 from jax import numpy as jnp
 
 NO_PAGE = -1
@@ -39,8 +39,17 @@ class PagePool:
         return self.keys.shape[2]
 
 
-def make_pool(*, num_layers: int, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int,
-              num_rows: int, pages_per_row: int, dtype=jnp.float32) -> PagePool:
+def make_pool(
+    *,
+    num_layers: int,
+    num_pages: int,
+    page_size: int,
+    num_kv_heads: int,
+    head_dim: int,
+    num_rows: int,
+    pages_per_row: int,
+    dtype=jnp.float32,
+) -> PagePool:
     """An empty pool: every page free, every row of the page table empty."""
     shape = (num_layers, num_pages, page_size, num_kv_heads, head_dim)
     return PagePool(
@@ -70,7 +79,7 @@ def _allocate(ref_counts: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.
     flat = wanted.reshape(-1)
     rank = jnp.cumsum(flat) - 1
     num_pages = ref_counts.shape[0]
-    free, = jnp.nonzero(ref_counts == 0, size=min(flat.size, num_pages), fill_value=num_pages)
+    (free,) = jnp.nonzero(ref_counts == 0, size=min(flat.size, num_pages), fill_value=num_pages)
     pages = jnp.where(flat, free.at[rank].get(mode="fill", fill_value=num_pages), num_pages)
     ref_counts = ref_counts.at[pages].set(1, mode="drop")
     return jnp.where(pages < num_pages, pages, NO_PAGE).reshape(wanted.shape), ref_counts
@@ -142,8 +151,9 @@ def fork(pool: PagePool, sources: jax.Array, targets: jax.Array, num_tokens: jax
     )
 
 
-def page_and_offset(page_table: jax.Array, positions: jax.Array, valid: jax.Array,
-                    page_size: int, num_pages: int) -> tuple[jax.Array, jax.Array]:
+def page_and_offset(
+    page_table: jax.Array, positions: jax.Array, valid: jax.Array, page_size: int, num_pages: int
+) -> tuple[jax.Array, jax.Array]:
     """Where tokens at `positions` [S, T] of the rows `page_table` [S, M] are stored.
 
     Returns (page, offset) [S, T]; page is `num_pages` (dropped by scatters) where not `valid`.

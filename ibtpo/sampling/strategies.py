@@ -195,9 +195,7 @@ def independent(
     return _fill_round([Fork(0, 0)], options)
 
 
-def segment_forks(
-    active: Sequence[tuple[int, int]], num_finished: int, options: TreeOptions
-) -> list[Fork]:
+def segment_forks(active: Sequence[tuple[int, int]], num_finished: int, options: TreeOptions) -> list[Fork]:
     """New paths at a segment's end (TreePO): the open width, shared evenly by the active paths.
 
     G − num_finished paths may be active. What is missing is dealt out one by one to the active

@@ -48,7 +48,7 @@ def test_content_belongs_to_the_version():
     drawn = {name: next(iter(chained_arithmetic.draw_split(d, "test", 1))) for name, d in DIFFICULTIES.items()}
     assert {name: (p.question, p.answer) for name, p in drawn.items()} == {
         "easy": ("Start with 6. Multiply by 2. Multiply by 2.", "24"),
-        "normal": ("Start with 94. Add 60. Multiply by 2. Multiply by 3. Add 17.", "941"),
+        "normal": ("Start with 44. Subtract 1. Add 23. Subtract 24. Multiply by 3. Add 18.", "144"),
         "hard": (
             "Start with 34. Subtract 33. Subtract 1. Add 63. Multiply by 6. Multiply by 2. Subtract 25. Add 1.",
             "732",

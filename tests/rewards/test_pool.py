@@ -41,10 +41,7 @@ def test_fast_answers_start_no_worker():
 
 def test_order_futures_counts_and_closing():
     with Grader(workers=2) as grader:
-        assert (
-            grader.grade([SLOW_RIGHT, (r"\boxed{2}", "2"), SLOW_WRONG, SLOW_RIGHT] * 20)
-            == [1.0, 1.0, 0.0, 1.0] * 20
-        )
+        assert grader.grade([SLOW_RIGHT, (r"\boxed{2}", "2"), SLOW_WRONG, SLOW_RIGHT] * 20) == [1.0, 1.0, 0.0, 1.0] * 20
         future = grader.submit(*SLOW_RIGHT)
         assert isinstance(future.result(timeout=30), float)
         assert grader.counts == {"graded": 81, "fast": 20, "slow": 61, "timeout": 0, "crashed": 0}
@@ -62,9 +59,7 @@ def test_endless_answers_are_limited_and_the_pool_goes_on():
     ]
     with Grader(workers=2, timeout=2.0) as grader:
         start = time.monotonic()
-        pairs = [
-            pair for text in endless for pair in ((rf"\boxed{{{text}}}", r"\sqrt{5}"), SLOW_RIGHT)
-        ]
+        pairs = [pair for text in endless for pair in ((rf"\boxed{{{text}}}", r"\sqrt{5}"), SLOW_RIGHT)]
         assert grader.grade(pairs) == [0.0, 1.0] * 3
         assert time.monotonic() - start < 60
         counts = grader.counts
@@ -142,9 +137,7 @@ def run_script(tmp_path, body: str, **kwargs) -> subprocess.CompletedProcess:
         str(pathlib.Path(__file__).parent),
     ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=env, **kwargs
-    )
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=env, **kwargs)
 
 
 def test_rewards_are_light_and_workers_do_not_import_the_main_module(tmp_path):
@@ -167,9 +160,7 @@ def test_rewards_are_light_and_workers_do_not_import_the_main_module(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "ending", ["pass", "raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), 2)"]
-)
+@pytest.mark.parametrize("ending", ["pass", "raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), 2)"])
 def test_the_interpreter_exits_with_an_open_busy_grader(tmp_path, ending):
     start = time.monotonic()
     done = run_script(

@@ -1,15 +1,15 @@
 """The sampler against a teacher-forced forward pass, and against itself under other slot counts."""
 
-from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-from flax import nnx
 import jax
-from jax import numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax import numpy as jnp
 
 from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.models.config import ModelConfig
@@ -20,15 +20,39 @@ from ibtpo.sampling.logits import SamplingParams
 from ibtpo.sampling.strategies import STRATEGIES, TreeOptions
 
 VOCAB, STOP, SEPARATOR = 24, 0, 1
-MODEL = ModelConfig(family="qwen3", vocab_size=VOCAB, embed_dim=32, mlp_dim=48, num_layers=2,
-                    num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4, rope_scaling=None,
-                    norm_eps=1e-6, tie_embeddings=True, qk_norm=True, qkv_bias=False,
-                    max_positions=256)
-TREE = TreeOptions(strategy="ib", initial=3, rounds=4, top_k=1, branch=1, beta=5.0, ratio_power=1,
-                   confidence="geometric_mean", value="leaf_mean", root="all", min_new_tokens=2,
-                   max_new_tokens=24, segment_tokens=5)
-OPTIONS = SamplerOptions(slots=5, pages=0, page_size=4, chunk=3, max_prompt_tokens=20,
-                         questions_in_flight=3)
+MODEL = ModelConfig(
+    family="qwen3",
+    vocab_size=VOCAB,
+    embed_dim=32,
+    mlp_dim=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-6,
+    tie_embeddings=True,
+    qk_norm=True,
+    qkv_bias=False,
+    max_positions=256,
+)
+TREE = TreeOptions(
+    strategy="ib",
+    initial=3,
+    rounds=4,
+    top_k=1,
+    branch=1,
+    beta=5.0,
+    ratio_power=1,
+    confidence="geometric_mean",
+    value="leaf_mean",
+    root="all",
+    min_new_tokens=2,
+    max_new_tokens=24,
+    segment_tokens=5,
+)
+OPTIONS = SamplerOptions(slots=5, pages=0, page_size=4, chunk=3, max_prompt_tokens=20, questions_in_flight=3)
 
 
 def step_ends(tokens):
@@ -54,17 +78,17 @@ def policy():
 @pytest.fixture(scope="module")
 def questions():
     rng = np.random.default_rng(0)
-    return [Question(id=100 + i, tokens=rng.integers(2, VOCAB, rng.integers(1, 20)).tolist())
-            for i in range(7)]
+    return [Question(id=100 + i, tokens=rng.integers(2, VOCAB, rng.integers(1, 20)).tolist()) for i in range(7)]
 
 
 def sampler(policy, options=OPTIONS, tree=TREE):
     return TreeSampler(policy[0], MODEL, options, tree, stop_ids=[STOP], step_ends=step_ends)
 
 
-def run(policy, questions, options=OPTIONS, tree=TREE, sampling=SamplingParams(), grade=grade):
-    return sampler(policy, options, tree)(policy[1], questions, grade, key=jax.random.key(5),
-                                          sampling=sampling)
+def run(policy, questions, options=OPTIONS, tree=TREE, sampling=None, grade=grade):
+    return sampler(policy, options, tree)(
+        policy[1], questions, grade, key=jax.random.key(5), sampling=sampling or SamplingParams()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +98,10 @@ def sampled(policy, questions):
 
 def same_responses(a, b):
     for left, right in zip(a, b, strict=True):
-        assert [r.tokens.tolist() for r in left.responses] == \
-            [r.tokens.tolist() for r in right.responses]
-        assert [(r.parent, r.fork, r.round, r.finish, r.reward) for r in left.responses] == \
-            [(r.parent, r.fork, r.round, r.finish, r.reward) for r in right.responses]
+        assert [r.tokens.tolist() for r in left.responses] == [r.tokens.tolist() for r in right.responses]
+        assert [(r.parent, r.fork, r.round, r.finish, r.reward) for r in left.responses] == [
+            (r.parent, r.fork, r.round, r.finish, r.reward) for r in right.responses
+        ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -104,8 +128,7 @@ def teacher_forced(policy, prompt, tokens, temperature):
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
-def test_every_strategy_spends_its_budget_and_reports_the_policys_log_probs(policy, questions,
-                                                                            strategy):
+def test_every_strategy_spends_its_budget_and_reports_the_policys_log_probs(policy, questions, strategy):
     tree = dataclasses.replace(TREE, strategy=strategy)
     sampling = SamplingParams(temperature=0.8, top_k=12, top_p=0.95)
     trees, stats = run(policy, questions[:3], tree=tree, sampling=sampling)
@@ -120,8 +143,7 @@ def test_every_strategy_spends_its_budget_and_reports_the_policys_log_probs(poli
             assert STOP not in response.tokens[:-1]
             if response.parent >= 0:
                 parent = result.responses[response.parent]
-                np.testing.assert_array_equal(response.tokens[:response.fork],
-                                              parent.tokens[:response.fork])
+                np.testing.assert_array_equal(response.tokens[: response.fork], parent.tokens[: response.fork])
     unique = sum(int((t.tree.step > 0).sum()) for t in trees)
     assert stats.generated_tokens == unique
     assert stats.response_tokens == sum(len(r.tokens) for t in trees for r in t.responses)
@@ -134,9 +156,15 @@ def test_ib_forks_share_prefixes(sampled):
     assert [t.question.id for t in trees] == list(range(100, 107))
 
 
-@pytest.mark.parametrize("change", [
-    dict(slots=1), dict(slots=32, questions_in_flight=7), dict(page_size=7), dict(chunk=11),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(slots=1),
+        dict(slots=32, questions_in_flight=7),
+        dict(page_size=7),
+        dict(chunk=11),
+    ],
+)
 def test_responses_do_not_depend_on_slots_pages_or_chunks(policy, questions, sampled, change):
     trees, stats = run(policy, questions, dataclasses.replace(OPTIONS, **change))
     same_responses(trees, sampled[0])
@@ -150,11 +178,14 @@ def test_responses_do_not_depend_on_the_other_questions(policy, questions, sampl
 
 def test_responses_do_not_depend_on_when_grades_arrive(policy, questions, sampled):
     with ThreadPoolExecutor(4) as pool:
+
         def slowly(question, tokens):
             def work():
                 time.sleep(0.001 * (int(np.sum(tokens)) % 7))
                 return grade(question, tokens)
+
             return pool.submit(work)
+
         trees, _ = run(policy, questions, grade=slowly)
     same_responses(trees, sampled[0])
 
@@ -174,12 +205,16 @@ def test_prompt_too_long_names_the_question(policy):
 
 
 def test_nothing_recompiles_when_temperature_or_questions_change(policy, questions):
-    functions = (engine_module._prefill, engine_module._start, engine_module._decode_chunk,
-                 engine_module._release)
+    functions = (engine_module._prefill, engine_module._start, engine_module._decode_chunk, engine_module._release)
     engine = sampler(policy)
     compiled = []
     for temperature, subset in ((1.0, questions), (0.5, questions[3:]), (1.3, questions[:2])):
-        engine(policy[1], subset, grade, key=jax.random.key(int(temperature * 10)),
-               sampling=SamplingParams(temperature=temperature, top_k=3, top_p=0.9))
+        engine(
+            policy[1],
+            subset,
+            grade,
+            key=jax.random.key(int(temperature * 10)),
+            sampling=SamplingParams(temperature=temperature, top_k=3, top_p=0.9),
+        )
         compiled.append([f._cache_size() for f in functions])
     assert compiled[0] == compiled[1] == compiled[2]

@@ -1,11 +1,11 @@
 """Truncation against transformers' own logit processors, draws against their distribution."""
 
-from hypothesis import given
-from hypothesis import strategies as st
 import jax
-from jax import numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import numpy as jnp
 
 from ibtpo.sampling.logits import SamplingParams, sample, truncate
 
@@ -17,13 +17,23 @@ def params(*args, **kwargs):
 jit_truncate, jit_sample = jax.jit(truncate), jax.jit(sample)
 
 
-@given(seed=st.integers(0, 10**6), temperature=st.sampled_from([0.3, 0.7, 1.0, 1.6]),
-       top_k=st.sampled_from([0, 1, 3, 20, 500]), top_p=st.sampled_from([0.05, 0.5, 0.95, 1.0]),
-       min_p=st.sampled_from([0.0, 0.02, 0.5]))
+@given(
+    seed=st.integers(0, 10**6),
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.6]),
+    top_k=st.sampled_from([0, 1, 3, 20, 500]),
+    top_p=st.sampled_from([0.05, 0.5, 0.95, 1.0]),
+    min_p=st.sampled_from([0.0, 0.02, 0.5]),
+)
 def test_truncation_keeps_the_tokens_transformers_keeps(seed, temperature, top_k, top_p, min_p):
     torch = pytest.importorskip("torch")
-    from transformers import (LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper,
-                              TopKLogitsWarper, TopPLogitsWarper)
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
     logits = np.random.default_rng(seed).normal(0, 3, (4, 50)).astype(np.float32)
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
@@ -33,8 +43,7 @@ def test_truncation_keeps_the_tokens_transformers_keeps(seed, temperature, top_k
     if min_p:
         warpers.append(MinPLogitsWarper(min_p))
     expected = warpers(None, torch.tensor(logits)).softmax(-1).numpy()
-    ours = np.asarray(jit_truncate(jax.nn.softmax(logits / temperature),
-                                   params(temperature, top_k, top_p, min_p)))
+    ours = np.asarray(jit_truncate(jax.nn.softmax(logits / temperature), params(temperature, top_k, top_p, min_p)))
     np.testing.assert_allclose(ours / ours.sum(-1, keepdims=True), expected, atol=1e-5)
 
 
@@ -47,6 +56,7 @@ def test_ties_at_the_threshold_are_all_kept():
 def test_draws_follow_the_truncated_distribution():
     """Chi-squared of 20,000 draws; log-probabilities stay those of the whole vocabulary."""
     from scipy.stats import chisquare
+
     logits = jnp.array([0.0, 1.0, 2.0, 3.0, -1.0, 2.5]) * 0.7
     count = 20_000
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(count))
@@ -66,7 +76,7 @@ def test_a_row_depends_on_its_own_key_only():
     logits = jax.random.normal(jax.random.key(0), (8, 40))
     keys = jax.random.split(jax.random.key(1), 8)
     all_tokens, _ = jit_sample(logits, keys, params())
-    one_by_one = [int(jit_sample(logits[i:i + 1], keys[i:i + 1], params())[0][0]) for i in range(8)]
+    one_by_one = [int(jit_sample(logits[i : i + 1], keys[i : i + 1], params())[0][0]) for i in range(8)]
     assert all_tokens.tolist() == one_by_one
 
 

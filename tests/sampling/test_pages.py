@@ -2,12 +2,12 @@
 
 import functools
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 import jax
-from jax import numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import numpy as jnp
 
 from ibtpo.sampling import pages as paging
 
@@ -16,8 +16,15 @@ BATCH = 3  # operations are vectorised over so many rows; unused entries are out
 
 
 def new_pool():
-    return paging.make_pool(num_layers=2, num_pages=PAGES, page_size=PAGE_SIZE, num_kv_heads=1,
-                            head_dim=1, num_rows=ROWS, pages_per_row=PAGES_PER_ROW)
+    return paging.make_pool(
+        num_layers=2,
+        num_pages=PAGES,
+        page_size=PAGE_SIZE,
+        num_kv_heads=1,
+        head_dim=1,
+        num_rows=ROWS,
+        pages_per_row=PAGES_PER_ROW,
+    )
 
 
 @jax.jit
@@ -31,7 +38,8 @@ def extend_and_write(pool, rows, old, new, values):
     for layer in range(2):
         pool = pool.replace(
             keys=pool.keys.at[layer, page, offset, 0, 0].set(values + layer, mode="drop"),
-            values=pool.values.at[layer, page, offset, 0, 0].set(-values - layer, mode="drop"))
+            values=pool.values.at[layer, page, offset, 0, 0].set(-values - layer, mode="drop"),
+        )
     return pool
 
 
@@ -40,7 +48,7 @@ fork, trim, release = jax.jit(paging.fork), jax.jit(paging.trim), jax.jit(paging
 
 def contents(pool, row, length):
     table = np.asarray(pool.page_table)[row]
-    pages = table[:paging.pages_for(length, PAGE_SIZE)]
+    pages = table[: paging.pages_for(length, PAGE_SIZE)]
     assert (pages != paging.NO_PAGE).all()
     keys = np.asarray(pool.keys)[..., 0, 0][:, pages].reshape(2, -1)[:, :length]
     values = np.asarray(pool.values)[..., 0, 0][:, pages].reshape(2, -1)[:, :length]
@@ -54,13 +62,30 @@ def pad(values, fill=ROWS):
 
 
 operation = st.one_of(
-    st.tuples(st.just("extend"), st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(1, 7)),
-                                          min_size=1, max_size=BATCH, unique_by=lambda e: e[0])),
-    st.tuples(st.just("fork"), st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, ROWS - 1),
-                                                  st.integers(0, 20)),
-                                        min_size=1, max_size=BATCH, unique_by=lambda e: e[1])),
-    st.tuples(st.just("trim"), st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(0, 20)),
-                                        min_size=1, max_size=BATCH, unique_by=lambda e: e[0])),
+    st.tuples(
+        st.just("extend"),
+        st.lists(
+            st.tuples(st.integers(0, ROWS - 1), st.integers(1, 7)), min_size=1, max_size=BATCH, unique_by=lambda e: e[0]
+        ),
+    ),
+    st.tuples(
+        st.just("fork"),
+        st.lists(
+            st.tuples(st.integers(0, ROWS - 1), st.integers(0, ROWS - 1), st.integers(0, 20)),
+            min_size=1,
+            max_size=BATCH,
+            unique_by=lambda e: e[1],
+        ),
+    ),
+    st.tuples(
+        st.just("trim"),
+        st.lists(
+            st.tuples(st.integers(0, ROWS - 1), st.integers(0, 20)),
+            min_size=1,
+            max_size=BATCH,
+            unique_by=lambda e: e[0],
+        ),
+    ),
 )
 
 
@@ -70,10 +95,11 @@ def test_any_sequence_of_operations_keeps_contents_and_page_counts(operations):
     pool, model, fresh = new_pool(), {}, iter(range(1, 10**6))
     for kind, entries in operations:
         if kind == "extend":
-            entries = [(row, min(len(model.get(row, [])) + n, PAGE_SIZE * PAGES_PER_ROW))
-                       for row, n in entries]
-            grown = {**model, **{row: model.get(row, []) + [None] * (new - len(model.get(row, [])))
-                                 for row, new in entries}}
+            entries = [(row, min(len(model.get(row, [])) + n, PAGE_SIZE * PAGES_PER_ROW)) for row, n in entries]
+            grown = {
+                **model,
+                **{row: model.get(row, []) + [None] * (new - len(model.get(row, []))) for row, new in entries},
+            }
             if upper_bound(grown) > PAGES:
                 continue
             old = [len(model.get(row, [])) for row, _ in entries]
@@ -81,24 +107,32 @@ def test_any_sequence_of_operations_keeps_contents_and_page_counts(operations):
             for i, (row, new) in enumerate(entries):
                 tail = [10.0 * next(fresh) for _ in range(new - old[i])]
                 model[row] = model.get(row, []) + tail
-                values[i, old[i]:new] = tail
-            pool = extend_and_write(pool, pad([r for r, _ in entries]), pad(old, 0),
-                                    pad([n for _, n in entries], 0), values)
+                values[i, old[i] : new] = tail
+            pool = extend_and_write(
+                pool, pad([r for r, _ in entries]), pad(old, 0), pad([n for _, n in entries], 0), values
+            )
         elif kind == "fork":
             targets = {target for _, target, _ in entries}
-            entries = [(s, t, min(n, len(model.get(s, [])))) for s, t, n in entries
-                       if t not in model and s not in targets and s in model]
+            entries = [
+                (s, t, min(n, len(model.get(s, []))))
+                for s, t, n in entries
+                if t not in model and s not in targets and s in model
+            ]
             grown = {**model, **{t: model[s][:n] for s, t, n in entries}}
             if not entries or upper_bound(grown) > PAGES:
                 continue
             model = {row: tokens for row, tokens in grown.items() if tokens}
-            pool = fork(pool, pad([s for s, _, _ in entries]), pad([t for _, t, _ in entries]),
-                        pad([n for _, _, n in entries], 0))
+            pool = fork(
+                pool,
+                pad([s for s, _, _ in entries]),
+                pad([t for _, t, _ in entries]),
+                pad([n for _, _, n in entries], 0),
+            )
         else:
             entries = [(row, n) for row, n in entries if row in model]
             if not entries:
                 continue
-            model = {row: tokens[:dict(entries).get(row, len(tokens))] for row, tokens in model.items()}
+            model = {row: tokens[: dict(entries).get(row, len(tokens))] for row, tokens in model.items()}
             model = {row: tokens for row, tokens in model.items() if tokens}
             pool = trim(pool, pad([r for r, _ in entries]), pad([n for _, n in entries], 0))
         check(pool, model)
@@ -126,8 +160,9 @@ def check(pool, model):
 
 @pytest.mark.parametrize("length", range(1, 13))
 def test_fork_shares_whole_pages_and_copies_only_the_partial_one(length):
-    pool = extend_and_write(new_pool(), pad([0]), pad([0], 0), pad([12], 0),
-                            jnp.arange(BATCH * 20.0).reshape(BATCH, 20) * 10)
+    pool = extend_and_write(
+        new_pool(), pad([0]), pad([0], 0), pad([12], 0), jnp.arange(BATCH * 20.0).reshape(BATCH, 20) * 10
+    )
     forked = fork(pool, pad([0]), pad([1]), pad([length], 0))
     shared = length // PAGE_SIZE
     np.testing.assert_array_equal(forked.page_table[1, :shared], pool.page_table[0, :shared])
@@ -138,10 +173,20 @@ def test_fork_shares_whole_pages_and_copies_only_the_partial_one(length):
 
 def test_allocation_has_no_loop_over_pages():
     """The number of operations does not depend on the number of pages or rows."""
+
     def operations(rows, pages):
-        pool = jax.eval_shape(functools.partial(
-            paging.make_pool, num_layers=1, num_pages=pages, page_size=4, num_kv_heads=1, head_dim=1,
-            num_rows=rows, pages_per_row=8))
+        pool = jax.eval_shape(
+            functools.partial(
+                paging.make_pool,
+                num_layers=1,
+                num_pages=pages,
+                page_size=4,
+                num_kv_heads=1,
+                head_dim=1,
+                num_rows=rows,
+                pages_per_row=8,
+            )
+        )
         index = jax.ShapeDtypeStruct((rows,), jnp.int32)
         jaxpr = jax.make_jaxpr(lambda p, i: paging.fork(paging.extend(p, i, i), i, i, i))(pool, index)
         text = str(jaxpr)

@@ -178,9 +178,7 @@ def test_entropy_forks_before_the_least_probable_tokens(responses, options, data
     limits = [data.draw(st.integers(0, len(r.tokens) + 2)) for r in responses]
     options = dataclasses.replace(options, branch=1)
     forks = forks_of("entropy", responses, options, limits=limits)
-    taken = {
-        (token_owner(responses, r.parent, r.fork - 1), r.fork) for r in responses if r.fork
-    }
+    taken = {(token_owner(responses, r.parent, r.fork - 1), r.fork) for r in responses if r.fork}
     eligible = {}
     for r in responses:
         for p in range(r.fork + 1, len(r.tokens)):
