@@ -34,6 +34,7 @@ def tiny_config(tiny_model_dir, repo_root):
             "sampling.questions_in_flight": 4,
             "train.steps": 4,
             "train.questions_per_step": 4,
+            "train.row_tokens": 0,
             "train.rows_per_step": 2,
             "eval.every": 0,
             "eval.questions": 6,

@@ -5,13 +5,13 @@ Prepared as ArrayRecord files and read as a random-access source, without Tensor
 
 import contextlib
 import io
+import logging
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from ibtpo.data import arithmetic
 
@@ -144,10 +144,10 @@ def prepare(config: str | ChainedArithmeticConfig, data_dir: str | None = None) 
 def _quiet() -> Iterator[None]:
     """Keeps to itself what TFDS says of a few seconds' work: nested bars, "Unknown size", a folder still empty."""
     tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logger, drop = logging.getLogger("absl"), lambda record: record.levelno >= logging.ERROR
+    logger.addFilter(drop)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        logger.removeFilter(drop)
