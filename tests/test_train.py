@@ -1,6 +1,9 @@
 """The whole path on the tiny model: prompt, trees, scores, update, checkpoint, evaluation, export."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -177,6 +180,23 @@ def test_exported_policy_loads_in_transformers_with_the_same_logits(finished_run
         theirs = model(ids).logits[0].numpy()
     problem = ours.question(0, load_problems(config.data, "test", ours.tokenizer)[0], config.data)
     assert problem.tokens and theirs.shape == (ids.shape[1], ours.model.vocab_size)
+
+
+def test_a_mesh_of_eight_devices_trains_as_one_device_does(tiny_config, tmp_path, repo_root):
+    """The command line, in a process of its own: same trees, same loss, whatever the mesh."""
+    changes = {"train.steps": 1, "train.rows_per_step": 4, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config().to_dict()))
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "ibtpo.train", f"--config={tmp_path / 'config.json'}"]
+    command += [f"--workdir={tmp_path / 'mesh'}", *(f"--config.{key}={value}" for key, value in changes.items())]
+    done = subprocess.run(command, cwd=repo_root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "8 cpu device(s)" in done.stdout
+    train_lib.train(tiny_config(train__steps=1, train__rows_per_step=4), str(tmp_path / "one"))
+    [mesh], [one] = rows(tmp_path / "mesh"), rows(tmp_path / "one")
+    assert mesh["train/generated_tokens"] == one["train/generated_tokens"]
+    for name in ("train/loss", "train/grad_norm", "train/ib_score", "train/avg_rate"):
+        assert mesh[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
 
 
 REAL = {
