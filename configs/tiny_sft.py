@@ -3,10 +3,9 @@
 Command:   python -m ibtpo.sft --config=configs/tiny_sft.py --workdir=runs/tiny_sft
 Tokenizer: python assets/make_tokenizer.py --output assets/qwen3-tiny (before the first run)
 Hardware:  two CPU cores, 8 minutes
-Result:    sft/loss 0.10; then python -m ibtpo.evaluate --config=configs/tiny.py --checkpoint=assets/qwen3-tiny gives
-           avg@8 42.6 % on 256 held-out problems at temperature 1, and 98.4 % greedily (--config.eval.top_k=1): the model
-           knows the task, and samples mistakes at the rate it was shown. That gap is what reinforcement learning has
-           to close.
+Result:    sft/loss 0.10; then python -m ibtpo.evaluate --config=configs/tiny.py --checkpoint=assets/qwen3-tiny says
+           avg@8 42.6 % on 256 held-out problems at temperature 1, and 98.4 % greedily (--config.eval.top_k=1). The
+           model knows the task and samples mistakes at the rate it was shown: what is left to learn.
 """
 
 from ml_collections import config_dict

@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging
 
 from ibtpo.data import chained_arithmetic
+from ibtpo.rewards.math import find_boxes
 
 _GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 _MAX_REPORTED_LINES = 20
@@ -102,7 +103,7 @@ def extract_answer(value: Any, pattern: str) -> str:
         raise BadRecord(f"answer is a {type(value).__name__}, not a string or number")
     text = str(value)
     if pattern == "boxed":
-        answer = last_boxed(text)
+        answer, _ = find_boxes(text)
         if answer is None:
             raise BadRecord("no \\boxed{...} in the answer field")
     elif pattern:
@@ -117,21 +118,6 @@ def extract_answer(value: Any, pattern: str) -> str:
     if not answer.strip():
         raise BadRecord("empty answer")
     return answer.strip()
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last complete \boxed{...} or \fbox{...}; None when there is none.
-
-    Braces inside must balance; escaped ones (\{ and \}) do not count.
-    """
-    for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*(?=\{)", text))):
-        rest = text[match.end() :]
-        depth = 0
-        for brace in re.finditer(r"\\.|[{}]", rest, flags=re.DOTALL):
-            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-            if depth == 0 and brace.group() == "}":
-                return rest[1 : brace.start()]
-    return None
 
 
 def _encode(problems: Sequence[Problem], data_config, tokenizer) -> list[list[int]]:

@@ -33,8 +33,9 @@ _INLINE_MATH = re.compile(r"\$([^$]+)\$|\\\((.{1,500}?)\\\)")
 _NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
 
 
-def _boxes(text: str) -> tuple[str | None, int]:
-    """Content of the complete box that closes last; position of the first box left open, or end."""
+def find_boxes(text: str) -> tuple[str | None, int]:
+    r"""Content of the complete \boxed{...} (or \fbox, \box) that closes last, None without one; and where the first
+    box left open begins, the length of the text if none is. Braces balance; escaped ones do not count."""
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []
     content = None
@@ -73,7 +74,7 @@ def extract_answer(text: str) -> str | None:
       The answer without surrounding blanks; None where there is none.
     """
     text = text[-TAIL_CHARACTERS:]
-    content, end = _boxes(text)
+    content, end = find_boxes(text)
     if content is not None:
         return content.strip() or None
     text = text[:end]
@@ -130,7 +131,7 @@ def _normalise(text: str) -> str:
     style, a full stop."""
     text = re.sub(r"\s+", " ", text).strip().replace("−", "-").replace("–", "-").replace("{,}", ",")
     while text.startswith("\\boxed{"):
-        content, _ = _boxes(text)
+        content, _ = find_boxes(text)
         if content is None or len(content) != len(text) - len("\\boxed{}"):
             break
         text = content.strip()

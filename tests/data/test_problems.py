@@ -14,10 +14,10 @@ from ibtpo.data.problems import (
     PromptLengthError,
     extract_answer,
     format_prompt,
-    last_boxed,
     load_problems,
 )
 from ibtpo.data.tokenizer import load_tokenizer
+from ibtpo.rewards.math import find_boxes
 
 
 def _config(**values) -> ConfigDict:
@@ -200,12 +200,12 @@ _nested = st.recursive(
 @given(_nested, st.text("ab }{\\\n", max_size=8), st.sampled_from(["\\boxed{", "\\fbox{", "\\boxed {"]))
 def test_last_box_is_found_whatever_braces_it_holds(content, before, command):
     before = before + " "  # a backslash right before would escape the command's
-    assert last_boxed(f"{before}\\boxed{{old}} then {command}{content}}}.") == content
+    assert find_boxes(f"{before}\\boxed{{old}} then {command}{content}}}.")[0] == content
 
 
 def test_answer_examples():
-    assert last_boxed("no box") is None and last_boxed(r"\boxed{open") is None and last_boxed(r"\boxed5") is None
-    assert last_boxed(r"\boxed{1} and \boxed{open") == "1"
+    assert [find_boxes(text)[0] for text in ("no box", r"\boxed{open", r"\boxed5")] == [None] * 3
+    assert find_boxes(r"\boxed{1} and \boxed{open") == ("1", 14)
     for value, pattern, expected in [
         ("1,234", "", "1,234"),
         (3, "", "3"),
