@@ -121,15 +121,16 @@ class Progress:
         if self._stream.isatty():
             import tqdm
 
-            # Some terminals claim to be 0 columns wide, and tqdm would draw nothing there.
-            wide = os.get_terminal_size(self._stream.fileno()).columns > 0
+            # Some terminals claim to have no columns or no lines, and tqdm would draw nothing there.
+            known = all(size > 0 for size in os.get_terminal_size(self._stream.fileno()))
             self._bar = tqdm.tqdm(
                 total=total,
                 initial=initial,
                 desc=description or None,
                 file=self._stream,
-                dynamic_ncols=wide,
-                ncols=None if wide else 80,
+                dynamic_ncols=known,
+                ncols=None if known else 80,
+                nrows=None if known else 24,
             )
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:

@@ -252,13 +252,10 @@ def train(config, workdir: str) -> None:
                 metrics["time/elapsed_s"] = trainer.position.seconds
                 if step % config.log.every == 0 or step == total:
                     writer.write(step, metrics)
+                shown = {"reward": "avg_rate_initial", "eff-rate": "eff_rate", "entropy": "entropy"}
                 progress.update(
                     step,
-                    {
-                        name: metrics[f"train/{name}"]
-                        for name in ("avg_rate_initial", "eff_rate", "entropy")
-                        if f"train/{name}" in metrics
-                    },
+                    {short: metrics[f"train/{name}"] for short, name in shown.items() if f"train/{name}" in metrics},
                 )
                 if trainer.held_out and (step % config.eval.every == 0 or step == total):
                     evaluated = trainer.evaluate()
