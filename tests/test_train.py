@@ -8,6 +8,8 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from jax import numpy as jnp
 
 from configs import tiny
 from ibtpo import config as config_lib
@@ -16,6 +18,7 @@ from ibtpo import export as export_lib
 from ibtpo import metrics
 from ibtpo import train as train_lib
 from ibtpo.data.problems import load_problems
+from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.policy import load_policy
 from ibtpo.rewards.pool import Grader
 
@@ -177,9 +180,16 @@ def test_exported_policy_loads_in_transformers_with_the_same_logits(finished_run
     assert moved > 0
     ids = tokenizer("Question: Start with 3. Add 4.\nAnswer:\n", return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        theirs = model(ids).logits[0].numpy()
-    problem = ours.question(0, load_problems(config.data, "test", ours.tokenizer)[0], config.data)
-    assert problem.tokens and theirs.shape == (ids.shape[1], ours.model.vocab_size)
+        theirs = model(ids).logits.numpy()
+    tokens = jnp.asarray(ids.numpy(), jnp.int32)
+    ends = jnp.full(tokens.shape, tokens.shape[1])
+
+    def attend(q, k, v, layer, cache):
+        return tree_attention(q, k, v, ends), cache
+
+    decoder = nnx.merge(ours.graphdef, ours.params)
+    hidden, _ = decoder(tokens, jnp.arange(tokens.shape[1])[None], attend)
+    np.testing.assert_allclose(decoder.logits(hidden), theirs, atol=1e-4)
 
 
 def test_a_mesh_of_eight_devices_trains_as_one_device_does(tiny_config, tmp_path, repo_root):
