@@ -219,9 +219,10 @@ class Trainer:
 
 def train(config, workdir: str) -> None:
     """Runs `config` in `workdir` to its last update, from the newest checkpoint if there is one."""
-    config_lib.save(config, workdir)
+    config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
     with config_lib.user_errors():
         trainer = Trainer(config)
+    config_lib.save(config, workdir)
     total = config.train.steps
     with trainer.grader, checkpoints.Checkpoints(workdir, keep=config.checkpoint.keep) as store:
         with config_lib.user_errors():

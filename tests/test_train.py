@@ -115,6 +115,14 @@ def test_a_workdir_refuses_another_configuration(finished_run, tiny_config):
         train_lib.train(tiny_config(eval__every=2, loss__kl=0.5), str(finished_run[1]))
 
 
+def test_a_run_that_could_not_start_leaves_its_workdir_free(tiny_config, tmp_path):
+    with pytest.raises(config_lib.ConfigError, match="no model in Hugging Face format"):
+        train_lib.train(tiny_config(model__path="nowhere"), str(tmp_path / "run"))
+    with pytest.raises(config_lib.ConfigError, match="is no file"):
+        train_lib.train(tiny_config(data__source="jsonl:missing.jsonl"), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -73,6 +73,8 @@ def load(path: str | pathlib.Path, *, dtype=jnp.float32, param_dtype=jnp.float32
         unknown or misshaped: all of them in one message, with both shapes and the file.
     """
     path = pathlib.Path(path)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is no model in Hugging Face format: it has no config.json (see model.path)")
     config = ModelConfig.from_hf(json.loads((path / "config.json").read_text()))
 
     def init() -> Decoder:
