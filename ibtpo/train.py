@@ -24,7 +24,6 @@ from ibtpo.evaluate import evaluate, make_eval_sampler
 from ibtpo.losses import LossOptions
 from ibtpo.optimizer import make_optimizer
 from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
-from ibtpo.sampling.engine import SamplerStats
 from ibtpo.sampling.logits import SamplingParams
 from ibtpo.state import create_state, make_log_probs, make_update
 from ibtpo.tree import Tree, stack_trees
@@ -84,7 +83,7 @@ class Trainer:
         self.apply_update = make_update(
             self.policy.graphdef,
             optimizer,
-            LossOptions(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl, dual_clip=loss.dual_clip or None),
+            LossOptions(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl, dual_clip=loss.dual_clip),
             remat=config.model.remat,
             **forward,
         )
@@ -100,8 +99,8 @@ class Trainer:
 
     # The algorithm.
 
-    def update(self) -> tuple[dict[str, float], SamplerStats]:
-        """One step of the method: sample, grade, score, update. Returns its metrics and sampling cost."""
+    def update(self) -> dict[str, float]:
+        """One step of the method: sample, grade, score, update. Returns its metrics."""
         config, started = self.config, time.monotonic()
         problems = self.batches.next_batch()
         trees, stats = self.sample(problems)
@@ -138,7 +137,7 @@ class Trainer:
         }
         result = {f"train/{name}": value for name, value in result.items()}
         result |= {"time/sample_s": sampled - started, "time/update_s": updated - sampled}
-        return result, stats
+        return result
 
     def sample(self, problems: list[Problem]):
         """Grows a graded tree for each problem with the current policy."""
@@ -248,7 +247,7 @@ def train(config, workdir: str) -> None:
             if trainer.held_out and not resumed:
                 writer.write(0, trainer.evaluate())
             for step in range(first + 1, total + 1):
-                metrics, _ = trainer.update()
+                metrics = trainer.update()
                 trainer.position.seconds = time.monotonic() - clock
                 metrics["time/elapsed_s"] = trainer.position.seconds
                 if step % config.log.every == 0 or step == total:

@@ -125,6 +125,7 @@ class _Draft:
     grade: Future | None = None
     finish: str = ""  # "" while it is unfinished, which includes paused at a segment's end
     reward: float = 0.0
+    answer_start: int = 0  # known once it is finished
 
     def finished(self) -> Response:
         return Response(
@@ -335,7 +336,7 @@ class _Run:
             responses = [d.finished() for d in q.drafts]
             tree = build_tree(q.question.tokens, responses, sampler.step_ends)
             rng = np.random.default_rng([*self.seed, q.question.id, q.round])
-            limits = [sampler.answer_start(r.tokens) for r in responses]
+            limits = [d.answer_start for d in q.drafts]
             forks = STRATEGIES[options.strategy](tree, responses, options, rng, limits)
         else:
             self._finish(q)
@@ -428,7 +429,9 @@ class _Run:
             return
         self.stats.responses += 1
         self.stats.response_tokens += len(draft.tokens)
-        reward = self.grade(q.question, np.asarray(draft.tokens, np.int32))
+        tokens = np.asarray(draft.tokens, np.int32)
+        draft.answer_start = self.sampler.answer_start(tokens)
+        reward = self.grade(q.question, tokens)
         if isinstance(reward, Future) and not reward.done():
             draft.grade = reward
             self.grading.append((q, draft))
