@@ -20,6 +20,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.model = model = config_dict.ConfigDict()
     model.path = ""  # folder with config.json, *.safetensors and tokenizer (Hugging Face layout)
+    model.preset = ""  # published model whose sizes that folder must have, e.g. "Qwen/Qwen3-8B"; "": any
     model.dtype = "bfloat16"  # of activations; log-probabilities are float32 always
     model.param_dtype = "float32"  # of parameters and optimizer state
     model.remat = True  # recompute each layer in the backward pass: less memory, a third more FLOPs
@@ -36,6 +37,7 @@ def get_config() -> config_dict.ConfigDict:
     # Text given to the model; {question} is replaced.
     data.prompt = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n"
     data.chat_template = False  # wrap the prompt as a user turn with the tokenizer's chat template
+    data.system_prompt = ""  # system turn before it, chat_template only; "": what the template does by itself
     data.max_prompt_tokens = 1024  # tokens; a longer prompt is left out of training
     data.separator = "\n\n"  # text that ends a reasoning step [paper]
     data.difficulty = "normal"  # of the generated task: easy | normal | hard
@@ -61,6 +63,8 @@ def get_config() -> config_dict.ConfigDict:
     sampling.top_p = 0.95  # keep the smallest set of tokens with this probability; 1: off [paper]
     sampling.min_p = 0.0  # drop tokens below this fraction of the largest probability; 0: off
     sampling.max_new_tokens = 2048  # per response, its shared prefix included [paper]
+    # Special tokens that end a response, "<|im_end|>,<|endoftext|>"; "": those of tokenizer and generation_config.json.
+    sampling.stop_tokens = ""
     sampling.slots = 256  # responses decoded side by side
     sampling.pages = 0  # pages of the key-value cache; 0: enough for slots and questions in flight
     sampling.page_size = 64  # tokens per page, a power of two
@@ -94,6 +98,7 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.eps = 1e-8  # AdamW, added to the root of the second moment
     optimizer.weight_decay = 0.0  # AdamW, decoupled; matrices only
     optimizer.clip_norm = 1.0  # global norm of the gradient; 0: off
+    optimizer.first_moment_dtype = "float32"  # or bfloat16, which saves 2 bytes per parameter
 
     config.train = train = config_dict.ConfigDict()
     train.steps = 136  # updates; about one epoch of 17 thousand problems at 128 per step [paper: one epoch]
@@ -102,6 +107,7 @@ def get_config() -> config_dict.ConfigDict:
     # Tokens of a packed row, which holds whole trees; 0: as the longest tree of the batch needs, in multiples of 128.
     train.row_tokens = 0
     train.rows_per_step = 8  # rows of one microbatch; gradients of an update's microbatches are summed
+    train.token_block = 1024  # tokens of a row whose logits, over the whole vocabulary, exist at a time
 
     config.mesh = mesh = config_dict.ConfigDict()
     mesh.data = -1  # devices over which rows and slots are split; -1: all that remain
@@ -118,6 +124,7 @@ def get_config() -> config_dict.ConfigDict:
     evaluation.min_p = 0.0  # 0: off
 
     config.checkpoint = checkpoint = config_dict.ConfigDict()
+    checkpoint.dir = ""  # folder or URL (gs://...) of the checkpoints, seen by all hosts; "": in the workdir
     checkpoint.every = 20  # updates between checkpoints; the last update is always saved
     checkpoint.keep = 2  # newest checkpoints kept
 

@@ -43,6 +43,7 @@ def get_config() -> config_dict.ConfigDict:
     data.solution_field = "solution"  # field of a JSON line with the worked solution
     data.prompt = "Question: {question}\nAnswer:\n"  # text before the solution; {question} is replaced
     data.chat_template = False  # wrap the prompt as a user turn with the tokenizer's chat template
+    data.system_prompt = ""  # system turn before it, chat_template only
     data.max_prompt_tokens = 64  # tokens; a longer prompt is an error
 
     config.optimizer = optimizer = config_dict.ConfigDict()
@@ -54,6 +55,7 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.eps = 1e-8  # AdamW, added to the root of the second moment
     optimizer.weight_decay = 0.05  # AdamW, decoupled; matrices only
     optimizer.clip_norm = 1.0  # global norm of the gradient; 0: off
+    optimizer.first_moment_dtype = "float32"  # or bfloat16
 
     config.train = train = config_dict.ConfigDict()
     train.steps = 3_000  # updates

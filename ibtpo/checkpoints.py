@@ -6,13 +6,14 @@ is saved as its data; `extra` is JSON with the data iterator's position and the 
 """
 
 import logging
-import pathlib
+import os
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from ibtpo.state import TrainState
 
@@ -65,15 +66,32 @@ class Checkpoints:
     `close` (or leaving the context) waits for it.
 
     Args:
-      workdir: <workdir>/checkpoints is created on the first save.
+      workdir: the checkpoints are in <workdir>/checkpoints.
+      folder: they are here instead; a path or, with the packages for it, a URL such as gs://bucket/run.
       keep: newest checkpoints kept.
+
+    Raises:
+      ValueError: with several hosts, where they do not all see the folder.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, keep: int | None = None):
-        self.path = pathlib.Path(workdir).absolute() / "checkpoints"
+    def __init__(self, workdir: str | os.PathLike, *, folder: str | os.PathLike = "", keep: int | None = None):
+        self.path = _absolute(folder or os.path.join(workdir, "checkpoints"))
+        if jax.process_count() > 1:
+            self._check_shared()
         self._manager = ocp.CheckpointManager(
             self.path, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         )
+
+    def _check_shared(self) -> None:
+        if jax.process_index() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+        multihost_utils.sync_global_devices("checkpoint folder")
+        seen = multihost_utils.process_allgather(np.array(self.path.is_dir()))
+        if not seen.all():
+            raise ValueError(
+                f"checkpoint.dir: {self.path} is seen by {int(seen.sum())} of {len(seen)} hosts only; set it to storage "
+                "that all of them share, e.g. gs://<bucket>/<run>/checkpoints"
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -159,7 +177,7 @@ class Checkpoints:
                 "loss.ib_confidence='reference'): resume with the options it was made with, or "
                 "start in a new working directory"
             )
-        saved = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+        saved = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         _check_fit(folder, saved, flat)
         target = _abstract(flat)
         restored = self._manager.restore(
@@ -175,40 +193,53 @@ class Checkpoints:
         return restored[name]
 
 
-def _open(workdir: str | pathlib.Path) -> Checkpoints:
-    folder = pathlib.Path(workdir) / "checkpoints"
-    if not folder.is_dir():
-        raise ValueError(f"no checkpoints in {workdir}: there is no folder {folder}")
-    return Checkpoints(workdir)
+def _absolute(folder: str | os.PathLike) -> epath.Path:
+    folder = os.fspath(folder)
+    return epath.Path(folder if "://" in folder else os.path.abspath(folder))
 
 
-def load_params(workdir: str | pathlib.Path, like: Any, step: int | None = None) -> Any:
+def find(run: str | os.PathLike) -> epath.Path | None:
+    """The folder with the checkpoints of a run, given its workdir or that folder itself; None if it is neither."""
+    run = _absolute(run)
+    if (run / "checkpoints").is_dir():
+        return run / "checkpoints"
+    return run if run.is_dir() and any(child.name.isdigit() for child in run.iterdir()) else None
+
+
+def _open(run: str | os.PathLike) -> Checkpoints:
+    folder = find(run)
+    if folder is None:
+        raise ValueError(f"no checkpoints in {run}: there is no folder {os.path.join(run, 'checkpoints')}")
+    return Checkpoints(run, folder=folder)
+
+
+def load_params(run: str | os.PathLike, like: Any, step: int | None = None) -> Any:
     """The policy's parameters alone, in the structure, types and placement of `like`.
 
     Args:
-      workdir: of the training run.
+      run: workdir of the training run, or the folder of its checkpoints.
       like: `nnx.split(decoder, nnx.Param)[1]` of a decoder with the same sizes.
       step: default the newest.
 
     Raises:
       ValueError: there is no such checkpoint, or it does not fit `like`.
     """
-    with _open(workdir) as checkpoints:
+    with _open(run) as checkpoints:
         step = checkpoints._existing(step)
         return _unflatten(like, checkpoints._read_arrays(step, "params", _flatten(like)))
 
 
-def load_config(workdir: str | pathlib.Path, step: int | None = None) -> dict:
+def load_config(run: str | os.PathLike, step: int | None = None) -> dict:
     """The configuration saved with a checkpoint (default: the newest).
 
     Raises:
       ValueError: there is no such checkpoint.
     """
-    with _open(workdir) as checkpoints:
+    with _open(run) as checkpoints:
         return checkpoints._read_json(checkpoints._existing(step))["config"]
 
 
-def _check_fit(folder: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_fit(folder: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises ValueError at the first array by name that is missing or differs in shape or type."""
 
     def describe(flat, name):

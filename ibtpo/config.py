@@ -22,6 +22,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from ibtpo.models.presets import PRESETS
+
 METHODS: dict[str, dict[str, Any]] = {
     "ibtpo": {
         "tree.strategy": "ib",
@@ -85,6 +87,7 @@ _DTYPE = _one_of("float32", "bfloat16")
 RULES: dict[str, Rule] = {
     "method": _one_of(*METHODS),
     "model.path": Rule(str, bool, "a folder in Hugging Face format, e.g. assets/qwen3-tiny"),
+    "model.preset": Rule(str, lambda x: x == "" or x in PRESETS, f'"" or one of {", ".join(PRESETS)}', tuple(PRESETS)),
     "model.dtype": _DTYPE,
     "model.param_dtype": _DTYPE,
     "model.remat": _SWITCH,
@@ -109,6 +112,7 @@ RULES: dict[str, Rule] = {
         "a format text with {question} in it and every other brace doubled",
     ),
     "data.chat_template": _SWITCH,
+    "data.system_prompt": _TEXT,
     "data.max_prompt_tokens": _whole(1),
     "data.separator": _NAME,
     "data.difficulty": _one_of("easy", "normal", "hard"),
@@ -130,6 +134,11 @@ RULES: dict[str, Rule] = {
     "sampling.top_p": _PROBABILITY,
     "sampling.min_p": _FRACTION,
     "sampling.max_new_tokens": _whole(1),
+    "sampling.stop_tokens": Rule(
+        str,
+        lambda x: not x or all(part.strip() for part in x.split(",")),
+        'special tokens of the tokenizer separated by commas, or "" for its own end-of-sequence tokens',
+    ),
     "sampling.slots": _whole(1),
     "sampling.pages": _whole(0),
     "sampling.page_size": Rule(int, lambda x: x >= 1 and x & (x - 1) == 0, "a power of two"),
@@ -158,11 +167,13 @@ RULES: dict[str, Rule] = {
     "optimizer.eps": _POSITIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.clip_norm": _NOT_NEGATIVE,
+    "optimizer.first_moment_dtype": _DTYPE,
     "train.steps": _whole(1),
     "train.questions_per_step": _whole(1),
     "train.seed": Rule(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 2**32 - 1"),
     "train.row_tokens": _whole(0),
     "train.rows_per_step": _whole(1),
+    "train.token_block": _whole(1),
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
     "mesh.tensor": _AXIS,
@@ -173,6 +184,7 @@ RULES: dict[str, Rule] = {
     "eval.top_k": _whole(0),
     "eval.top_p": _PROBABILITY,
     "eval.min_p": _FRACTION,
+    "checkpoint.dir": _TEXT,
     "checkpoint.every": _whole(1),
     "checkpoint.keep": _whole(1),
     "log.every": _whole(1),
@@ -251,6 +263,11 @@ def _largest_tree(config: ConfigDict) -> int:
 def _check_combinations(flat: Mapping[str, Any]) -> None:
     config = unflatten(flat)
     tree, sampling, train, mesh = config.tree, config.sampling, config.train, config.mesh
+    if config.data.system_prompt and not config.data.chat_template:
+        raise ConfigError(
+            f"data.system_prompt={config.data.system_prompt!r} has no place without a chat template: set "
+            "data.chat_template=True, or put the text into data.prompt"
+        )
     num_responses = responses_per_question(tree)
     if num_responses < 2:
         raise ConfigError(
@@ -321,8 +338,9 @@ def _formats_question(template: str) -> bool:
 def _did_you_mean(value: Any, choices: Sequence[str]) -> str:
     if not choices:
         return ""
-    matches = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    folded = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(str(value).lower(), folded, n=1, cutoff=0.5)
+    return f"; did you mean {folded[matches[0]]!r}?" if matches else ""
 
 
 def _nearest_key(key: str, keys: Sequence[str] | Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@ r"""Held-out accuracy of a checkpoint: avg@k, pass@k and maj@k with 95 % interva
     python -m ibtpo.evaluate --config=configs/tiny.py --checkpoint=runs/tiny
     python -m ibtpo.evaluate --config=configs/tiny.py --checkpoint=assets/qwen3-tiny
 
---checkpoint is the workdir of a run (its newest checkpoint; the architecture and the tokenizer come from
-config.model.path) or a Hugging Face directory. Responses are independent, eval.samples per question.
+--checkpoint is the workdir of a run or its checkpoint.dir (the newest checkpoint; the architecture and the tokenizer
+come from config.model.path) or a Hugging Face directory. Responses are independent, eval.samples per question.
 Prints a table and writes summary.json and responses.jsonl, every response with its verdict, to
 --workdir (default: <checkpoint>/evaluation).
 """
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ibtpo import checkpoints, estimators
+from ibtpo import checkpoints, estimators, parallel
 from ibtpo import config as config_lib
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.metrics import Progress
@@ -156,22 +156,25 @@ def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
 
     Raises ConfigError where `checkpoint` is neither.
     """
-    checkpoint = pathlib.Path(checkpoint)
-    if (checkpoint / "config.json").is_file() and list(checkpoint.glob("*.safetensors")):
-        return load_policy(config, path=checkpoint)
-    if not (checkpoint / "checkpoints").is_dir():
+    mesh, folder = parallel.use_mesh(config.mesh), pathlib.Path(checkpoint)
+    if (folder / "config.json").is_file() and list(folder.glob("*.safetensors")):
+        return load_policy(config, path=folder, mesh=mesh)
+    if checkpoints.find(checkpoint) is None:
         raise config_lib.ConfigError(
             f"--checkpoint={checkpoint} holds neither a run (no folder checkpoints) nor a Hugging Face "
             "model (no config.json with *.safetensors)"
         )
-    policy = load_policy(config)
+    policy = load_policy(config, mesh=mesh)
     return policy.with_params(checkpoints.load_params(checkpoint, policy.params))
 
 
 def main(config, workdir: str | None) -> None:
     if not _CHECKPOINT.value:
         raise config_lib.ConfigError("--checkpoint is missing: name a run's workdir or a Hugging Face folder")
+    if "://" in _CHECKPOINT.value and not workdir:
+        raise config_lib.ConfigError(f"--checkpoint={_CHECKPOINT.value} is remote: name a local --workdir for results")
     with config_lib.user_errors():
+        parallel.initialize()
         policy = load_checkpoint(config, _CHECKPOINT.value)
         problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)
         problems = problems[: config.eval.questions or None]
@@ -186,6 +189,8 @@ def main(config, workdir: str | None) -> None:
 
     with grader, Progress(len(problems), description="questions") as progress:
         evaluation = evaluate(policy, policy.params, problems, sampler, grader, config, on_finished=show)
+    if jax.process_index():
+        return
     folder = pathlib.Path(workdir or pathlib.Path(_CHECKPOINT.value) / "evaluation")
     print(table(write(evaluation, folder)))
     print(f"\nwritten: {folder / 'summary.json'}, {folder / 'responses.jsonl'}")

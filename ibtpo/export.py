@@ -9,7 +9,7 @@ config.model.path.
 from absl import flags
 from flax import nnx
 
-from ibtpo import checkpoints
+from ibtpo import checkpoints, parallel
 from ibtpo import config as config_lib
 from ibtpo.models import hf
 from ibtpo.policy import load_policy
@@ -20,7 +20,7 @@ _STEP = flags.DEFINE_integer("step", None, "update whose checkpoint is exported;
 
 def export(config, workdir: str, out: str, step: int | None = None) -> None:
     """Writes the policy saved in `workdir` at `step` (None: the newest) to the folder `out`."""
-    policy = load_policy(config)
+    policy = load_policy(config, mesh=parallel.use_mesh(config.mesh))
     params = checkpoints.load_params(workdir, policy.params, step)
     hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=config.model.path)
 

@@ -11,9 +11,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ibtpo.kernels.tree_attention import tree_attention
+from ibtpo.models.attention import tree_attend
 from ibtpo.models.decoder import Decoder
 from ibtpo.packing import TokenBatch
+from ibtpo.parallel import constrain
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -72,18 +73,18 @@ def token_log_probs(
       entropy.
     """
 
-    def attend(q, k, v, layer, cache):
-        return tree_attention(q, k, v, batch.subtree_end), cache
-
     tokens, parent = jnp.asarray(batch.tokens), jnp.asarray(batch.parent_token)
     num_rows, num_tokens = tokens.shape
-    hidden, _ = decoder(tokens, jnp.asarray(batch.positions), attend, remat=remat)
+    hidden, _ = decoder(tokens, jnp.asarray(batch.positions), tree_attend(batch.subtree_end), remat=remat)
     hidden = jnp.take_along_axis(hidden, parent[:, :, None], axis=1)
 
     def block_log_probs(block):
         block_hidden, block_tokens = block  # [B, block, D], [B, block]
-        log_pi = jax.nn.log_softmax(decoder.logits(block_hidden) / temperature, axis=-1)
-        log_probs = jnp.take_along_axis(log_pi, block_tokens[:, :, None], axis=-1)[:, :, 0]
+        logits = constrain(decoder.logits(block_hidden) / temperature, "rows", None, "vocab")
+        log_pi = jax.nn.log_softmax(logits, axis=-1)
+        # A masked sum, not an index: where the vocabulary is split, each device adds up its own part.
+        own = jnp.arange(log_pi.shape[-1]) == block_tokens[:, :, None]
+        log_probs = jnp.where(own, log_pi, 0).sum(axis=-1)
         log_pi = jax.lax.stop_gradient(log_pi)
         return log_probs, -(jnp.exp(log_pi) * log_pi).sum(axis=-1)
 

@@ -43,9 +43,20 @@ class MetricWriter:
       workdir: made if missing.
       tensorboard: write event files too.
       resume_step: the last step whose rows are kept, -1 for none; None: continue after the last row, whatever it is.
+      active: False writes nothing at all: on every host of a run but the first.
     """
 
-    def __init__(self, workdir: str | os.PathLike, tensorboard: bool = True, *, resume_step: int | None = None):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        tensorboard: bool = True,
+        *,
+        resume_step: int | None = None,
+        active: bool = True,
+    ):
+        self._file = self._events = None
+        if not active:
+            return
         os.makedirs(workdir, exist_ok=True)
         path = os.path.join(workdir, FILE_NAME)
         if os.path.exists(path):
@@ -54,7 +65,6 @@ class MetricWriter:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             os.replace(path + ".tmp", path)
         self._file = open(path, "a", encoding="utf-8")
-        self._events = None
         if tensorboard:
             import tensorboardX
 
@@ -67,6 +77,8 @@ class MetricWriter:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row; values are scalars. Several rows of one step are allowed (training and evaluation)."""
+        if self._file is None:
+            return
         values = {name: float(value) for name, value in metrics.items()}
         row = {"step": int(step)} | {name: x if math.isfinite(x) else None for name, x in values.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -78,7 +90,8 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes the files; safe to call twice."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
             self._events = None

@@ -18,7 +18,7 @@ def make_optimizer(config: Any, total_steps: int) -> tuple[optax.GradientTransfo
 
     Args:
       config: the `optimizer` section: learning_rate, schedule, warmup_steps, b1, b2, eps,
-        weight_decay, clip_norm (global norm; 0 turns clipping off).
+        weight_decay, clip_norm (global norm; 0 turns clipping off), first_moment_dtype.
       total_steps: updates of the whole run.
 
     Returns:
@@ -55,6 +55,7 @@ def make_optimizer(config: Any, total_steps: int) -> tuple[optax.GradientTransfo
             eps=config.eps,
             weight_decay=config.weight_decay,
             mask=decay_mask,
+            mu_dtype=config.first_moment_dtype,
         ),
     )
     return transform, schedule

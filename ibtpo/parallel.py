@@ -1,6 +1,15 @@
-"""One mesh, one table: which mesh axis splits which logical axis of parameters and batches."""
+"""One mesh, one table: which mesh axis splits which logical axis of parameters, activations and caches.
 
+The mesh is JAX's own current mesh (`use_mesh` at the start of a program, or `with jax.set_mesh(mesh):`). What computes
+asks for placement by logical names (`constrain`, `per_shard`), which do nothing without a mesh or on one device, so
+that the same code runs on a laptop and on a pod.
+"""
+
+import glob
+import importlib.util
 import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +21,9 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> the mesh axes that split it. Parameters name their own axes (models/decoder.py).
 RULES: dict[str, tuple[str, ...]] = {
-    "rows": ("data", "fsdp"),  # training rows, slots, questions
+    "rows": ("data", "fsdp"),  # training rows; slots, pages and page-table rows of the sampler
+    "draws": ("data", "fsdp", "tensor"),  # slots while a token is drawn: each device has whole vocabularies
+    "tokens": ("tensor",),  # of the residual stream between the layers ("sequence parallelism")
     "layers": (),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
@@ -21,6 +32,30 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "mlp": ("tensor",),
 }
+# Weights at the place where they are used: whole over data and fsdp, split over tensor. Training gathers one layer at
+# a time into this layout; sampling, which reads all of them for every token, keeps a copy in it.
+SERVING_RULES = RULES | {"embed": ()}
+
+
+def initialize() -> None:
+    """Connects the processes of a job, before anything else asks JAX for devices; one process needs none of it.
+
+    On a TPU VM JAX finds the others by itself. Elsewhere JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID name them.
+
+    Raises:
+      ValueError: the variables are incomplete.
+    """
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        numbers = {name: os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+        for name, value in numbers.items():
+            if not value.isdigit():
+                raise ValueError(f"JAX_COORDINATOR_ADDRESS={address} is set, so {name}={value!r} must be a number")
+        count, index = map(int, numbers.values())
+        jax.distributed.initialize(address, num_processes=count, process_id=index)
+    elif importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")):
+        if os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+            jax.distributed.initialize()
 
 
 def make_mesh(config: Any, devices: list[jax.Device] | None = None) -> Mesh:
@@ -54,30 +89,140 @@ def make_mesh(config: Any, devices: list[jax.Device] | None = None) -> Mesh:
     )
 
 
-def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def use_mesh(config: Any) -> Mesh:
+    """The mesh of the `mesh` section over all devices, made the program's own (`jax.set_mesh`)."""
+    mesh = make_mesh(config)
+    jax.set_mesh(mesh)
+    return mesh
+
+
+def current_mesh() -> jax.sharding.AbstractMesh | None:
+    """The mesh of the surrounding `jax.set_mesh`; None where there is none, or where it has one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def platform() -> str:
+    """What the current mesh's devices are ("tpu", "gpu", "cpu"); without a mesh, JAX's default backend.
+
+    Ahead-of-time compilation has a mesh of described devices, so this is not what runs the Python program.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def num_row_shards() -> int:
+    """Shards of the logical axis "rows" under the current mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["rows"])
+
+
+def partition_spec(
+    names: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | jax.sharding.AbstractMesh,
+    rules: dict[str, tuple[str, ...]] = RULES,
+) -> PartitionSpec:
     """Placement of an array whose axes have these logical names (None: not split).
 
-    A dimension that the product of its mesh axes does not divide stays whole (say, two kv heads on
-    four tensor devices), and so does one whose mesh axis an earlier dimension has taken.
+    A dimension is split over the longest prefix of its mesh axes whose product divides it (two kv heads on four
+    tensor devices stay whole), and stays whole where an earlier dimension has taken one of them.
 
     Raises:
-      ValueError: a name that RULES lacks.
+      ValueError: a name that the rules lack.
     """
     spec: list[tuple[str, ...] | None] = []
     taken: set[str] = set()
     for name, size in zip(names, shape, strict=True):
-        if name is not None and name not in RULES:
-            raise ValueError(f"logical axis {name!r} has no rule; add it to parallel.RULES ({', '.join(RULES)})")
-        axes = RULES[name] if name is not None else ()
-        if not axes or taken & set(axes) or size % math.prod(mesh.shape[a] for a in axes):
-            spec.append(None)
-        else:
-            taken |= set(axes)
-            spec.append(axes)
+        if name is not None and name not in rules:
+            raise ValueError(f"logical axis {name!r} has no rule; add it to parallel.RULES ({', '.join(rules)})")
+        axes = rules[name] if name is not None else ()
+        if taken & set(axes):
+            axes = ()
+        while axes and size % math.prod(mesh.shape[a] for a in axes):
+            axes = axes[:-1]
+        taken |= set(axes)
+        spec.append(axes or None)
     return PartitionSpec(*spec)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def constrain(x: jax.Array, *names: str | None, rules: dict[str, tuple[str, ...]] = RULES) -> jax.Array:
+    """`x`, placed by the logical names of its axes; inside jit."""
+    mesh = current_mesh()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh, rules))
+
+
+def constrain_params(tree: Any) -> Any:
+    """A tree with every `nnx.Variable` in it (parameter, gradient, moment) in the training layout; inside jit."""
+
+    def place(x):
+        return x.replace(constrain(x.get_value(), *_names(x))) if _is_variable(x) else x
+
+    return tree if current_mesh() is None else jax.tree.map(place, tree, is_leaf=_is_variable)
+
+
+def constrain_tree(tree: Any, names: Any) -> Any:
+    """A tree of arrays placed by a tree of logical names in its structure; inside jit."""
+    return tree if current_mesh() is None else jax.tree.map(lambda x, n: constrain(x, *n), tree, names)
+
+
+def replicate(tree: Any) -> Any:
+    """Every array of a tree whole on every device, so that any host can read it; inside jit."""
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
+
+
+def serving(params: Any, dtype: Any) -> Any:
+    """A copy of the parameters in `dtype` and the layout of `SERVING_RULES`; inside jit."""
+    return jax.tree.map(lambda x: x.replace(gather(x, dtype)), params, is_leaf=_is_variable)
+
+
+def gather(x: nnx.Variable, dtype: Any = None) -> jax.Array:
+    """The value of a parameter, cast to `dtype`, in the layout it is used in (`SERVING_RULES`); inside jit.
+
+    Within the scan over layers a parameter has lost its leading axis, and its name with it. Cast first: what crosses
+    the interconnect is then as small as it gets.
+    """
+    value, names = x.get_value(), _names(x)
+    value = value if dtype is None else value.astype(dtype)
+    return constrain(value, *names[len(names) - value.ndim :], rules=SERVING_RULES)
+
+
+def per_shard(fn: Callable, in_names: tuple, out_names: Any) -> Callable:
+    """`fn` on every device's own part of its arguments: `jax.shard_map` over all mesh axes.
+
+    Args:
+      in_names: for each argument the logical names of its axes, a tuple; for an argument of several arrays the same
+        structure with such tuples. Dimensions of one name are split alike, over the longest prefix of its mesh axes
+        whose product divides all of them; otherwise every device gets them whole.
+      out_names: the same for the result.
+    """
+
+    def call(*args):
+        mesh = current_mesh()
+        if mesh is None:
+            return fn(*args)
+        axes: dict[str, tuple[str, ...]] = {}
+
+        def fit(x, names):
+            for name, size in zip(names, x.shape, strict=True):
+                if name is not None:
+                    axes.setdefault(name, RULES[name])
+                    while size % math.prod(mesh.shape[a] for a in axes[name]):
+                        axes[name] = axes[name][:-1]
+
+        def spec(names):
+            return PartitionSpec(*(axes[name] or None if name is not None else None for name in names))
+
+        jax.tree.map(fit, args, in_names)
+        in_specs = jax.tree.map(lambda x, names: spec(names), args, in_names)
+        out_specs = jax.tree.map(spec, out_names, is_leaf=_is_names)
+        # Kernels do not say over which axes their results vary, so that is not checked.
+        return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
+
+    return call
+
+
+def shardings(tree: Any, mesh: Mesh, rules: dict[str, tuple[str, ...]] = RULES) -> Any:
     """Same structure as `tree`, a NamedSharding per array.
 
     Every `nnx.Variable` in it (parameters, and moments and reference, which inherit their metadata)
@@ -85,13 +230,11 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def place(x):
-        if not isinstance(x, nnx.Variable):
+        if not _is_variable(x):
             return NamedSharding(mesh, PartitionSpec())
-        value = x.get_value()
-        names = x.get_metadata().get("out_sharding") or (None,) * value.ndim
-        return x.replace(NamedSharding(mesh, partition_spec(names, value.shape, mesh)))
+        return x.replace(NamedSharding(mesh, partition_spec(_names(x), x.get_value().shape, mesh, rules)))
 
-    return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.map(place, tree, is_leaf=_is_variable)
 
 
 def shard_params(tree: Any, mesh: Mesh) -> Any:
@@ -100,16 +243,24 @@ def shard_params(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Arrays [B, ...] split along B over (data, fsdp); replicated where that does not divide B.
-
-    With several hosts each passes its own B rows, equally many, and gets a view of all of them.
-    """
+    """Arrays [B, ...] split along B over the axis "rows"; every host passes the same whole arrays."""
 
     def put(x):
         x = np.asarray(x)
-        rows = x.shape[0] * jax.process_count()
         names = ("rows",) + (None,) * (x.ndim - 1)
-        sharding = NamedSharding(mesh, partition_spec(names, (rows, *x.shape[1:]), mesh))
-        return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
+        sharding = NamedSharding(mesh, partition_spec(names, x.shape, mesh))
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, batch)
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def _is_names(x: Any) -> bool:
+    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
+
+
+def _names(x: nnx.Variable) -> tuple[str | None, ...]:
+    return x.get_metadata().get("axes") or (None,) * x.get_value().ndim

@@ -12,13 +12,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax import numpy as jnp
+from jax.sharding import Mesh
 
-from ibtpo.data.problems import Problem, format_prompt
-from ibtpo.data.tokenizer import load_tokenizer, step_ends, token_bytes
+from ibtpo import parallel
+from ibtpo.data.problems import Problem, check_chat_template, format_prompt
+from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, step_ends, token_bytes
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
+from ibtpo.models.presets import PRESETS
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling.engine import Question, SamplerOptions, TreeSampler
 from ibtpo.sampling.strategies import TreeOptions
@@ -68,50 +72,108 @@ class Policy:
         return Question(id, format_prompt(problem, data_config, self.tokenizer))
 
 
-def load_policy(config, *, path: str | pathlib.Path | None = None, shardings=None) -> Policy:
-    """Loads `path` (default: config.model.path), a Hugging Face directory.
+def load_policy(config, *, path: str | pathlib.Path | None = None, mesh: Mesh | None = None) -> Policy:
+    """Loads `path` (default: config.model.path), a Hugging Face directory; with a mesh, each parameter straight into
+    the place that `parallel.shardings` gives it. Everything else is checked before the weights are read.
 
-    Raises ValueError where prompt and response cannot fit the model's positions.
+    Raises:
+      FileNotFoundError: no model there.
+      ValueError: config.model.path does not hold the model that model.preset names; prompt and response cannot fit
+        the model's positions; tokenizer, model, data.chat_template or sampling.stop_tokens do not go together.
     """
-    path = pathlib.Path(path or config.model.path)
-    decoder = hf.load(
-        path, dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype), shardings=shardings
-    )
-    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
-    if longest > decoder.config.max_positions:
-        raise ValueError(
-            f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {path} has "
-            f"{decoder.config.max_positions} positions: lower one of the two"
+    folder = pathlib.Path(path or config.model.path)
+    preset = config.model.preset if path is None else ""
+    if preset and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model.path={folder} holds no model: fetch it with `hf download {preset} --local-dir {folder}`"
         )
-    tokenizer = load_tokenizer(path)
+    model = hf.read_config(folder)
+    if preset:
+        _check_preset(model, preset, folder)
+    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    if longest > model.max_positions:
+        raise ValueError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {folder} has "
+            f"{model.max_positions} positions: lower one of the two"
+        )
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, model.vocab_size)
+    check_chat_template(config.data, tokenizer)
+    stop_ids = _stop_ids(folder, tokenizer, config.sampling.stop_tokens, model.vocab_size)
+    decoder = hf.load(
+        folder,
+        dtype=jnp.dtype(config.model.dtype),
+        param_dtype=jnp.dtype(config.model.param_dtype),
+        shardings=None if mesh is None else lambda params: parallel.shardings(params, mesh),
+    )
     graphdef, params = nnx.split(decoder, nnx.Param)
     table = token_bytes(tokenizer)
-    table += [b""] * (decoder.config.vocab_size - len(table))  # vocabularies are often padded
+    table += [b""] * (model.vocab_size - len(table))  # vocabularies are often padded
+    for token in stop_ids:
+        table[token] = b""  # an end is no text, even one that is not marked as special
     return Policy(
-        model=decoder.config,
+        model=model,
         graphdef=graphdef,
         params=params,
         tokenizer=tokenizer,
         table=table,
-        stop_ids=_stop_ids(path, tokenizer),
+        stop_ids=stop_ids,
         separator=config.data.separator.encode(),
     )
 
 
-def _stop_ids(path: pathlib.Path, tokenizer) -> tuple[int, ...]:
-    """The tokenizer's end-of-sequence token and those generation_config.json adds (chat models end
-    a turn with a token of their own)."""
-    ids = {tokenizer.eos_token_id} - {None}
-    file = path / "generation_config.json"
-    if file.exists():
-        extra = json.loads(file.read_text()).get("eos_token_id") or []
-        ids.update(extra if isinstance(extra, list) else [extra])
+def _check_preset(model: ModelConfig, preset: str, folder: pathlib.Path) -> None:
+    """Refuses another model than the published one. Its number of positions may differ: it is part of no array."""
+    expected = dataclasses.asdict(PRESETS[preset])
+    found = dataclasses.asdict(model)
+    differences = [
+        f"{name} is {found[name]}, not {value}"
+        for name, value in expected.items()
+        if name != "max_positions" and found[name] != value
+    ]
+    if differences:
+        raise ValueError(
+            f"model.path={folder} is not model.preset={preset}: {'; '.join(differences)}: name the right folder, or "
+            'set model.preset to ""'
+        )
+
+
+def _stop_ids(folder: pathlib.Path, tokenizer, names: str, vocab_size: int) -> tuple[int, ...]:
+    """The tokens of sampling.stop_tokens or, where that is empty, the tokenizer's end-of-sequence token and those
+    generation_config.json adds (chat models end a turn with a token of their own)."""
+    if names:
+        try:
+            ids = set(find_special(tokenizer, names))
+        except ValueError as error:
+            raise ValueError(f"sampling.stop_tokens={names!r}: {error}") from None
+    else:
+        ids = {tokenizer.eos_token_id, *_eos_ids(folder / "generation_config.json")} - {None}
     if not ids:
         raise ValueError(
-            f"{path}: neither the tokenizer nor generation_config.json names an "
-            "end-of-sequence token, so no response could end"
+            f"{folder}: neither the tokenizer nor generation_config.json names an end-of-sequence token, so no "
+            "response could end: name one in sampling.stop_tokens"
+        )
+    if max(ids) >= vocab_size:
+        raise ValueError(
+            f"{folder}: the end-of-sequence token {max(ids)} is outside the model's vocab_size {vocab_size}"
+        )
+    stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(id)} ({id})" for id in sorted(ids))
+    logging.info("%s: responses end at %s", folder, stops)
+    if missed := sorted(_eos_ids(folder / "config.json") - ids):
+        # Published folders do disagree here; only the user knows which token the model was trained to end with.
+        logging.warning(
+            "%s: responses end at %s, not at the eos_token_id %s of config.json; sampling.stop_tokens decides",
+            folder,
+            stops,
+            ", ".join(f"{tokenizer.convert_ids_to_tokens(id)} ({id})" for id in missed),
         )
     return tuple(sorted(ids))
+
+
+def _eos_ids(file: pathlib.Path) -> set[int]:
+    """The end-of-sequence tokens that a JSON file names, one or a list."""
+    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    return set(named if isinstance(named, list) else [named]) - {None}
 
 
 def tree_options(config, **changes) -> TreeOptions:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from ibtpo.losses import LossOptions, Metrics, policy_loss, reduce_metrics, token_log_probs
 from ibtpo.packing import TokenBatch
+from ibtpo.parallel import constrain_params, replicate
 
 
 @flax.struct.dataclass
@@ -96,7 +97,7 @@ def make_log_probs(
             return token_log_probs(decoder, rows, temperature=temperature, token_block=token_block)[0]
 
         result = jax.lax.map(some_rows, _microbatches(batch, rows_per_step))
-        return result.swapaxes(0, 1).reshape(num_rows, -1)
+        return replicate(result.swapaxes(0, 1).reshape(num_rows, -1))
 
     return log_probs
 
@@ -151,12 +152,12 @@ def make_update(
             loss, gradient = carry
             (more_loss, metrics), more = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *microbatch)
             gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradient, more)
-            return (loss + more_loss, gradient), metrics
+            return (loss + more_loss, constrain_params(gradient)), metrics
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), state.params)
         (loss, gradient), stacked = jax.lax.scan(
             add_microbatch,
-            (jnp.zeros((), jnp.float32), zeros),
+            (jnp.zeros((), jnp.float32), constrain_params(zeros)),
             _microbatches((batch, ref_log_probs), rows_per_step),
         )
         norm = optax.global_norm(gradient)
@@ -179,10 +180,10 @@ def make_update(
         }
         state = state.replace(
             step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
+            params=constrain_params(params),
+            opt_state=constrain_params(opt_state),
             policy_version=state.policy_version + finite.astype(jnp.int32),
         )
-        return state, metrics
+        return state, replicate(metrics)
 
     return jax.jit(update, donate_argnums=0 if donate else ())

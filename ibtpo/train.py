@@ -4,7 +4,8 @@
 
 The workdir gets config.json, metrics.jsonl, TensorBoard event files, checkpoints and, at the end,
 learning_curve.png. Running the same command again continues from the newest checkpoint, or says that
-the run is finished.
+the run is finished. On several hosts every one runs this command (docs/tpu.md); checkpoint.dir must then be storage
+that all of them see, and the first writes the other files to its own workdir.
 """
 
 import dataclasses
@@ -46,15 +47,15 @@ class Position:
 
 
 class Trainer:
-    """One run: everything that is built once, and the three things it does (update, evaluate, save).
+    """One run: everything that is built once, and the three things it does (update, evaluate, save). Making it
+    sets the program's mesh.
 
     The method is in `update`, which reads top to bottom like the paper's algorithm.
     """
 
     def __init__(self, config):
-        self.config = config
-        self.mesh = parallel.make_mesh(config.mesh)
-        self.policy = load_policy(config)
+        self.config, self.mesh = config, parallel.use_mesh(config.mesh)
+        self.policy = load_policy(config, mesh=self.mesh)
         tokenizer = self.policy.tokenizer
         self.problems = load_problems(config.data, config.data.train_split, tokenizer)
         self.held_out = []
@@ -79,7 +80,11 @@ class Trainer:
             root=tree.root,
         )
         optimizer, self.schedule = make_optimizer(config.optimizer, config.train.steps)
-        forward = dict(temperature=config.sampling.temperature, rows_per_step=config.train.rows_per_step)
+        forward = dict(
+            temperature=config.sampling.temperature,
+            rows_per_step=config.train.rows_per_step,
+            token_block=config.train.token_block,
+        )
         self.apply_update = make_update(
             self.policy.graphdef,
             optimizer,
@@ -88,12 +93,10 @@ class Trainer:
             **forward,
         )
         self.reference_log_probs = make_log_probs(self.policy.graphdef, **forward)
-        self.state = create_state(
-            parallel.shard_params(self.policy.params, self.mesh),
-            optimizer,
-            jax.random.key(config.train.seed),
-            keep_reference=self.needs_reference,
+        state = create_state(
+            self.policy.params, optimizer, jax.random.key(config.train.seed), keep_reference=self.needs_reference
         )
+        self.state = parallel.shard_params(state, self.mesh)
         self.policy = self.policy.with_params(None)  # the state owns them: an update donates their memory
         self.position = Position(data=self.batches.state())
 
@@ -220,10 +223,14 @@ def train(config, workdir: str) -> None:
     """Runs `config` in `workdir` to its last update, from the newest checkpoint if there is one."""
     config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
     with config_lib.user_errors():
+        parallel.initialize()
         trainer = Trainer(config)
-    config_lib.save(config, workdir)
+    first_host = jax.process_index() == 0
+    config_lib.save(config, workdir, write=first_host)
     total = config.train.steps
-    with trainer.grader, checkpoints.Checkpoints(workdir, keep=config.checkpoint.keep) as store:
+    with config_lib.user_errors():
+        store = checkpoints.Checkpoints(workdir, folder=config.checkpoint.dir, keep=config.checkpoint.keep)
+    with trainer.grader, store:
         with config_lib.user_errors():
             resumed = trainer.restore(store)
         first = int(trainer.state.step)
@@ -232,7 +239,8 @@ def train(config, workdir: str) -> None:
                 f"{workdir} is finished: {first} of {total} updates are done. Raise "
                 "--config.train.steps to continue, or choose another --workdir."
             )
-            finish(config, workdir)
+            if first_host:
+                finish(config, workdir)
             return
         print(
             f"{'Continuing' if resumed else 'Starting'} at update {first} of {total} in {workdir}: "
@@ -241,7 +249,9 @@ def train(config, workdir: str) -> None:
         )
         clock = time.monotonic() - trainer.position.seconds
         with (
-            metrics_lib.MetricWriter(workdir, config.log.tensorboard, resume_step=first if resumed else -1) as writer,
+            metrics_lib.MetricWriter(
+                workdir, config.log.tensorboard, resume_step=first if resumed else -1, active=first_host
+            ) as writer,
             metrics_lib.Progress(total, first, "updates") as progress,
         ):
             if trainer.held_out and not resumed:
@@ -266,7 +276,8 @@ def train(config, workdir: str) -> None:
                 if step % config.checkpoint.every == 0 or step == total:
                     trainer.position.seconds = time.monotonic() - clock
                     trainer.save(store)
-    finish(config, workdir)
+    if first_host:
+        finish(config, workdir)
 
 
 def finish(config, workdir: str) -> None:

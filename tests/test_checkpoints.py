@@ -26,6 +26,7 @@ OPTIMIZER = ConfigDict(
     dict(
         learning_rate=1e-2, schedule="cosine", warmup_steps=2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
         clip_norm=1.0,
+        first_moment_dtype="float32",
     )
 )  # fmt: skip
 

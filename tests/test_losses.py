@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from ibtpo import advantages, losses
 from ibtpo.losses import LossOptions, policy_loss, token_log_probs
+from ibtpo.models.attention import tree_attend
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
 from ibtpo.packing import TokenBatch, pack, token_weights
@@ -283,12 +284,8 @@ def test_log_probs_and_entropy_equal_the_plain_softmax_for_any_block():
 def test_entropy_is_that_of_the_tempered_softmax_and_carries_no_gradient():
     graphdef, params, _ = decoders()
     batch = small_batch()
-
-    def attend(q, k, v, layer, cache):
-        return losses.tree_attention(q, k, v, batch.subtree_end), cache
-
     model = nnx.merge(graphdef, params)
-    hidden, _ = model(batch.tokens, batch.positions, attend)
+    hidden, _ = model(batch.tokens, batch.positions, tree_attend(batch.subtree_end))
     logits = np.asarray(model.logits(hidden), np.float64) / TEMPERATURE
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)

@@ -15,7 +15,7 @@ from ibtpo.optimizer import decay_mask, make_optimizer
 def config(**changes):
     defaults = dict(
         learning_rate=0.1, schedule="constant", warmup_steps=0, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0,
-        clip_norm=0.0,
+        clip_norm=0.0, first_moment_dtype="float32",
     )  # fmt: skip
     return ConfigDict(defaults | changes)
 
@@ -94,3 +94,21 @@ def test_impossible_options_are_refused():
         make_optimizer(config(schedule="step"), 10)
     with pytest.raises(ValueError, match=r"optimizer\.warmup_steps=11 .* 10 updates"):
         make_optimizer(config(warmup_steps=11), 10)
+
+
+def test_a_bfloat16_first_moment_stays_one_and_moves_alike():
+    params = {"w": jnp.linspace(-1.0, 1.0, 5)}
+
+    def train(**changes):
+        transform, _ = make_optimizer(config(**changes), 10)
+        state, p = transform.init(params), params
+        for t in range(3):
+            updates, state = transform.update({"w": p["w"] + t}, state, p)
+            p = jax.tree.map(jnp.add, p, updates)
+        return {x.dtype for x in jax.tree.leaves(state) if x.ndim}, p["w"]
+
+    exact_types, exact = train()
+    types, found = train(first_moment_dtype="bfloat16")
+    assert exact_types == {jnp.dtype("float32")} and types == {jnp.dtype("float32"), jnp.dtype("bfloat16")}
+    np.testing.assert_allclose(found, exact, atol=2e-3)
+    assert (np.asarray(found) != np.asarray(exact)).any()

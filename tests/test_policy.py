@@ -1,22 +1,56 @@
 """A loaded checkpoint: where responses stop, what they say, where their answer begins; and README's example."""
 
 import json
+import logging
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from configs import tiny
 from ibtpo import config as config_lib
+from ibtpo import parallel
+from ibtpo.models import hf
+from ibtpo.models.presets import PRESETS
 from ibtpo.policy import load_policy
+
+
+def config_of(folder, **changes):
+    """tiny.py with the model of a folder, and changes {"section__key": value}."""
+    values = config_lib.flatten(tiny.get_config()) | {"model.path": str(folder)}
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return config_lib.resolve(config_lib.unflatten(values))
 
 
 @pytest.fixture(scope="module")
 def policy(tiny_model_dir):
-    config = tiny.get_config()
-    config.model.path = str(tiny_model_dir)
-    return load_policy(config_lib.resolve(config))
+    return load_policy(config_of(tiny_model_dir))
+
+
+@pytest.fixture
+def folder(tiny_model_dir, tmp_path):
+    """A copy of the tiny model, to be changed."""
+    return shutil.copytree(tiny_model_dir, tmp_path / "model")
+
+
+@pytest.fixture
+def records():
+    """What is logged, INFO included."""
+    found, handler, logger = [], logging.Handler(), logging.getLogger("absl")
+    handler.emit = found.append
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
@@ -40,21 +74,91 @@ def test_special_tokens_have_no_text_and_end_a_response(policy):
     assert len(policy.table) >= policy.model.vocab_size
 
 
-def test_generation_config_adds_stop_tokens(tiny_model_dir, policy, tmp_path):
-    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+def test_generation_config_adds_stop_tokens(folder, policy, records):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, policy.stop_ids[0]]}))
-    config = tiny.get_config()
-    config.model.path = str(folder)
-    assert load_policy(config_lib.resolve(config)).stop_ids == (5, *policy.stop_ids)
+    assert load_policy(config_of(folder)).stop_ids == (5, *policy.stop_ids)
+    [record] = [r for r in records if "responses end at" in r.getMessage()]
+    assert record.levelno == logging.INFO and f"<|endoftext|> ({policy.stop_ids[0]})" in record.getMessage()
+
+
+def test_named_stop_tokens_replace_those_of_the_files(folder, policy, records):
+    tokenizer = policy.tokenizer.__class__.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    edit(folder / "config.json", vocab_size=400)  # its embeddings come below
+    tokenizer.save_pretrained(folder)
+    decoder = hf.load(policy.tokenizer.name_or_path)
+    table = np.zeros((400, decoder.config.embed_dim), np.float32)
+    table[: decoder.config.vocab_size] = decoder.embedding[...]
+    decoder.embedding.set_value(jax.numpy.asarray(table))
+    decoder.config = hf.read_config(folder)
+    hf.save(decoder, folder, tokenizer_from=folder, token_ids={"eos_token_id": policy.stop_ids[0]})
+
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert load_policy(config_of(folder)).stop_ids == policy.stop_ids
+    both = load_policy(config_of(folder, sampling__stop_tokens="<|im_end|>, <|endoftext|>"))
+    assert both.stop_ids == tuple(sorted([end, *policy.stop_ids])) and both.table[end] == b""
+    assert not [r for r in records if r.levelno >= logging.WARNING]
+    assert load_policy(config_of(folder, sampling__stop_tokens="<|im_end|>")).stop_ids == (end,)
+    [warning] = [r for r in records if r.levelno >= logging.WARNING]  # config.json would have another one
+    assert f"not at the eos_token_id <|endoftext|> ({policy.stop_ids[0]})" in warning.getMessage()
+    message = r"sampling\.stop_tokens='<\|im_edn\|>': .* no special token of .*nearest: <\|im_end\|>"
+    with pytest.raises(ValueError, match=message):
+        load_policy(config_of(folder, sampling__stop_tokens="<|im_edn|>"))
+
+
+def test_stop_tokens_outside_the_vocabulary_are_refused(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5000]}')
+    with pytest.raises(ValueError, match=r"end-of-sequence token 5000 is outside the model's vocab_size 328"):
+        load_policy(config_of(folder))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder):
+    edit(folder / "config.json", vocab_size=327)
+    with pytest.raises(ValueError, match=r"special token '<\|endoftext\|>' has id 327, .* vocab_size is 327"):
+        load_policy(config_of(folder))
+
+
+def test_a_chat_template_must_be_there(folder):
+    (folder / "chat_template.jinja").unlink()
+    load_policy(config_of(folder))
+    with pytest.raises(ValueError, match=r"has none: set data\.chat_template=False"):
+        load_policy(config_of(folder, data__chat_template=True))
+
+
+def test_a_model_that_is_not_there_is_told_how_to_fetch(tmp_path):
+    config = config_of(tmp_path / "models" / "8b", model__preset="Qwen/Qwen3-8B-Base")
+    with pytest.raises(FileNotFoundError) as error:
+        load_policy(config)
+    assert f"`hf download Qwen/Qwen3-8B-Base --local-dir {tmp_path}/models/8b`" in str(error.value)
+    with pytest.raises(FileNotFoundError, match="no model in Hugging Face format"):
+        load_policy(config_of(tmp_path / "models" / "8b"))
+
+
+def test_another_model_than_the_preset_is_refused(folder, tiny_model_dir):
+    config = config_of(folder, model__preset="Qwen/Qwen3-1.7B")
+    with pytest.raises(ValueError, match=r"is not model\.preset=Qwen/Qwen3-1\.7B: .*num_layers is 4, not 28"):
+        load_policy(config)
+    # A longer context is no other model: the right sizes come as far as the weights, which are not those.
+    published = PRESETS["Qwen/Qwen3-1.7B"].to_hf() | {"max_position_embeddings": 65_536}
+    edit(folder / "config.json", **published)
+    with pytest.raises(ValueError, match="the weights do not fit"):
+        load_policy(config)
+    load_policy(config, path=tiny_model_dir)  # what was asked for is not model.path
+
+
+def test_parameters_go_straight_to_their_places_on_a_mesh(folder, policy):
+    mesh = parallel.make_mesh(tiny.get_config().mesh, jax.devices()[:1])
+    placed = load_policy(config_of(folder), mesh=mesh)
+    assert placed.params["layers"]["q"].sharding.mesh == mesh
+    assert placed.params["layers"]["q"].sharding.spec != PartitionSpec()
+    for a, b in zip(jax.tree.leaves(policy.params), jax.tree.leaves(placed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_lengths_beyond_the_models_positions_are_refused(tiny_model_dir):
-    config = tiny.get_config()
-    config.model.path = str(tiny_model_dir)
-    config.sampling.max_new_tokens = 100_000
-    config.train.row_tokens = 0
+    config = config_of(tiny_model_dir, sampling__max_new_tokens=100_000, train__row_tokens=0)
     with pytest.raises(ValueError, match=r"data\.max_prompt_tokens \+ sampling\.max_new_tokens = 100064 .* 512"):
-        load_policy(config_lib.resolve(config))
+        load_policy(config)
 
 
 def test_the_example_in_the_readme_runs(repo_root, tiny_model_dir, monkeypatch, capsys):

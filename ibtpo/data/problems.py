@@ -69,8 +69,9 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
 
 def format_prompt(problem: Problem, data_config, tokenizer) -> list[int]:
     r"""Token ids of the prompt: `data.prompt` with {question} filled in (as `str.format` does, so that
-    literal braces are doubled), as a user turn of the chat template if `data.chat_template`, else
-    with the special tokens the tokenizer puts before a text (none for Qwen, one for Llama 3).
+    literal braces are doubled), as a user turn of the chat template if `data.chat_template` (after
+    `data.system_prompt` as a system turn, if there is one), else with the special tokens the tokenizer
+    puts before a text (none for Qwen, one for Llama 3).
 
     Raises:
       ValueError: the template is no valid format or lacks {question}, the chat template is missing.
@@ -83,6 +84,15 @@ def format_prompt(problem: Problem, data_config, tokenizer) -> list[int]:
             f"data.max_prompt_tokens allows 1 to {data_config.max_prompt_tokens}"
         )
     return tokens
+
+
+def check_chat_template(data_config, tokenizer) -> None:
+    """Raises ValueError where `data.chat_template` asks for a template that the tokenizer lacks."""
+    if data_config.chat_template and not tokenizer.chat_template:
+        raise ValueError(
+            f"data.chat_template is on, but the tokenizer {tokenizer.name_or_path!r} has none: "
+            "set data.chat_template=False"
+        )
 
 
 def extract_answer(value: Any, pattern: str) -> str:
@@ -124,14 +134,11 @@ def _encode(problems: Sequence[Problem], data_config, tokenizer) -> list[list[in
     """Token ids of the prompts, whatever their lengths; many at once cost much less than one by one."""
     texts = [_fill(data_config.prompt, problem.question) for problem in problems]
     if data_config.chat_template:
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"data.chat_template is on, but the tokenizer {tokenizer.name_or_path!r} has none: "
-                "set data.chat_template=False"
-            )
+        check_chat_template(data_config, tokenizer)
+        system = [{"role": "system", "content": data_config.system_prompt}] if data_config.system_prompt else []
         texts = [
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+                [*system, {"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
             )
             for text in texts
         ]

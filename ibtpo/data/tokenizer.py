@@ -1,5 +1,6 @@
 """Tokenizers of Hugging Face folders: the bytes behind each token, and where reasoning steps end."""
 
+import difflib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -31,6 +32,41 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} in {str(path)!r} is not a fast tokenizer: save tokenizer.json")
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
+    """Refuses a tokenizer that gives tokens the model has no embedding of (a larger model vocabulary is padding).
+
+    Raises:
+      ValueError: a special token, or any other, has an id of `vocab_size` or more; the message names it.
+    """
+    ids = tokenizer.get_vocab()
+    special = {token: ids[token] for token in tokenizer.all_special_tokens if token in ids}
+    for kind, tokens in (("the special token", special), ("the token", ids)):
+        token = max(tokens, key=tokens.get, default=None)
+        if token is not None and tokens[token] >= vocab_size:
+            raise ValueError(
+                f"{tokenizer.name_or_path}: {kind} {token!r} has id {tokens[token]}, but the model's vocab_size is "
+                f"{vocab_size}: tokenizer and model do not belong together"
+            )
+
+
+def find_special(tokenizer: PreTrainedTokenizerFast, names: str) -> list[int]:
+    """The ids of special or added tokens given by name, separated by commas ("<|im_end|>,<|endoftext|>").
+
+    Raises:
+      ValueError: the tokenizer has no special or added token of a name; the message gives the nearest that it has.
+    """
+    added = tokenizer.get_added_vocab()
+    special = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens} | added
+    ids = []
+    for name in (part.strip() for part in names.split(",")):
+        if name not in special:
+            nearest = difflib.get_close_matches(name, special, n=3, cutoff=0.4) or sorted(special)[:3]
+            where = f"the tokenizer {tokenizer.name_or_path!r}"
+            raise ValueError(f"{name!r} is no special token of {where}; nearest: {', '.join(nearest)}")
+        ids.append(special[name])
+    return ids
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:

@@ -5,6 +5,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from ibtpo.kernels.tree_attention_tpu import supported, tree_attention_tpu
+from ibtpo.parallel import platform
+
 _GROUPS = 8  # static key ranges of the causal triangle
 
 
@@ -15,28 +18,35 @@ def tree_attention(
     subtree_end: jax.Array,
     *,
     query_block: int = 128,
+    backend: str | None = None,
 ) -> jax.Array:
     """out_i = sum_j softmax_j(q_i . k_j / sqrt(Dh)) v_j over the j with j <= i < subtree_end[j].
 
     In depth-first order the tokens below j are the contiguous run [j, subtree_end[j]), so the condition selects exactly
     the path from the first token of i's tree to i. It holds several trees per row, plain packed sequences
-    (subtree_end = end of the sequence) and padding (subtree_end[j] = j + 1: sees itself only). A row that sees nothing
-    at all comes out as the mean of v: finite, with finite gradients.
+    (subtree_end = end of the sequence) and padding (subtree_end[j] = j + 1: sees itself only). A query that sees
+    nothing at all comes out finite, with finite gradients.
 
-    Memory is O(B H query_block T), forward and backward: query blocks are visited in turn and recomputed for the
-    gradient.
+    Memory of the XLA path is O(B H query_block T), forward and backward: query blocks are visited in turn and
+    recomputed for the gradient. The TPU kernels need O(B H T Dh).
 
     Args:
       q: [B, T, H, Dh]; query head h reads kv head h // (H / K).
       k, v: [B, T, K, Dh].
       subtree_end: int32 [B, T], exclusive end of the subtree of each token.
-      query_block: queries per block; T need not be a multiple of it.
+      query_block: queries per block of the XLA path; T need not be a multiple of it.
+      backend: "tpu" (Pallas), "interpret" (the same kernels, interpreted on any machine, for tests) or "xla"; None: the
+        kernels where the mesh's devices are TPUs and the shapes allow it (`tree_attention_tpu.supported`), else XLA.
 
     Returns:
       [B, T, H, Dh] in v's dtype; scores and softmax are float32.
     """
     B, T, H, Dh = q.shape
     K = k.shape[2]
+    if backend is None:
+        backend = "tpu" if platform() == "tpu" and supported(B, T, H // K, Dh) else "xla"
+    if backend != "xla":
+        return tree_attention_tpu(q, k, v, subtree_end, interpret=backend == "interpret")
     block = min(query_block, T)
     num_blocks = -(-T // block)
     # Letters: n block, i query in the block, j key, k kv head, g query head of that kv head, x head_dim.

@@ -16,6 +16,11 @@ _REQUIRED_VALUES = {
     "num_experts": None,
     "num_local_experts": None,
     "quantization_config": None,
+    "compression_config": None,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
     "partial_rotary_factor": 1.0,
 }
 
@@ -69,6 +74,14 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
 
+    @property
+    def num_params(self) -> int:
+        """Numbers in the checkpoint, a tied table counted once."""
+        D, F, Dh, H, K = self.embed_dim, self.mlp_dim, self.head_dim, self.num_heads, self.num_kv_heads
+        layer = 2 * D * Dh * (H + K) + 3 * D * F + 2 * D
+        layer += Dh * (H + 2 * K) * self.qkv_bias + 2 * Dh * self.qk_norm
+        return self.num_layers * layer + self.vocab_size * D * (2 - self.tie_embeddings) + D
+
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "ModelConfig":
         """Reads the contents of a config.json, in the layout of transformers 4 or 5.
@@ -80,6 +93,10 @@ class ModelConfig:
         family = _field(config, "model_type")
         if family not in _ARCHITECTURES:
             _refuse("model_type", family, f"one of {sorted(_ARCHITECTURES)}")
+        # A reward model or classifier of the family has another head, or none.
+        for architecture in config.get("architectures") or ():
+            if architecture != _ARCHITECTURES[family]:
+                _refuse("architectures", architecture, repr(_ARCHITECTURES[family]))
         for name, supported in _REQUIRED_VALUES.items():
             if config.get(name) not in (supported, None):
                 _refuse(name, config[name], "absent" if supported is None else repr(supported))

@@ -13,10 +13,26 @@ from flax import nnx
 
 from ibtpo.models import rope
 from ibtpo.models.config import ModelConfig
+from ibtpo.parallel import constrain, gather
 
 Cache = Any  # any pytree
 # (q [B,T,H,Dh], k [B,T,K,Dh], v [B,T,K,Dh], layer int32 [], cache) -> (out [B,T,H,Dh], cache)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
+
+
+# Between the layers a device keeps its share of the tokens, so that what the backward pass needs is split over tensor
+# too; within them it has all tokens and its share of the heads or of the MLP. Both layouts are named on the way in and
+# on the way out: left to choose, the compiler gathers weights or exchanges the MLP's activations in the backward pass.
+RESIDUAL = ("rows", "tokens", None)
+WHOLE = ("rows", None, None)
+
+
+def _into_layer(x: jax.Array) -> jax.Array:
+    return constrain(constrain(x, *RESIDUAL), *WHOLE)
+
+
+def _out_of_layer(x: jax.Array) -> jax.Array:
+    return constrain(constrain(x, *WHOLE), *RESIDUAL)
 
 
 class Layers(nnx.Module):
@@ -59,29 +75,29 @@ class Layers(nnx.Module):
         eps = self.config.norm_eps
 
         def w(param: nnx.Param) -> jax.Array:
-            return param[...].astype(self.dtype)
+            return gather(param, self.dtype)
 
-        x = rms_norm(hidden, self.attn_norm[...], eps)
-        q = jnp.einsum("btd,dhx->bthx", x, w(self.q))
-        k = jnp.einsum("btd,dkx->btkx", x, w(self.k))
-        v = jnp.einsum("btd,dkx->btkx", x, w(self.v))
+        x = _into_layer(rms_norm(hidden, self.attn_norm[...], eps))
+        q = constrain(jnp.einsum("btd,dhx->bthx", x, w(self.q)), "rows", None, "heads", None)
+        k = constrain(jnp.einsum("btd,dkx->btkx", x, w(self.k)), "rows", None, "kv_heads", None)
+        v = constrain(jnp.einsum("btd,dkx->btkx", x, w(self.v)), "rows", None, "kv_heads", None)
         if self.config.qkv_bias:
             q, k, v = q + w(self.q_bias), k + w(self.k_bias), v + w(self.v_bias)
         if self.config.qk_norm:
             q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
         out, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, layer, cache)
-        hidden += jnp.einsum("bthx,hxd->btd", out, w(self.o))
+        hidden += _out_of_layer(jnp.einsum("bthx,hxd->btd", out, w(self.o)))
 
-        x = rms_norm(hidden, self.mlp_norm[...], eps)
-        gate = jnp.einsum("btd,df->btf", x, w(self.gate))
-        up = jnp.einsum("btd,df->btf", x, w(self.up))
-        hidden += jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, w(self.down))
+        x = _into_layer(rms_norm(hidden, self.mlp_norm[...], eps))
+        gate = constrain(jnp.einsum("btd,df->btf", x, w(self.gate)), "rows", None, "mlp")
+        up = constrain(jnp.einsum("btd,df->btf", x, w(self.up)), "rows", None, "mlp")
+        hidden += _out_of_layer(jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, w(self.down)))
         return hidden, cache
 
 
 class Decoder(nnx.Module):
-    """Decoder-only transformer. Every parameter names its axes (`out_sharding` metadata of the variable): layers,
-    vocab, embed, heads, kv_heads, head_dim, mlp; `nnx.get_partition_spec(nnx.state(decoder))` lists them.
+    """Decoder-only transformer. Every parameter names its axes (metadata `axes` of the variable, a tuple): layers,
+    vocab, embed, heads, kv_heads, head_dim, mlp; `ibtpo.parallel` maps them onto a mesh.
 
     Use it functionally: graphdef, params = nnx.split(decoder, nnx.Param); nnx.merge(graphdef, params)(...).
 
@@ -125,7 +141,7 @@ class Decoder(nnx.Module):
         Returns:
           (hidden [B, T, D] in `dtype`, cache).
         """
-        hidden = self.embedding[...][tokens].astype(self.dtype)
+        hidden = _out_of_layer(gather(self.embedding, self.dtype)[tokens])
         cos, sin = rope.cos_sin(positions, rope.frequencies(self.config))
         graphdef, stacked = nnx.split(self.layers)
 
@@ -138,17 +154,12 @@ class Decoder(nnx.Module):
             body = jax.checkpoint(body, prevent_cse=False)  # inside scan there is nothing to merge with
         layer_ids = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         (hidden, cache), _ = jax.lax.scan(body, (hidden, cache), (stacked, layer_ids))
-        return rms_norm(hidden, self.final_norm[...], self.config.norm_eps), cache
+        return _into_layer(rms_norm(hidden, self.final_norm[...], self.config.norm_eps)), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden [..., D]."""
         table = self.embedding if self.config.tie_embeddings else self.lm_head
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            table[...].astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return jnp.einsum("...d,vd->...v", hidden, gather(table, self.dtype), preferred_element_type=jnp.float32)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -159,5 +170,5 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 def _param(value: jax.Array, names: str) -> nnx.Param:
-    # The names are logical: they become a placement only when ibtpo.parallel maps them onto a mesh.
-    return nnx.Param(value, out_sharding=tuple(names.split()), eager_sharding=False)
+    # Not flax's own `out_sharding`: that means axes of the mesh wherever one is set.
+    return nnx.Param(value, axes=tuple(names.split()))

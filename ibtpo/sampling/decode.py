@@ -16,17 +16,19 @@ from jax import lax
 from jax import numpy as jnp
 
 from ibtpo.kernels.paged_attention import paged_attention
-from ibtpo.kernels.tree_attention import tree_attention
+from ibtpo.models.attention import tree_attend
+from ibtpo.models.decoder import Attend
+from ibtpo.parallel import constrain, constrain_tree, per_shard, replicate
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.logits import SamplingParams, sample
-from ibtpo.sampling.pages import PagePool
+from ibtpo.sampling.pages import POOL_AXES, PagePool
 
 
 @struct.dataclass
 class Slots:
     """What is being decoded: one sequence per slot.
 
-    row: [S] int32, the sequence's row of the page table.
+    row: [S] int32, the sequence's row of the page table (in the slot's own shard).
     token: [S] int32, the pending token.
     length: [S] int32, tokens of the sequence, prompt and pending token included.
     limit: [S] int32, the length at which it must stop.
@@ -52,16 +54,16 @@ class SamplerState:
 
 @struct.dataclass
 class Starts:
-    """Sequences to put into slots, at most S at once; entries with slot >= S are passed over.
+    """Sequences to put into slots, one entry per slot.
 
-    slot: [S] int32, a free slot.
+    valid: [S] bool, whether the slot, which must be free, gets a sequence.
     source: [S] int32, row whose first `length - 1` cached tokens are shared, or the row itself when
       the sequence goes on from where it paused.
     row, token, length, limit: as in `Slots`.
     question, response: [S] int32, what the sequence's random draws depend on besides position.
     """
 
-    slot: jax.Array
+    valid: jax.Array
     source: jax.Array
     row: jax.Array
     token: jax.Array
@@ -86,6 +88,25 @@ class Chunk(NamedTuple):
     pages_in_use: jax.Array
 
 
+SLOT_AXES = Slots(*[("rows",)] * 6)
+STATE_AXES = SamplerState(pool=POOL_AXES, slots=SLOT_AXES)
+
+_extend = per_shard(paging.extend, (POOL_AXES, ("rows",), ("rows",)), POOL_AXES)
+_trim = per_shard(paging.trim, (POOL_AXES, ("rows",), ("rows",)), POOL_AXES)
+_fork = per_shard(paging.fork, (POOL_AXES, ("rows",), ("rows",), ("rows",)), POOL_AXES)
+_rows_of = per_shard(
+    lambda table, rows: table.at[rows].get(mode="fill", fill_value=paging.NO_PAGE),
+    (("rows", None), ("rows",)),
+    ("rows", None),
+)
+
+
+def release(pool: PagePool, rows: jax.Array) -> PagePool:
+    """Gives back every page of `rows` [F], equally many entries for each shard."""
+    released = per_shard(paging.release, (POOL_AXES, ("rows",)), POOL_AXES)(pool, rows)
+    return constrain_tree(released, POOL_AXES)
+
+
 def make_slots(num_slots: int) -> Slots:
     """So many free slots."""
     zeros = jnp.zeros(num_slots, jnp.int32)
@@ -96,49 +117,72 @@ def make_slots(num_slots: int) -> Slots:
 
 def _write(pool: PagePool, layer, page, offset, keys, values) -> PagePool:
     """Stores keys and values [B, T, K, head_dim] of one layer at (page, offset) [B, T]."""
+    axes = (POOL_AXES.keys, (), ("rows", None), ("rows", None), ("rows", None, "kv_heads", None))
+    write = per_shard(paging.write, axes, POOL_AXES.keys)
     return pool.replace(
-        keys=pool.keys.at[layer, page, offset].set(keys.astype(pool.keys.dtype), mode="drop"),
-        values=pool.values.at[layer, page, offset].set(values.astype(pool.values.dtype), mode="drop"),
+        keys=write(pool.keys, layer, page, offset, keys), values=write(pool.values, layer, page, offset, values)
     )
+
+
+def _paged_attend(table: jax.Array, page: jax.Array, offset: jax.Array, lengths: jax.Array) -> Attend:
+    """An `attend` for one new token per slot: stores its keys and values at (page, offset) [S, 1], then reads the
+    first `lengths` [S] tokens of the slot's pages `table` [S, M]. The cache is the `PagePool`."""
+    query_axes = ("rows", "kv_heads", None, None)
+
+    def grouped(query, keys, values, layer, table, lengths):
+        S, K, G, Dh = query.shape
+        out = paged_attention(query.reshape(S, K * G, Dh), keys, values, layer, table, lengths)
+        return out.reshape(S, K, G, Dh)
+
+    attention = per_shard(
+        grouped, (query_axes, POOL_AXES.keys, POOL_AXES.keys, (), ("rows", None), ("rows",)), query_axes
+    )
+
+    def attend(query, key, value, layer, pool):
+        pool = _write(pool, layer, page, offset, key, value)
+        # Query heads are split by the kv head they read, so that a device has both.
+        S, _, H, Dh = query.shape
+        K = key.shape[2]
+        out = attention(query.reshape(S, K, H // K, Dh), pool.keys, pool.values, layer, table, lengths)
+        return out.reshape(S, 1, H, Dh), pool
+
+    return attend
 
 
 def prefill(graphdef, params, pool: PagePool, tokens: jax.Array, lengths: jax.Array, rows: jax.Array) -> PagePool:
     """Puts the keys and values of whole prompts into the cache.
 
     tokens: [B, T] int32, of which the first `lengths` [B] are real. rows: [B] int32, empty rows of the
-    page table; an entry out of range is passed over. No logits are computed: the prompt's last token
-    is pending in whatever forks from it.
+    page table, equally many entries for each shard; an entry out of range is passed over. No logits
+    are computed: the prompt's last token is pending in whatever forks from it.
     """
     batch, num_tokens = tokens.shape
-    pool = paging.extend(pool, rows, lengths)
+    pool = _extend(pool, rows, lengths)
     positions = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
-    valid = (positions < lengths[:, None]) & (rows < pool.page_table.shape[0])[:, None]
-    table = pool.page_table.at[rows].get(mode="fill", fill_value=paging.NO_PAGE)
-    page, offset = paging.page_and_offset(table, positions, valid, pool.page_size, pool.num_pages)
+    # Of a row out of range the table names no page, so nothing of it is stored.
+    valid = positions < lengths[:, None]
+    page, offset = paging.page_and_offset(_rows_of(pool.page_table, rows), positions, valid, pool.page_size)
     # Causal attention is tree attention on a chain: every token's subtree ends where the prompt does.
-    subtree_end = jnp.where(valid, lengths[:, None], positions + 1)
+    own_attend = tree_attend(jnp.where(valid, lengths[:, None], positions + 1))
 
     def attend(query, key, value, layer, pool):
-        pool = _write(pool, layer, page, offset, key, value)
-        return tree_attention(query, key, value, subtree_end), pool
+        return own_attend(query, key, value, layer, _write(pool, layer, page, offset, key, value))
 
     decoder = nnx.merge(graphdef, params)
     _, pool = decoder(tokens, positions, attend, pool)
-    return pool
+    return constrain_tree(pool, POOL_AXES)
 
 
 def start(state: SamplerState, starts: Starts, key: jax.Array) -> SamplerState:
     """Forks (or resumes) sequences into free slots. key: the run's PRNG key."""
-    new = starts.row != starts.source
-    valid = starts.slot < state.slots.row.shape[0]
-    num_rows = state.pool.page_table.shape[0]
-    pool = paging.fork(state.pool, starts.source, jnp.where(valid & new, starts.row, num_rows), starts.length - 1)
+    new = starts.valid & (starts.row != starts.source)
+    pool = _fork(state.pool, starts.source, jnp.where(new, starts.row, paging.NO_ROW), starts.length - 1)
 
     def sequence_key(question, response):
         return jax.random.fold_in(jax.random.fold_in(key, question), response)
 
     def put(array, value):
-        return array.at[starts.slot].set(value, mode="drop")
+        return jnp.where(starts.valid, value, array)
 
     slots = state.slots
     slots = slots.replace(
@@ -149,7 +193,7 @@ def start(state: SamplerState, starts: Starts, key: jax.Array) -> SamplerState:
         key=put(slots.key, jax.vmap(sequence_key)(starts.question, starts.response)),
         active=put(slots.active, True),
     )
-    return SamplerState(pool=pool, slots=slots)
+    return constrain_tree(SamplerState(pool=pool, slots=slots), STATE_AXES)
 
 
 def decode_chunk(
@@ -170,26 +214,23 @@ def decode_chunk(
     `pages_per_slot` pages, which must hold every active sequence to the end of the chunk.
     """
     slots = state.slots
-    num_slots, num_rows = slots.row.shape[0], state.pool.page_table.shape[0]
-    rows = jnp.where(slots.active, slots.row, num_rows)
+    num_slots = slots.row.shape[0]
+    rows = jnp.where(slots.active, slots.row, paging.NO_ROW)
     # The last token of a sequence stays pending, so its keys and values need no room.
-    pool = paging.extend(state.pool, rows, jnp.minimum(slots.length + chunk, slots.limit) - 1)
-    table = pool.page_table[:, :pages_per_slot].at[rows].get(mode="fill", fill_value=paging.NO_PAGE)
+    pool = _extend(state.pool, rows, jnp.minimum(slots.length + chunk, slots.limit) - 1)
+    table = _rows_of(pool.page_table[:, :pages_per_slot], rows)
     decoder = nnx.merge(graphdef, params)
 
     def step(carry):
         index, pool, slots, out = carry
         position = (slots.length - 1)[:, None]
-        page, offset = paging.page_and_offset(table, position, slots.active[:, None], pool.page_size, pool.num_pages)
-
-        def attend(query, key, value, layer, pool):
-            pool = _write(pool, layer, page, offset, key, value)
-            result = paged_attention(query[:, 0], pool.keys, pool.values, layer, table, slots.length)
-            return result[:, None], pool
-
+        page, offset = paging.page_and_offset(table, position, slots.active[:, None], pool.page_size)
+        attend = _paged_attend(table, page, offset, slots.length)
         hidden, pool = decoder(slots.token[:, None], position, attend, pool)
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.length)
-        token, log_prob = sample(decoder.logits(hidden[:, 0]), keys, sampling)
+        # Each device draws for some of the slots, from their whole vocabularies. The logits travel, not the table.
+        logits = constrain(constrain(decoder.logits(hidden[:, 0]), "rows", "vocab"), "draws", None)
+        token, log_prob = (constrain(x, "rows") for x in sample(logits, keys, sampling))
 
         length = slots.length + slots.active
         out = out._replace(
@@ -218,6 +259,8 @@ def decode_chunk(
     )
     _, pool, slots, out = lax.while_loop(working, step, (jnp.int32(0), pool, slots, out))
 
-    finished = jnp.where(slots.active, num_rows, rows)
-    pool = paging.trim(pool, finished, slots.length - 1)
-    return SamplerState(pool=pool, slots=slots), out._replace(active=slots.active)
+    finished = jnp.where(slots.active, paging.NO_ROW, rows)
+    pool = _trim(pool, finished, slots.length - 1)
+    # Every host reads the chunk and plans the same next one.
+    out = replicate(out._replace(active=slots.active))
+    return constrain_tree(SamplerState(pool=pool, slots=slots), STATE_AXES), out

@@ -5,9 +5,14 @@ each response. Its rounds are its own: as soon as the last response of a round i
 chooses the next forks, which take the slots that fall free. Nothing waits for another question, and
 since every random draw depends on (key, question id, response index, position) alone, nothing about a
 question depends on the others either.
+
+Under a mesh a question lives on one shard of the logical axis "rows": its pages, rows and slots are there.
+With several processes each of them runs this same plan: the device's answers reach all of them, and a
+response is graded by one, which tells the others.
 """
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -16,21 +21,33 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 from jax import numpy as jnp
+from jax.experimental import multihost_utils
 
+from ibtpo import parallel
 from ibtpo.models.config import ModelConfig
 from ibtpo.sampling import pages as paging
-from ibtpo.sampling.decode import Chunk, SamplerState, Starts, decode_chunk, make_slots, prefill, start
+from ibtpo.sampling.decode import (
+    STATE_AXES,
+    Chunk,
+    SamplerState,
+    Starts,
+    decode_chunk,
+    make_slots,
+    prefill,
+    release,
+    start,
+)
 from ibtpo.sampling.logits import SamplingParams
 from ibtpo.sampling.strategies import STRATEGIES, Fork, TreeOptions, num_responses, segment_forks
 from ibtpo.tree import Response, Tree, build_tree
 
-PREFILL_BATCH = 8  # prompts per prefill call; a fixed shape, so that it compiles once per length
+PREFILL_BATCH = 8  # prompts per prefill call, at least one per shard; fixed, so that it compiles once per length
 SMALLEST_PREFILL = 32  # prompt lengths are rounded up to this times a power of two
 
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """Static shapes of the sampler.
+    """Static shapes of the sampler, over all shards.
 
     slots: sequences decoded at once. pages: KV pages, 0 for as many as `questions_in_flight` questions
     can ever need. page_size: tokens per page. chunk: tokens decoded between two looks by the host.
@@ -105,7 +122,9 @@ class SamplerStats:
 # Compiled once per shape, whichever sampler asks. Donated: the pool is updated in place, never copied.
 _prefill = jax.jit(prefill, static_argnums=0, donate_argnums=2)
 _start = jax.jit(start, donate_argnums=0)
-_release = jax.jit(paging.release, donate_argnums=0)
+_release = jax.jit(release, donate_argnums=0)
+_serving = jax.jit(parallel.serving, static_argnums=1)
+_pages_in_use = jax.jit(lambda pool: parallel.replicate(paging.pages_in_use(pool)))
 _decode_chunk = jax.jit(decode_chunk, static_argnums=0, donate_argnums=2, static_argnames=("chunk", "pages_per_slot"))
 
 Grade = Callable[[Question, np.ndarray], "float | Future"]
@@ -122,7 +141,7 @@ class _Draft:
     round: int
     tokens: list[int]
     log_probs: list[float]
-    grade: Future | None = None
+    grade: "Future | float | None" = None  # None: not graded yet, or graded by another process
     finish: str = ""  # "" while it is unfinished, which includes paused at a segment's end
     reward: float = 0.0
     answer_start: int = 0  # known once it is finished
@@ -147,7 +166,8 @@ class _InFlight:
 
     order: int
     question: Question
-    prompt_row: int
+    shard: int
+    prompt_row: int  # within the shard, as every row
     drafts: list[_Draft] = field(default_factory=list)
     round: int = -1
     waiting: int = 0
@@ -167,7 +187,9 @@ class TreeSampler:
     answer_start(tokens): index of the first token of the answer marker (default: none); strategy
     "entropy" never forks behind it. dtype: of the KV cache.
 
-    Raises ValueError if the pages cannot hold even one question.
+    The mesh that is current when it is made (`jax.set_mesh`) must be current when it is called.
+
+    Raises ValueError if the pages cannot hold even one question, or do not divide among the shards.
     """
 
     def __init__(
@@ -187,24 +209,29 @@ class TreeSampler:
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         self.group_size = num_responses(tree)
         self.max_length = options.max_prompt_tokens + tree.max_new_tokens
-        self._model, self._dtype = model, dtype
+        self._graphdef, self._model, self._dtype = graphdef, model, dtype
 
-        in_flight = options.questions_in_flight or options.slots
+        shards = self.num_shards = parallel.num_row_shards()
+        if options.slots % shards:
+            raise ValueError(
+                f"sampling.slots={options.slots} cannot be split over mesh.data x mesh.fsdp = {shards} shards: set it "
+                f"to a multiple of {shards}, e.g. {-(-options.slots // shards) * shards}"
+            )
+        # What one shard has. Blocks: rows of one question.
+        self.num_slots = options.slots // shards
+        self.num_blocks = -(-(options.questions_in_flight or options.slots) // shards)
         worst = self._worst_case_pages(options.max_prompt_tokens)
-        self.num_pages = options.pages or in_flight * worst
+        self.num_pages = options.pages // shards or self.num_blocks * worst
         if self.num_pages < worst:
             raise ValueError(
-                f"sampling.pages={self.num_pages} cannot hold one question: {self.group_size} responses "
-                f"of {tree.max_new_tokens} tokens after a prompt of {options.max_prompt_tokens} need up "
-                f"to {worst} pages of {options.page_size} tokens. Raise sampling.pages to at least "
-                f"{worst}, or set it to 0 to have it computed."
+                f"sampling.pages={options.pages} cannot hold one question{f' per shard ({shards})' * (shards > 1)}: "
+                f"{self.group_size} responses of {tree.max_new_tokens} tokens after a prompt of "
+                f"{options.max_prompt_tokens} need up to {worst} pages of {options.page_size} tokens. Raise "
+                f"sampling.pages to at least {worst * shards}, or set it to 0 to have it computed."
             )
-        self.num_blocks = in_flight
-        self._stop_array = jnp.asarray(sorted(self.stop_ids), jnp.int32)
+        self._stop_array = np.array(sorted(self.stop_ids), np.int32)
 
         self._initial_state = jax.jit(self._empty_state)
-        self._prefill = functools.partial(_prefill, graphdef)
-        self._decode = functools.partial(_decode_chunk, graphdef, chunk=options.chunk)
         # Attention reads as many pages as the longest live sequence needs, rounded up to one of these.
         full = paging.pages_for(self.max_length, options.page_size)
         self._page_buckets = sorted({max(1, full // 4), max(1, full // 2), full})
@@ -218,20 +245,89 @@ class TreeSampler:
         return paging.pages_for(prompt_tokens, page_size) + self.group_size * own
 
     def _empty_state(self) -> SamplerState:
-        model, options = self._model, self.options
-        return SamplerState(
+        model, options, shards = self._model, self.options, self.num_shards
+        state = SamplerState(
             pool=paging.make_pool(
                 num_layers=model.num_layers,
-                num_pages=self.num_pages,
+                num_pages=self.num_pages * shards,
                 page_size=options.page_size,
                 num_kv_heads=model.num_kv_heads,
                 head_dim=model.head_dim,
-                num_rows=self.num_blocks * (self.group_size + 1),
+                num_rows=self.num_blocks * (self.group_size + 1) * shards,
                 pages_per_row=paging.pages_for(self.max_length, options.page_size),
                 dtype=self._dtype,
             ),
             slots=make_slots(options.slots),
         )
+        return parallel.constrain_tree(state, STATE_AXES)
+
+    def serve(self, params):
+        """The parameters as the programs below read them: in the type of the computation and, under a mesh, in the
+        serving layout (`parallel.SERVING_RULES`), made on the devices. A copy, unless both are so already."""
+        leaves = jax.tree.leaves(params)
+        if parallel.current_mesh() is None and all(x.dtype == self._dtype for x in leaves):
+            return params
+        return _serving(params, self._dtype)
+
+    def lower(self, params) -> dict[str, jax.stages.Lowered]:
+        """The sampler's programs for parameters in the training layout (abstract ones will do), for ahead-of-time
+        compilation: serve, prefill (of the longest prompts), start, decode (of the longest responses), release."""
+        mesh = jax.sharding.get_mesh()
+
+        def place(tree, names):
+            return jax.tree.map(
+                lambda x, n: jax.ShapeDtypeStruct(
+                    x.shape,
+                    x.dtype,
+                    sharding=jax.NamedSharding(mesh, parallel.partition_spec(n, x.shape, mesh)),
+                ),
+                tree,
+                names,
+            )
+
+        state = place(jax.eval_shape(self._empty_state), STATE_AXES)
+        serve = _serving.lower(params, self._dtype)
+        params = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(functools.partial(parallel.serving, dtype=self._dtype), params),
+            parallel.shardings(params, mesh, parallel.SERVING_RULES),
+        )
+        prompts = self._empty_prefill(_prefill_width(self.options.max_prompt_tokens))
+        return {
+            "serve": serve,
+            "prefill": _prefill.lower(self._graphdef, params, state.pool, *prompts),
+            "start": _start.lower(state, self._empty_starts(), jax.eval_shape(lambda: jax.random.key(0))),
+            "decode": _decode_chunk.lower(
+                self._graphdef,
+                params,
+                state,
+                SamplingParams().traced(),
+                self._stop_array,
+                chunk=self.options.chunk,
+                pages_per_slot=self._page_buckets[-1],
+            ),
+            "release": _release.lower(state.pool, self._no_rows()),
+        }
+
+    def _empty_prefill(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens, lengths, rows) of a prefill of nothing."""
+        batch = self.num_shards * max(1, PREFILL_BATCH // self.num_shards)
+        return (
+            np.zeros((batch, width), np.int32),
+            np.zeros(batch, np.int32),
+            np.full(batch, paging.NO_ROW, np.int32),
+        )
+
+    def _empty_starts(self) -> Starts:
+        """Starts of nothing."""
+        columns = {name: np.zeros(self.options.slots, np.int32) for name in Starts.__dataclass_fields__}
+        columns["valid"] = np.zeros(self.options.slots, bool)
+        columns["length"][:] = 1
+        return Starts(**columns)
+
+    def _no_rows(self) -> np.ndarray:
+        """Room for the rows of one question, on any shard."""
+        return np.full(self.num_shards * (self.group_size + 1), paging.NO_ROW, np.int32)
 
     def __call__(
         self,
@@ -253,21 +349,44 @@ class TreeSampler:
         return _Run(self, params, questions, grade, key, sampling.traced(), on_finished).run()
 
 
+def _prefill_width(num_tokens: int) -> int:
+    width = SMALLEST_PREFILL
+    while width < num_tokens:
+        width *= 2
+    return width
+
+
+def _known(grade: "Future | float | None") -> float:
+    """The reward, NaN while this process does not know it."""
+    if isinstance(grade, Future):
+        grade = grade.result() if grade.done() else None
+    if grade is None:
+        return math.nan
+    if math.isnan(grade):
+        raise ValueError("a response was graded NaN; a reward must be a finite number")
+    return float(grade)
+
+
 class _Run:
     """The mutable state of one call of a `TreeSampler`."""
 
     def __init__(self, sampler, params, questions, grade, key, sampling, on_finished):
-        self.sampler, self.params, self.grade = sampler, params, grade
+        self.sampler, self.params, self.grade = sampler, sampler.serve(params), grade
         self.key, self.sampling, self.on_finished = key, sampling, on_finished
         self.seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         self.state = sampler._initial_state()
         self.pending = deque(enumerate(questions))
         self.results: list[SampledTree | None] = [None] * len(questions)
-        self.free_blocks = list(range(sampler.num_blocks))[::-1]
-        self.free_pages = sampler.num_pages
-        self.free_slots = list(range(sampler.options.slots))[::-1]
+        # By shard; slots count over all shards, as the arrays of `Slots` do.
+        shards = range(sampler.num_shards)
+        self.free_blocks = [list(range(sampler.num_blocks))[::-1] for _ in shards]
+        self.free_pages = [sampler.num_pages for _ in shards]
+        slots = np.arange(sampler.options.slots).reshape(-1, sampler.num_slots)
+        self.free_slots = [row.tolist()[::-1] for row in slots]
+        self.queues: list[deque[tuple[_InFlight, _Draft, int]]] = [
+            deque() for _ in shards
+        ]  # with the row to start from
         self.decoding: dict[int, tuple[_InFlight, _Draft]] = {}  # by slot
-        self.queue: deque[tuple[_InFlight, _Draft, int]] = deque()  # with the row it starts from
         self.grading: list[tuple[_InFlight, _Draft]] = []
         self.in_flight = 0
         self.stats = SamplerStats(questions=len(questions))
@@ -284,41 +403,45 @@ class _Run:
             self._fill_slots()
             if self.decoding:
                 self._decode()
-            elif self.grading:
-                wait([draft.grade for _, draft in self.grading], return_when=FIRST_COMPLETED)
+            elif own := [draft.grade for _, draft in self.grading if isinstance(draft.grade, Future)]:
+                wait(own, return_when=FIRST_COMPLETED)
             self._collect_grades()
-        self.stats.pages_left = int(paging.pages_in_use(self.state.pool))
+        self.stats.pages_left = int(_pages_in_use(self.state.pool))
         return self.results, self.stats
 
     def _admit(self) -> None:
         """Prefills the prompts of as many questions as rows and pages allow, and starts their trees."""
         sampler, admitted = self.sampler, []
-        while self.pending and self.free_blocks:
+        while self.pending:
             pages = sampler._worst_case_pages(len(self.pending[0][1].tokens))
-            if pages > self.free_pages:
+            room = [d for d, free in enumerate(self.free_pages) if free >= pages and self.free_blocks[d]]
+            if not room:
                 break
+            shard = max(room, key=lambda d: (self.free_pages[d], -d))
             order, question = self.pending.popleft()
-            self.free_pages -= pages
-            row = self.free_blocks.pop() * (sampler.group_size + 1)
-            admitted.append(_InFlight(order, question, row))
-        for i in range(0, len(admitted), PREFILL_BATCH):
-            self._prefill(admitted[i : i + PREFILL_BATCH])
+            self.free_pages[shard] -= pages
+            row = self.free_blocks[shard].pop() * (sampler.group_size + 1)
+            admitted.append(_InFlight(order, question, shard, row))
+        by_shard = [[q for q in admitted if q.shard == d] for d in range(sampler.num_shards)]
+        while any(by_shard):
+            self._prefill(by_shard)
         for question in admitted:
             self.in_flight += 1
             self._advance(question)
 
-    def _prefill(self, batch: list[_InFlight]) -> None:
-        longest = max(len(q.question.tokens) for q in batch)
-        width = SMALLEST_PREFILL
-        while width < longest:
-            width *= 2
-        tokens = np.zeros((PREFILL_BATCH, width), np.int32)
-        lengths = np.zeros(PREFILL_BATCH, np.int32)
-        rows = np.full(PREFILL_BATCH, self.state.pool.page_table.shape[0], np.int32)
-        for i, q in enumerate(batch):
+    def _prefill(self, by_shard: list[list[_InFlight]]) -> None:
+        """Takes what one prefill holds off each shard's list and prefills it."""
+        per_shard = max(1, PREFILL_BATCH // len(by_shard))
+        batch = {}
+        for d, questions in enumerate(by_shard):
+            batch |= {d * per_shard + i: q for i, q in enumerate(questions[:per_shard])}
+            del questions[:per_shard]
+        width = _prefill_width(max(len(q.question.tokens) for q in batch.values()))
+        tokens, lengths, rows = self.sampler._empty_prefill(width)
+        for i, q in batch.items():
             lengths[i], rows[i] = len(q.question.tokens), q.prompt_row
             tokens[i, : lengths[i]] = q.question.tokens
-        pool = self.sampler._prefill(self.params, self.state.pool, tokens, lengths, rows)
+        pool = _prefill(self.sampler._graphdef, self.params, self.state.pool, tokens, lengths, rows)
         self.state = self.state.replace(pool=pool)
         self.stats.prompt_tokens += int(lengths.sum())
 
@@ -358,49 +481,42 @@ class _Run:
 
     def _enqueue(self, q: _InFlight, draft: _Draft, source: int) -> None:
         q.waiting += 1
-        self.queue.append((q, draft, source))
+        self.queues[q.shard].append((q, draft, source))
 
     def _fill_slots(self) -> None:
-        count = min(len(self.free_slots), len(self.queue))
-        if not count:
-            return
-        options = self.sampler.tree
-        num_slots = self.sampler.options.slots
-        columns = {name: np.zeros(num_slots, np.int32) for name in Starts.__dataclass_fields__}
-        columns["slot"][:] = num_slots
-        columns["length"][:] = 1
-        for i in range(count):
-            q, draft, source = self.queue.popleft()
-            slot = self.free_slots.pop()
-            self.decoding[slot] = q, draft
-            prompt = q.question.tokens
-            budget = options.max_new_tokens
-            if options.strategy == "fixed_width":  # pauses at the next segment boundary
-                segment = options.segment_tokens
-                budget = min(budget, (len(draft.tokens) // segment + 1) * segment)
-            entry = dict(
-                slot=slot,
-                source=source,
-                row=q.row(draft),
-                token=draft.tokens[-1] if draft.tokens else prompt[-1],
-                length=len(prompt) + len(draft.tokens),
-                limit=len(prompt) + budget,
-                question=q.question.id,
-                response=draft.index,
-            )
-            for name, value in entry.items():
-                columns[name][i] = value
-        self.state = _start(self.state, Starts(**columns), self.key)
+        options, starts = self.sampler.tree, self.sampler._empty_starts()
+        for queue, free_slots in zip(self.queues, self.free_slots):
+            while queue and free_slots:
+                q, draft, source = queue.popleft()
+                slot = free_slots.pop()
+                self.decoding[slot] = q, draft
+                prompt = q.question.tokens
+                budget = options.max_new_tokens
+                if options.strategy == "fixed_width":  # pauses at the next segment boundary
+                    segment = options.segment_tokens
+                    budget = min(budget, (len(draft.tokens) // segment + 1) * segment)
+                starts.valid[slot] = True
+                starts.source[slot] = source
+                starts.row[slot] = q.row(draft)
+                starts.token[slot] = draft.tokens[-1] if draft.tokens else prompt[-1]
+                starts.length[slot] = len(prompt) + len(draft.tokens)
+                starts.limit[slot] = len(prompt) + budget
+                starts.question[slot] = q.question.id
+                starts.response[slot] = draft.index
+        if starts.valid.any():
+            self.state = _start(self.state, starts, self.key)
 
     def _decode(self) -> None:
         sampler = self.sampler
         longest = max(len(q.question.tokens) + len(d.tokens) for q, d in self.decoding.values())
         needed = paging.pages_for(min(longest + sampler.options.chunk, sampler.max_length), sampler.options.page_size)
-        self.state, out = sampler._decode(
+        self.state, out = _decode_chunk(
+            sampler._graphdef,
             self.params,
             self.state,
             self.sampling,
             sampler._stop_array,
+            chunk=sampler.options.chunk,
             pages_per_slot=next(n for n in sampler._page_buckets if n >= needed),
         )
         out: Chunk = jax.device_get(out)
@@ -415,7 +531,7 @@ class _Run:
             draft.log_probs.extend(out.log_probs[slot, :count].tolist())
             if not out.active[slot]:
                 del self.decoding[slot]
-                self.free_slots.append(slot)
+                self.free_slots[q.shard].append(slot)
                 self._stopped(q, draft)
 
     def _stopped(self, q: _InFlight, draft: _Draft) -> None:
@@ -431,23 +547,28 @@ class _Run:
         self.stats.response_tokens += len(draft.tokens)
         tokens = np.asarray(draft.tokens, np.int32)
         draft.answer_start = self.sampler.answer_start(tokens)
-        reward = self.grade(q.question, tokens)
-        if isinstance(reward, Future) and not reward.done():
-            draft.grade = reward
-            self.grading.append((q, draft))
-        else:
-            draft.reward = float(reward.result() if isinstance(reward, Future) else reward)
+        if (q.question.id + draft.index) % jax.process_count() == jax.process_index():
+            draft.grade = self.grade(q.question, tokens)
+        if jax.process_count() == 1 and not math.isnan(reward := _known(draft.grade)):
+            draft.reward, draft.grade = reward, None
             self._done_waiting(q)
+        else:
+            self.grading.append((q, draft))
 
     def _collect_grades(self) -> None:
-        still = []
-        for q, draft in self.grading:
-            if draft.grade.done():
-                draft.reward, draft.grade = float(draft.grade.result()), None
-                self._done_waiting(q)
+        if not self.grading:
+            return
+        rewards = np.array([_known(draft.grade) for _, draft in self.grading])
+        if jax.process_count() > 1:  # as 32-bit words, which pass unrounded
+            words = multihost_utils.process_allgather(rewards.view(np.int32))
+            rewards = np.fmax.reduce(np.ascontiguousarray(words).view(np.float64))
+        pairs, self.grading = zip(self.grading, rewards), []
+        for (q, draft), reward in pairs:
+            if math.isnan(reward):
+                self.grading.append((q, draft))
             else:
-                still.append((q, draft))
-        self.grading = still
+                draft.reward, draft.grade = float(reward), None
+                self._done_waiting(q)
 
     def _done_waiting(self, q: _InFlight) -> None:
         q.waiting -= 1
@@ -456,10 +577,11 @@ class _Run:
 
     def _finish(self, q: _InFlight) -> None:
         sampler = self.sampler
-        rows = np.arange(q.prompt_row, q.prompt_row + sampler.group_size + 1, dtype=np.int32)
+        size, rows = sampler.group_size + 1, sampler._no_rows()
+        rows[q.shard * size : (q.shard + 1) * size] = range(q.prompt_row, q.prompt_row + size)
         self.state = self.state.replace(pool=_release(self.state.pool, rows))
-        self.free_blocks.append(q.prompt_row // (sampler.group_size + 1))
-        self.free_pages += sampler._worst_case_pages(len(q.question.tokens))
+        self.free_blocks[q.shard].append(q.prompt_row // size)
+        self.free_pages[q.shard] += sampler._worst_case_pages(len(q.question.tokens))
         self.in_flight -= 1
         responses = [d.finished() for d in q.drafts]
         tree = build_tree(q.question.tokens, responses, sampler.step_ends)

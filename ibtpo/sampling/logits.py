@@ -4,6 +4,7 @@ Letters: S slots, V vocabulary.
 """
 
 import jax
+import numpy as np
 from flax import struct
 from jax import lax
 from jax import numpy as jnp
@@ -33,7 +34,7 @@ class SamplingParams:
     def traced(self) -> "SamplingParams":
         """The same values as arrays of fixed types, so that one compilation serves them all."""
         return SamplingParams(
-            jnp.float32(self.temperature), jnp.int32(self.top_k), jnp.float32(self.top_p), jnp.float32(self.min_p)
+            np.float32(self.temperature), np.int32(self.top_k), np.float32(self.top_p), np.float32(self.min_p)
         )
 
 

@@ -5,22 +5,29 @@ shares its whole pages and copies only the one that is partly filled, so a page 
 one sequence: the one that owns its unfilled tail. Every function here is pure and vectorised over
 rows; none loops over pages.
 
+Under a mesh every shard of the logical axis "rows" (data and fsdp devices) has its own pages, page-table
+rows and slots, page and row ids count within the shard, and the functions here run on each shard by
+itself (`parallel.per_shard` with `POOL_AXES`): no page crosses shards. kv heads are split over tensor.
+
 Letters: L layers, P pages, K kv heads, N rows of the page table (one per sequence), M pages a row can
 hold, F forks made at once.
 """
 
 import jax
+import numpy as np
 from flax import struct
 from jax import numpy as jnp
 
 NO_PAGE = -1
+NO_ROW = np.iinfo(np.int32).max  # a row (or page) out of range of any pool: scatters pass it over
 
 
 @struct.dataclass
 class PagePool:
     """All KV memory of the sampler.
 
-    keys, values: [L, P, page_size, K, head_dim].
+    keys, values: [K, L, P, page_size, head_dim]: layers and pages are neighbours, so that one layer's
+      pages are a range of L * P, and kernels that know no layers read them without a copy.
     ref_counts: [P] int32, how many page-table entries name the page; 0 means free.
     page_table: [N, M] int32, pages of each row in order, NO_PAGE where there is none.
     """
@@ -32,11 +39,19 @@ class PagePool:
 
     @property
     def num_pages(self) -> int:
-        return self.keys.shape[1]
+        return self.keys.shape[2]
 
     @property
     def page_size(self) -> int:
-        return self.keys.shape[2]
+        return self.keys.shape[3]
+
+
+POOL_AXES = PagePool(
+    keys=("kv_heads", None, "rows", None, None),
+    values=("kv_heads", None, "rows", None, None),
+    ref_counts=("rows",),
+    page_table=("rows", None),
+)
 
 
 def make_pool(
@@ -51,7 +66,7 @@ def make_pool(
     dtype=jnp.float32,
 ) -> PagePool:
     """An empty pool: every page free, every row of the page table empty."""
-    shape = (num_layers, num_pages, page_size, num_kv_heads, head_dim)
+    shape = (num_kv_heads, num_layers, num_pages, page_size, head_dim)
     return PagePool(
         keys=jnp.zeros(shape, dtype),
         values=jnp.zeros(shape, dtype),
@@ -144,19 +159,32 @@ def fork(pool: PagePool, sources: jax.Array, targets: jax.Array, num_tokens: jax
     original = jnp.max(jnp.where(at_partial, held, 0), axis=1)
     copies = jnp.where(copies == NO_PAGE, num_pages, copies)
     return pool.replace(
-        keys=pool.keys.at[:, copies].set(pool.keys[:, original], mode="drop"),
-        values=pool.values.at[:, copies].set(pool.values[:, original], mode="drop"),
+        keys=pool.keys.at[:, :, copies].set(pool.keys[:, :, original], mode="drop"),
+        values=pool.values.at[:, :, copies].set(pool.values[:, :, original], mode="drop"),
         ref_counts=ref_counts,
         page_table=pool.page_table.at[targets].set(rows, mode="drop"),
     )
 
 
 def page_and_offset(
-    page_table: jax.Array, positions: jax.Array, valid: jax.Array, page_size: int, num_pages: int
+    page_table: jax.Array, positions: jax.Array, valid: jax.Array, page_size: int
 ) -> tuple[jax.Array, jax.Array]:
     """Where tokens at `positions` [S, T] of the rows `page_table` [S, M] are stored.
 
-    Returns (page, offset) [S, T]; page is `num_pages` (dropped by scatters) where not `valid`.
+    Returns (page, offset) [S, T]; page is out of range (dropped by scatters) where not `valid`.
     """
     pages = jnp.take_along_axis(page_table, positions // page_size, axis=1, mode="clip")
-    return jnp.where(valid & (pages != NO_PAGE), pages, num_pages), positions % page_size
+    return jnp.where(valid & (pages != NO_PAGE), pages, NO_ROW), positions % page_size
+
+
+def write(cache: jax.Array, layer: jax.Array, page: jax.Array, offset: jax.Array, new: jax.Array) -> jax.Array:
+    """Keys or values `cache` [K, L, P, page_size, head_dim] with those of new tokens, [S, T, K, head_dim], of one
+    layer stored at (page, offset) [S, T]."""
+    num_kv_heads, num_layers, num_pages, page_size, head_dim = cache.shape
+    # Rows of a flat view, one per token and kv head: a window over several heads would make the TPU compiler prefer
+    # another layout than the attention kernel's, and copy the whole cache there and back in every layer.
+    head = jnp.arange(num_kv_heads)[:, None, None]
+    index = ((head * num_layers + layer) * num_pages + page) * page_size + offset
+    index = jnp.where(page < num_pages, index, NO_ROW)
+    rows = cache.reshape(-1, head_dim).at[index].set(jnp.moveaxis(new, 2, 0).astype(cache.dtype), mode="drop")
+    return rows.reshape(cache.shape)

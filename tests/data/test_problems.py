@@ -29,6 +29,7 @@ def _config(**values) -> ConfigDict:
         answer_pattern="",
         prompt="Question: {question}\nAnswer:\n",
         chat_template=False,
+        system_prompt="",
         max_prompt_tokens=64,
         difficulty="normal",
         limit=0,
@@ -242,6 +243,9 @@ def test_prompt_is_the_template_filled_in(tokenizer):
 def test_chat_template_wraps_the_prompt(tokenizer):
     config = _config(prompt="{question}", chat_template=True)
     assert tokenizer.decode(format_prompt(Problem(0, "Hi", "1"), config, tokenizer)) == "User: Hi\nAnswer:\n"
+    config.system_prompt = "Add {x}."
+    prompt = tokenizer.decode(format_prompt(Problem(0, "Hi", "1"), config, tokenizer))
+    assert prompt == "System: Add {x}.\nUser: Hi\nAnswer:\n"
 
 
 def test_wrong_prompts_are_named(tokenizer, tmp_path):

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from ibtpo.data.arithmetic import DIFFICULTIES, make_problem, worked_solution
-from ibtpo.data.tokenizer import load_tokenizer, step_ends, token_bytes
+from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, step_ends, token_bytes
 
 SEPARATOR = b"\n\n"
 
@@ -130,6 +130,25 @@ def test_other_kinds_of_tokenizers_are_refused_by_name():
     words = Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match=r"WordPiece"):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=words))
+
+
+def test_every_token_must_have_a_place_in_the_model(trained):
+    check_vocabulary(trained, len(trained))
+    check_vocabulary(trained, len(trained) + 100)  # padding
+    with pytest.raises(ValueError, match=r"the token '<think>' has id 1200, .* vocab_size is 1200"):
+        check_vocabulary(trained, len(trained) - 1)
+    with pytest.raises(ValueError, match=r"the special token '<eos>' has id 0, .* vocab_size is 0"):
+        check_vocabulary(trained, 0)
+
+
+def test_special_and_added_tokens_are_found_by_name(trained):
+    assert find_special(trained, "<eos>") == [trained.eos_token_id]
+    assert find_special(trained, " <think>,<eos>") == [1200, trained.eos_token_id]
+    with pytest.raises(ValueError, match=r"'<thinks>' is no special token .*nearest: <think>"):
+        find_special(trained, "<eos>,<thinks>")
+    word = next(token for token in trained.get_vocab() if token.isalpha() and len(token) > 2)
+    with pytest.raises(ValueError, match=f"'{word}' is no special token .*nearest: .*<eos>"):
+        find_special(trained, word)
 
 
 def test_wrong_tokenizer_path_is_named(tmp_path):

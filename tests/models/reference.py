@@ -54,7 +54,29 @@ def make_reference(family: str, tied: bool, seed: int = 0):
 
 def torch_logits(model, tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return model(torch.from_numpy(tokens).long()).logits.numpy()
+        return model(torch.from_numpy(tokens).long()).logits.float().numpy()
+
+
+def torch_greedy(model, prompts: np.ndarray, count: int) -> np.ndarray:
+    """The `count` tokens [B, count] that transformers' generate, with its cache, appends to prompts [B, T]."""
+    prompts = torch.from_numpy(prompts).long()
+    model.generation_config.eos_token_id = None  # nothing but the count ends a continuation
+    with torch.no_grad():
+        tokens = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=count, pad_token_id=0
+        )
+    return tokens[:, prompts.shape[1] :].numpy()
+
+
+def torch_gradients(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """{tensor: gradient} of the mean log-probability of tokens[:, 1:] given those before."""
+    tokens = torch.from_numpy(tokens).long()
+    model.zero_grad()
+    log_probs = torch.log_softmax(model(tokens[:, :-1]).logits, dim=-1)
+    log_probs.gather(-1, tokens[:, 1:, None]).mean().backward()
+    gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return gradients
 
 
 def random_tokens(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

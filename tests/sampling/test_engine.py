@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from ibtpo.kernels.tree_attention import tree_attention
+from ibtpo.models.attention import tree_attend
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
 from ibtpo.sampling import engine as engine_module
@@ -109,12 +109,8 @@ def log_softmax_of(graphdef, params, sequence, length, temperature):
     """[T, V] log-probabilities after each token of one padded sequence, by a full forward pass."""
     index = jnp.arange(sequence.shape[0])
     ends = jnp.where(index < length, length, index + 1)[None]
-
-    def attend(q, k, v, layer, cache):
-        return tree_attention(q, k, v, ends), cache
-
     decoder = nnx.merge(graphdef, params)
-    hidden, _ = decoder(sequence[None], index[None], attend)
+    hidden, _ = decoder(sequence[None], index[None], tree_attend(ends))
     return jax.nn.log_softmax(decoder.logits(hidden)[0] / temperature)
 
 

@@ -34,11 +34,12 @@ def extend_and_write(pool, rows, old, new, values):
     positions = jnp.broadcast_to(jnp.arange(values.shape[1]), values.shape)
     valid = (positions >= old[:, None]) & (positions < new[:, None])
     table = pool.page_table.at[rows].get(mode="fill", fill_value=paging.NO_PAGE)
-    page, offset = paging.page_and_offset(table, positions, valid, PAGE_SIZE, PAGES)
+    page, offset = paging.page_and_offset(table, positions, valid, PAGE_SIZE)
+    values = values[:, :, None, None]
     for layer in range(2):
         pool = pool.replace(
-            keys=pool.keys.at[layer, page, offset, 0, 0].set(values + layer, mode="drop"),
-            values=pool.values.at[layer, page, offset, 0, 0].set(-values - layer, mode="drop"),
+            keys=paging.write(pool.keys, layer, page, offset, values + layer),
+            values=paging.write(pool.values, layer, page, offset, -values - layer),
         )
     return pool
 
@@ -50,8 +51,8 @@ def contents(pool, row, length):
     table = np.asarray(pool.page_table)[row]
     pages = table[: paging.pages_for(length, PAGE_SIZE)]
     assert (pages != paging.NO_PAGE).all()
-    keys = np.asarray(pool.keys)[..., 0, 0][:, pages].reshape(2, -1)[:, :length]
-    values = np.asarray(pool.values)[..., 0, 0][:, pages].reshape(2, -1)[:, :length]
+    keys = np.asarray(pool.keys)[0, ..., 0][:, pages].reshape(2, -1)[:, :length]
+    values = np.asarray(pool.values)[0, ..., 0][:, pages].reshape(2, -1)[:, :length]
     np.testing.assert_array_equal(keys, -values)
     np.testing.assert_array_equal(keys[1], keys[0] + 1)
     return keys[0].tolist()

@@ -1,0 +1,38 @@
+r"""Llama-3.1-8B-Instruct on competition mathematics, prompted by its chat template.
+
+Command:   python -m ibtpo.train --config=configs/llama3_8b.py --workdir=runs/llama3_8b \
+               --config.checkpoint.dir=gs://BUCKET/llama3_8b
+           on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
+Model:     hf download meta-llama/Llama-3.1-8B-Instruct --local-dir models/Llama-3.1-8B-Instruct
+Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
+Topology:  v5e:4x4 (16 chips)
+Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5e:4x4
+Expect:    not trained yet; docs/results.md has what compiles and fits
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    """base.py, which has the paper's settings, with a model, its chat template, data and a mesh of 16 chips."""
+    config = base.get_config()
+
+    config.model.path = "models/Llama-3.1-8B-Instruct"  # every worker needs it
+    config.model.preset = "meta-llama/Llama-3.1-8B-Instruct"  # another model there is refused
+
+    config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
+    config.data.chat_template = True  # an instruction model: the question is a user turn
+    # The turn ends with the text, so no line break follows it.
+    config.data.prompt = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+
+    config.sampling.slots = 128  # responses decoded side by side, 32 per shard of rows
+    config.sampling.questions_in_flight = 32  # trees that grow at the same time; they set the pages needed
+
+    config.train.rows_per_step = 4  # one row per shard: the longest trees set the memory
+
+    config.mesh.data = -1  # 1 on the pod above; a larger one adds replicas
+    config.mesh.fsdp = 4  # parameters, optimizer state and rows
+    config.mesh.tensor = 4  # divides the 32 heads and the 8 key-value heads
+    return config

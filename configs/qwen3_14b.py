@@ -1,0 +1,35 @@
+r"""Qwen3-14B-Base on competition mathematics.
+
+Command:   python -m ibtpo.train --config=configs/qwen3_14b.py --workdir=runs/qwen3_14b \
+               --config.checkpoint.dir=gs://BUCKET/qwen3_14b
+           on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
+Model:     hf download Qwen/Qwen3-14B-Base --local-dir models/Qwen3-14B-Base
+Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
+Topology:  v5p:2x2x2 (8 chips); v6e:4x4 with --config.mesh.fsdp=4 --config.train.rows_per_step=4
+Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5p:2x2x2
+Expect:    not trained yet; docs/results.md has what compiles and fits
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    """base.py, which has the paper's settings, with a model, data and a mesh of 8 chips."""
+    config = base.get_config()
+
+    config.model.path = "models/Qwen3-14B-Base"  # every worker needs it
+    config.model.preset = "Qwen/Qwen3-14B-Base"  # another model there is refused
+
+    config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
+
+    config.sampling.slots = 128  # responses decoded side by side, 64 per shard of rows
+    config.sampling.questions_in_flight = 32  # trees that grow at the same time; they set the pages needed
+
+    config.train.rows_per_step = 2  # one row per shard: the longest trees set the memory
+
+    config.mesh.data = -1  # 1 on the pod above; a larger one adds replicas
+    config.mesh.fsdp = 2  # parameters, optimizer state and rows
+    config.mesh.tensor = 4  # divides the 40 heads and the 8 key-value heads
+    return config

@@ -1,0 +1,35 @@
+r"""Qwen3-1.7B-Base on competition mathematics, the smaller of the paper's two models.
+
+Command:   python -m ibtpo.train --config=configs/qwen3_1p7b.py --workdir=runs/qwen3_1p7b \
+               --config.checkpoint.dir=gs://BUCKET/qwen3_1p7b
+           on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
+Model:     hf download Qwen/Qwen3-1.7B-Base --local-dir models/Qwen3-1.7B-Base
+Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
+Topology:  v5e:2x4 (8 chips)
+Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5e:2x4
+Expect:    not trained yet; the paper reports avg@32 of 70.1 on MATH-500 and 6.7 on AIME 25 (GRPO: 66.8 and 4.5)
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    """base.py, which has the paper's settings, with a model, data and a mesh of 8 chips."""
+    config = base.get_config()
+
+    config.model.path = "models/Qwen3-1.7B-Base"  # every worker needs it
+    config.model.preset = "Qwen/Qwen3-1.7B-Base"  # another model there is refused
+
+    config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
+
+    config.sampling.slots = 128  # responses decoded side by side, 32 per shard of rows
+    config.sampling.questions_in_flight = 32  # trees that grow at the same time; they set the pages needed
+
+    config.train.rows_per_step = 4  # one row per shard: the longest trees set the memory
+
+    config.mesh.data = -1  # 1 on the pod above; a larger one adds replicas
+    config.mesh.fsdp = 4  # parameters, optimizer state and rows
+    config.mesh.tensor = 2  # divides the 16 heads and the 8 key-value heads
+    return config

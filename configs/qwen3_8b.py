@@ -1,0 +1,50 @@
+r"""Qwen3-8B-Base on DAPO-Math-17K with the paper's settings (arXiv 2605.28109).
+
+Command:   python -m ibtpo.train --config=configs/qwen3_8b.py --workdir=runs/qwen3_8b \
+               --config.checkpoint.dir=gs://BUCKET/qwen3_8b
+           on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
+Model:     hf download Qwen/Qwen3-8B-Base --local-dir models/Qwen3-8B-Base
+Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
+Topology:  v5e:4x4 or v6e:4x4 (16 chips)
+Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5e:4x4
+Expect:    not trained yet; the paper reports avg@32 of 83.3 on MATH-500 and 15.3 on AIME 25 (GRPO: 81.5 and 13.6)
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    """base.py, which has the paper's settings, with a model, data and a mesh of 16 chips."""
+    config = base.get_config()
+
+    config.model.path = "models/Qwen3-8B-Base"  # every worker needs it
+    config.model.preset = "Qwen/Qwen3-8B-Base"  # another model there is refused
+
+    config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
+
+    # [paper], all of this block; base.py agrees, and these stay if it should change.
+    config.tree.strategy = "ib"  # the tree (4, 9, 1, 1): 12 responses per question
+    config.tree.initial = 4  # B0
+    config.tree.rounds = 9  # L
+    config.tree.top_k = 1  # K
+    config.tree.branch = 1  # B
+    config.tree.beta = 5.0  # weight of the information term
+    config.sampling.temperature = 0.7  # no other value is tried
+    config.sampling.top_p = 0.95  # nucleus
+    config.sampling.top_k = 20  # tokens
+    config.sampling.max_new_tokens = 2048  # per response
+    config.loss.ib_weight = 0.1  # lambda
+    config.loss.kl = 0.001  # to the frozen reference
+    config.optimizer.learning_rate = 1e-6  # constant
+
+    config.sampling.slots = 128  # responses decoded side by side, 32 per shard of rows
+    config.sampling.questions_in_flight = 32  # trees that grow at the same time; they set the pages needed
+
+    config.train.rows_per_step = 4  # one row per shard: the longest trees set the memory
+
+    config.mesh.data = -1  # 1 on the pod above; a larger one adds replicas
+    config.mesh.fsdp = 4  # parameters, optimizer state and rows
+    config.mesh.tensor = 4  # divides the 32 heads and the 8 key-value heads
+    return config

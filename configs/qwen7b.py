@@ -1,0 +1,35 @@
+r"""Qwen2.5-7B on competition mathematics: the first run to make on a pod.
+
+Command:   python -m ibtpo.train --config=configs/qwen7b.py --workdir=runs/qwen7b \
+               --config.checkpoint.dir=gs://BUCKET/qwen7b
+           on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
+Model:     hf download Qwen/Qwen2.5-7B --local-dir models/Qwen2.5-7B
+Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
+Topology:  v5e:4x4 (16 chips); v5p:2x2x2 with --config.mesh.fsdp=2 --config.train.rows_per_step=2
+Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5e:4x4
+Expect:    not trained yet; the paper's nearest figure is Qwen3-8B-Base's (configs/qwen3_8b.py)
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    """base.py, which has the paper's settings, with a model, data and a mesh of 16 chips."""
+    config = base.get_config()
+
+    config.model.path = "models/Qwen2.5-7B"  # every worker needs it
+    config.model.preset = "Qwen/Qwen2.5-7B"  # another model there is refused
+
+    config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
+
+    config.sampling.slots = 128  # responses decoded side by side, 32 per shard of rows
+    config.sampling.questions_in_flight = 32  # trees that grow at the same time; they set the pages needed
+
+    config.train.rows_per_step = 4  # one row per shard: the longest trees set the memory
+
+    config.mesh.data = -1  # 1 on the pod above; a larger one adds replicas
+    config.mesh.fsdp = 4  # parameters, optimizer state and rows
+    config.mesh.tensor = 4  # divides the 28 heads and the 4 key-value heads
+    return config

@@ -1,0 +1,160 @@
+"""Run by test_parallel.py in a process with eight CPU devices: every mesh that divides the model computes what one
+device does. Prints one line per mesh."""
+
+import itertools
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from ibtpo.losses import LossOptions
+from ibtpo.models.config import ModelConfig
+from ibtpo.models.decoder import Decoder
+from ibtpo.packing import pack, token_weights
+from ibtpo.parallel import MESH_AXES, make_mesh, shard_batch, shard_params, shardings
+from ibtpo.sampling.engine import Question, SamplerOptions, TreeSampler
+from ibtpo.sampling.logits import SamplingParams
+from ibtpo.sampling.strategies import TreeOptions
+from ibtpo.state import create_state, make_update
+from ibtpo.tree import Response, build_tree, stack_trees
+
+VOCAB = 16
+MODEL = ModelConfig(
+    "qwen3",
+    vocab_size=VOCAB,
+    embed_dim=16,
+    mlp_dim=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    tie_embeddings=True,
+    qk_norm=True,
+)
+# Every split of eight devices whose tensor axis divides the kv heads, and one that does not (attention is then whole).
+MESHES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8 and s[2] <= 2] + [(1, 1, 8)]
+
+
+def tree(rng):
+    a, b = rng.integers(0, VOCAB, 7), rng.integers(0, VOCAB, 4)
+    old = -2.5 + 0.3 * rng.standard_normal(11)
+    responses = [
+        Response(0, -1, 0, 0, a, old[:7], "stop", 1.0),
+        Response(1, 0, 3, 1, np.r_[a[:3], b], np.r_[old[:3], old[7:]], "stop", 0.0),
+    ]
+    return build_tree(rng.integers(0, VOCAB, 3), responses, lambda t: [*range(2, len(t), 2), len(t)])
+
+
+def make_batch(rng):
+    trees = stack_trees([tree(rng) for _ in range(13)])
+    values = rng.standard_normal((13, 2, trees.node_parent.shape[1])).astype(np.float32)
+    weights = token_weights(trees, values, aggregation="response_mean", max_new_tokens=7)
+    batch, _ = pack(trees, *weights, row_tokens=16, row_multiple=8)  # 13 rows of one tree and 3 of padding
+    reference = (-2.5 + 0.2 * rng.standard_normal(batch.tokens.shape)).astype(np.float32)
+    return batch, reference
+
+
+def update(graphdef, params, data, mesh):
+    """(state before, state after, metrics) of one update."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0, momentum=0.9))
+    apply = make_update(
+        graphdef,
+        optimizer,
+        LossOptions(kl=0.1, dual_clip=3.0),
+        temperature=0.9,
+        rows_per_step=8,
+        token_block=5,
+        remat=True,
+        donate=False,
+    )
+    state = create_state(params, optimizer, jax.random.key(0), keep_reference=False)
+    if mesh is not None:
+        state, data = shard_params(state, mesh), shard_batch(data, mesh)
+    return (state, *apply(state, *data))
+
+
+def sample(graphdef, params):
+    """The trees of nine questions and what they cost."""
+    options = SamplerOptions(slots=16, pages=0, page_size=4, chunk=4, max_prompt_tokens=8, questions_in_flight=16)
+    tree_options = TreeOptions(
+        strategy="ib",
+        initial=2,
+        rounds=3,
+        top_k=1,
+        branch=1,
+        beta=5.0,
+        ratio_power=1,
+        confidence="geometric_mean",
+        value="leaf_mean",
+        root="all",
+        min_new_tokens=2,
+        max_new_tokens=10,
+        segment_tokens=5,
+    )
+    sampler = TreeSampler(
+        graphdef,
+        MODEL,
+        options,
+        tree_options,
+        stop_ids=[0],
+        step_ends=lambda t: [*(i + 1 for i in range(len(t) - 1) if t[i] == 1), len(t)],
+    )
+    rng = np.random.default_rng(1)
+    questions = [Question(id=i, tokens=rng.integers(2, VOCAB, rng.integers(1, 8)).tolist()) for i in range(9)]
+    sharp = jax.tree.map(lambda p: p * 3, params)  # random weights are nearly uniform over tokens
+    return sampler(
+        sharp,
+        questions,
+        lambda question, tokens: float(int(np.sum(tokens)) % 3 == 0),
+        key=jax.random.key(7),
+        sampling=SamplingParams(temperature=0.9, top_k=9, top_p=0.95),
+    )
+
+
+def main():
+    assert jax.device_count() == 8
+    graphdef, params = nnx.split(Decoder(MODEL, rngs=nnx.Rngs(0)), nnx.Param)
+    data = make_batch(np.random.default_rng(0))
+    assert data[0].tokens.shape == (16, 16)
+    _, expected, expected_metrics = update(graphdef, params, data, None)
+    expected_trees, expected_stats = sample(graphdef, params)
+    assert any(r.fork > 0 for t in expected_trees for r in t.responses)
+    for sizes in MESHES:
+        mesh = make_mesh(ConfigDict(dict(zip(MESH_AXES, sizes))))
+        with jax.set_mesh(mesh):
+            before, after, metrics = update(graphdef, params, data, mesh)
+            trees, stats = sample(graphdef, shard_params(params, mesh))
+        specs = [sharding.spec for sharding in jax.tree.leaves(shardings(before.params, mesh))]
+        assert {axis for spec in specs for axes in spec if axes for axis in np.atleast_1d(axes)} == {"fsdp", "tensor"}
+        q = before.params["layers"]["q"].get_value()
+        heads = 4 // sizes[2] if 4 % sizes[2] == 0 else 4  # four heads do not divide among eight devices
+        assert q.addressable_shards[0].data.shape == (2, 16 // sizes[1], heads, 4), sizes
+        for state in (before, after):
+            for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings(state, mesh))):
+                assert x.sharding.is_equivalent_to(sharding, x.ndim), (sizes, x.sharding, sharding)
+        for name in expected_metrics:
+            np.testing.assert_allclose(
+                metrics[name], expected_metrics[name], rtol=2e-5, atol=1e-6, err_msg=f"{sizes} {name}"
+            )
+        total = error = 0.0
+        for a, b, p in zip(*map(jax.tree.leaves, (after.params, expected.params, params))):
+            error += float(((np.asarray(a) - np.asarray(b)) ** 2).sum())
+            total += float(((np.asarray(b) - np.asarray(p)) ** 2).sum())
+        assert total > 1e-4 and (error / total) ** 0.5 <= 2e-6, (sizes, (error / total) ** 0.5)
+        for found, wanted in zip(trees, expected_trees, strict=True):
+            for a, b in zip(found.responses, wanted.responses, strict=True):
+                assert (a.tokens.tolist(), a.parent, a.fork, a.finish) == (
+                    b.tokens.tolist(),
+                    b.parent,
+                    b.fork,
+                    b.finish,
+                )
+                np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
+        assert stats.generated_tokens == expected_stats.generated_tokens and stats.pages_left == 0
+        print(f"mesh {sizes}: relative error of the update {(error / total) ** 0.5:.1e}, same responses", flush=True)
+
+
+if __name__ == "__main__":
+    main()
