@@ -23,7 +23,9 @@ def get_config() -> config_dict.ConfigDict:
     model.preset = ""  # published model whose sizes that folder must have, e.g. "Qwen/Qwen3-8B"; "": any
     model.dtype = "bfloat16"  # of activations; log-probabilities are float32 always
     model.param_dtype = "float32"  # of parameters and optimizer state
-    model.remat = True  # recompute each layer in the backward pass: less memory, a third more FLOPs
+    # Recomputed in the backward pass, layer by layer: none | attention, all but the attention itself | full. Each needs
+    # less memory than the one before, and up to a third more FLOPs.
+    model.remat = "attention"
 
     config.data = data = config_dict.ConfigDict()
     data.source = ""  # "tfds:chained_arithmetic" (generated) or "jsonl:<path>", {split} is replaced
@@ -104,7 +106,7 @@ def get_config() -> config_dict.ConfigDict:
     train.steps = 136  # updates; about one epoch of 17 thousand problems at 128 per step [paper: one epoch]
     train.questions_per_step = 128  # trees per update
     train.seed = 0  # of everything random
-    # Tokens of a packed row, which holds whole trees; 0: as the longest tree of the batch needs, in multiples of 128.
+    # Tokens of a packed row, which holds whole trees; 0: as the longest tree of the batch needs, in coarse steps.
     train.row_tokens = 0
     train.rows_per_step = 8  # rows of one microbatch; gradients of an update's microbatches are summed
     train.token_block = 1024  # tokens of a row whose logits, over the whole vocabulary, exist at a time

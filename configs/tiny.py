@@ -17,7 +17,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.model.path = "assets/qwen3-tiny"  # supervised start, made by configs/tiny_sft.py
     config.model.dtype = "float32"  # CPUs have no fast bfloat16
-    config.model.remat = False  # memory is no concern at this size
+    config.model.remat = "none"  # memory is no concern at this size
 
     config.data.source = "tfds:chained_arithmetic"  # checkable, and each operation is one step
     config.data.prompt = "Question: {question}\nAnswer:\n"  # what the tiny model was trained on

@@ -35,7 +35,7 @@ from ibtpo.losses import LossOptions
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.optimizer import make_optimizer
-from ibtpo.packing import TokenBatch
+from ibtpo.packing import TokenBatch, row_length
 from ibtpo.sampling.engine import SamplerOptions, TreeSampler
 from ibtpo.sampling.pages import POOL_AXES
 from ibtpo.sampling.strategies import TreeOptions, num_responses
@@ -48,7 +48,6 @@ _JSON = flags.DEFINE_bool("json", False, "print one JSON object with everything 
 
 EXAMPLES = "v5e:2x4, v5e:4x4, v6e:4x4, v5p:2x2x2, v4:2x2x2"
 STEP_TOKENS = 64  # of a reasoning step of the representative tree
-ROW_STEP = 128  # rows that fit the longest tree are multiples of this, as in ibtpo/train.py
 UPDATE_GOAL, DECODE_GOAL = 1.35, 1.2
 SAMPLER_PROGRAMS = ("serve", "prefill", "start", "decode", "release")
 _GIB = 2**30
@@ -233,7 +232,7 @@ def make_work(config, model: ModelConfig) -> Work:
     own = tree.subtree_end[0]
     size = len(own)
     largest = config.data.max_prompt_tokens + num_responses(options) * config.sampling.max_new_tokens
-    row_tokens = config.train.row_tokens or -(-largest // ROW_STEP) * ROW_STEP
+    row_tokens = config.train.row_tokens or row_length(largest)
     per_row = row_tokens // size
     subtree_end = np.arange(1, row_tokens + 1)
     for index in range(per_row):
@@ -333,7 +332,13 @@ class Check:
         loss = config.loss
         self.needs_reference = loss.kl > 0 or loss.ib_confidence == "reference"
         state = jax.eval_shape(
-            lambda p: create_state(p, self.optimizer, jax.random.key(0), keep_reference=self.needs_reference),
+            lambda p: create_state(
+                p,
+                self.optimizer,
+                jax.random.key(0),
+                keep_reference=self.needs_reference,
+                reference_dtype=config.model.dtype,
+            ),
             self.params,
         )
         self.state = abstract(state, parallel.shardings(state, mesh))
@@ -567,8 +572,8 @@ class Check:
         if report.name in ("update", "reference", "serve"):
             activations = need - state
             if report.name != "serve" and activations > self.limit - state > 0:
-                if not config.model.remat and report.name == "update":
-                    knobs.insert(0, "model.remat=True")
+                if config.model.remat != "full" and report.name == "update":
+                    knobs.insert(0, f"model.remat=full (now {config.model.remat})")
                 if config.train.rows_per_step > shards:
                     knobs.insert(0, f"train.rows_per_step={shards} (now {config.train.rows_per_step})")
                 knobs.append(f"train.token_block below {config.train.token_block}")

@@ -90,7 +90,7 @@ RULES: dict[str, Rule] = {
     "model.preset": Rule(str, lambda x: x == "" or x in PRESETS, f'"" or one of {", ".join(PRESETS)}', tuple(PRESETS)),
     "model.dtype": _DTYPE,
     "model.param_dtype": _DTYPE,
-    "model.remat": _SWITCH,
+    "model.remat": _one_of("none", "attention", "full"),
     "data.source": Rule(
         str,
         lambda x: x == "tfds:chained_arithmetic" or re.fullmatch(r"jsonl:.+", x) is not None,

@@ -51,7 +51,7 @@ def token_log_probs(
     *,
     temperature: float | jax.Array = 1.0,
     token_block: int = 128,
-    remat: bool = False,
+    remat: str = "none",
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of every token given its path, and the entropy of what it was drawn from.
 
@@ -65,7 +65,7 @@ def token_log_probs(
       batch: rows [B, T]; only tokens, positions, subtree_end and parent_token are read.
       temperature: of the policy; traced, so a new value does not compile again.
       token_block: columns whose logits are held at a time; T need not divide it.
-      remat: recompute each layer in the backward pass.
+      remat: what the backward pass recomputes, see `Decoder.__call__`.
 
     Returns:
       (log_probs [B, T], entropy [B, T]), in nats. Tokens that are their own parent (the first of a

@@ -19,6 +19,15 @@ AGGREGATIONS = ("response_mean", "token_mean", "fixed_length")
 
 Array = jax.Array | np.ndarray
 
+ROW_STEP = 128  # tokens, at least, between two lengths of rows
+
+
+def row_length(num_tokens: int) -> int:
+    """The tokens of a row that is to hold `num_tokens`, in coarse steps (128 tokens, or a 32nd to a 16th of the row):
+    each length compiles the update anew."""
+    step = max(ROW_STEP, 1 << max(num_tokens.bit_length() - 5, 0))
+    return -(-num_tokens // step) * step
+
 
 @flax.struct.dataclass
 class TokenBatch:

@@ -108,7 +108,7 @@ def _empty_batch(rows: int, row_tokens: int) -> TokenBatch:
     )
 
 
-def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, *, remat: bool):
+def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, *, remat: str):
     """update(params, opt_state, batch) -> (params, opt_state, loss), jitted; its arguments are donated.
 
     loss = mean over the solution tokens of -log pi(token | prompt and the tokens before it).

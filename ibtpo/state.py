@@ -41,8 +41,10 @@ def create_state(
     key: jax.Array,
     *,
     keep_reference: bool,
+    reference_dtype: Any = None,
 ) -> TrainState:
-    """The state before the first update; the reference, if kept, is a copy of `params`.
+    """The state before the first update; the reference, if kept, is a copy of `params` in `reference_dtype` (default:
+    theirs). In the type of the computation it is exact: every weight is cast to that where it is used.
 
     Under a mesh, shard `params` first: the optimizer's moments and the reference follow them.
     """
@@ -51,7 +53,7 @@ def create_state(
         params=params,
         opt_state=optimizer.init(params),
         # A copy, because the update gives the memory of the parameters away.
-        ref_params=jax.tree.map(jnp.copy, params) if keep_reference else None,
+        ref_params=jax.tree.map(lambda p: jnp.array(p, reference_dtype), params) if keep_reference else None,
         key=key,
         policy_version=jnp.zeros((), jnp.int32),
     )
@@ -110,7 +112,7 @@ def make_update(
     temperature: float,
     rows_per_step: int,
     token_block: int = 128,
-    remat: bool = False,
+    remat: str = "none",
     donate: bool = True,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Jitted update(state, batch, ref_log_probs=None) -> (state, metrics): one optimizer step.

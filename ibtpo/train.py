@@ -29,9 +29,6 @@ from ibtpo.sampling.logits import SamplingParams
 from ibtpo.state import create_state, make_log_probs, make_update
 from ibtpo.tree import Tree, stack_trees
 
-ROW_STEP = 128  # tokens; rows that fit the batch's longest tree are multiples of this
-
-
 @dataclasses.dataclass
 class Position:
     """Where a run is, besides its arrays; saved with every checkpoint.
@@ -94,7 +91,11 @@ class Trainer:
         )
         self.reference_log_probs = make_log_probs(self.policy.graphdef, **forward)
         state = create_state(
-            self.policy.params, optimizer, jax.random.key(config.train.seed), keep_reference=self.needs_reference
+            self.policy.params,
+            optimizer,
+            jax.random.key(config.train.seed),
+            keep_reference=self.needs_reference,
+            reference_dtype=config.model.dtype,
         )
         self.state = parallel.shard_params(state, self.mesh)
         self.policy = self.policy.with_params(None)  # the state owns them: an update donates their memory
@@ -163,9 +164,8 @@ class Trainer:
         """
         config = self.config
 
-        # Row lengths in coarse steps, because each one compiles the update anew.
         longest = int((tree.step >= 0).sum(axis=1).max())
-        row_tokens = config.train.row_tokens or -(-longest // ROW_STEP) * ROW_STEP
+        row_tokens = config.train.row_tokens or packing.row_length(longest)
 
         def pack(*weights):
             return packing.pack(

@@ -66,7 +66,7 @@ def update(graphdef, params, data, mesh):
         temperature=0.9,
         rows_per_step=8,
         token_block=5,
-        remat=True,
+        remat="full",
         donate=False,
     )
     state = create_state(params, optimizer, jax.random.key(0), keep_reference=False)

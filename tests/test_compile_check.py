@@ -179,7 +179,7 @@ def test_a_larger_pool_costs_its_pages(check):
 
 
 def test_what_does_not_fit_says_by_how_much_and_which_knob(check):
-    made = check(model__remat=False)
+    made = check(model__remat="none")
     made.compile("update", made.lowered()["update"])
     need, state = made.need(made.reports["update"]), compile_check.chip_bytes(made.state)
     assert made.advice() == [] and need > state
@@ -192,7 +192,7 @@ def test_what_does_not_fit_says_by_how_much_and_which_knob(check):
 
     made.limit = state + 0.3 * (need - state)  # the activations do not
     (line,) = made.advice()
-    assert "model.remat=True" in line and "train.rows_per_step=1 (now 2)" in line
+    assert "model.remat=full (now none)" in line and "train.rows_per_step=1 (now 2)" in line
 
 
 def test_a_pool_that_does_not_fit_names_the_one_that_does(check):

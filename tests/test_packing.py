@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibtpo.packing import pack, response_weights, token_weights, unpack
+from ibtpo.packing import pack, response_weights, row_length, token_weights, unpack
 from ibtpo.tree import Response, build_tree, stack_trees, tokens_of_response
 
 MAX_NEW = 6
@@ -156,3 +156,10 @@ def test_a_tree_longer_than_a_row_is_refused_with_the_way_out():
         pack(tree, *weights, row_tokens=longest - 1)
     with pytest.raises(ValueError, match="row_multiple=0"):
         pack(tree, *weights, row_tokens=longest, row_multiple=0)
+
+
+def test_row_lengths_hold_their_tokens_in_few_steps():
+    lengths = [row_length(n) for n in range(1, 40_000)]
+    assert all(n <= length <= max(128, n + n / 16) + 128 for n, length in enumerate(lengths, start=1))
+    assert len(set(lengths)) < 100
+    assert row_length(25_600) == 25_600 and row_length(1) == 128

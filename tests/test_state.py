@@ -61,7 +61,7 @@ def make(rows_per_step, optimizer=None, **options):
     optimizer = optimizer or optax.sgd(1.0)
     # Copies: an update gives its state's memory away.
     state = create_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(1), keep_reference=True)
-    options = {"remat": True} | options
+    options = {"remat": "full"} | options
     return state, make_update(graphdef, optimizer, OPTIONS, temperature=0.7, rows_per_step=rows_per_step, **options)
 
 
@@ -126,6 +126,16 @@ def test_bfloat16_parameters_keep_their_type():
     after, metrics = update(state, random_batch())
     assert after.ref_params is None and jax.tree.map(lambda x: x.dtype, after) == types
     assert metrics["skipped_updates"][0] == 0
+
+
+def test_a_reference_in_the_type_of_the_computation_is_exact():
+    graphdef, params = nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0), dtype=jnp.bfloat16), nnx.Param)
+    create = functools.partial(create_state, params, optax.sgd(1.0), jax.random.key(1), keep_reference=True)
+    whole, small = create().ref_params, create(reference_dtype="bfloat16").ref_params
+    assert {x.dtype for x in jax.tree.leaves(whole)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(small)} == {jnp.dtype("bfloat16")}
+    log_probs = make_log_probs(graphdef, temperature=0.7, rows_per_step=2)
+    np.testing.assert_array_equal(log_probs(whole, random_batch()), log_probs(small, random_batch()))
 
 
 def test_rows_that_do_not_divide_are_refused():

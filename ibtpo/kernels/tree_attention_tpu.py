@@ -16,13 +16,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 KEY_BLOCK = 512  # at most so many keys in a block
-TILE_ROWS = 1024  # at most so many query rows beside them, so that scores, float32, take at most 2 MiB
+TILE_ROWS = 1024  # at most so many query rows in a tile: its scores, [TILE_ROWS, KEY_BLOCK] float32, take 2 MiB
 LANES = 128
-HEAD_DIM_STEP = 64  # half a lane row is what Mosaic still takes
+HEAD_DIMS = (64, 128)
 # A work item is one int32 in scalar memory, of which a TPU core has 1 MiB or less: two flags and three block numbers.
 ROW_BITS, QUERY_BITS, KEY_BITS = 8, 12, 9
 MAX_ITEMS = 1 << 16
@@ -48,7 +49,7 @@ class Blocks(NamedTuple):
 def blocks_of(num_tokens: int, group: int) -> Blocks:
     """Blocks for rows of `num_tokens` tokens and `group` query heads per kv head."""
     key = LANES
-    while key < min(KEY_BLOCK, num_tokens) and 2 * key * LANES * group <= TILE_ROWS * KEY_BLOCK:
+    while key < min(KEY_BLOCK, num_tokens):
         key *= 2
     query = LANES
     while query < key and 2 * query * group <= TILE_ROWS:
@@ -58,10 +59,11 @@ def blocks_of(num_tokens: int, group: int) -> Blocks:
 
 
 def supported(num_rows: int, num_tokens: int, group: int, head_dim: int) -> bool:
-    """Whether these kernels take such arrays: a head_dim of half lanes, and a work list that fits."""
+    """Whether these kernels take such arrays: a known head_dim, tiles and a work list that fit."""
     blocks = blocks_of(num_tokens, group)
     return (
-        head_dim % HEAD_DIM_STEP == 0
+        head_dim in HEAD_DIMS
+        and group * LANES <= TILE_ROWS
         and num_rows < 1 << ROW_BITS
         and blocks.num_query < 1 << QUERY_BITS
         and blocks.num_key < 1 << KEY_BITS
@@ -326,6 +328,8 @@ def _forward(q, k, v, subtree_end, blocks, interpret):
         blocks=blocks,
         interpret=interpret,
     )
+    # A remat policy may keep these two by name; the kernel then runs once.
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
     return out, (q, k, v, subtree_end, out, lse)
 
 
@@ -388,9 +392,9 @@ def tree_attention_tpu(
     K = k.shape[2]
     if blocks is None and not supported(B, T, H // K, Dh):
         raise ValueError(
-            f"the TPU tree attention takes head_dim in multiples of {HEAD_DIM_STEP} and at most {MAX_ITEMS} causal "
-            f"block pairs, not head_dim {Dh} with {B} rows of {T} tokens: lower train.row_tokens or "
-            "train.rows_per_step, or use backend='xla'"
+            f"the TPU tree attention takes head_dim 64 or 128, at most {TILE_ROWS // LANES} query heads per kv head "
+            f"and {MAX_ITEMS} causal block pairs, not head_dim {Dh} with {H} heads of {K} and {B} rows of {T} tokens: "
+            "lower train.row_tokens or train.rows_per_step, or use backend='xla'"
         )
     blocks = blocks or blocks_of(T, H // K)
     pad = blocks.num_tokens - T

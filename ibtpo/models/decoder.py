@@ -35,6 +35,9 @@ def _out_of_layer(x: jax.Array) -> jax.Array:
     return constrain(constrain(x, *WHOLE), *RESIDUAL)
 
 
+REMAT = {"attention": jax.checkpoint_policies.save_only_these_names("attention"), "full": None}
+
+
 class Layers(nnx.Module):
     """The parameters of all layers, stacked on a leading axis [L, ...]; called on the slice of one layer."""
 
@@ -125,7 +128,7 @@ class Decoder(nnx.Module):
         attend: Attend,
         cache: Cache = None,
         *,
-        remat: bool = False,
+        remat: str = "none",
     ) -> tuple[jax.Array, Cache]:
         """Hidden states after the final norm.
 
@@ -136,7 +139,8 @@ class Decoder(nnx.Module):
             q and k arrive normalised and rotated.
           cache: any pytree, all layers together; carried through the scan over layers, so that an update at
             `layer` is made in place. None in training.
-          remat: recompute each layer in the backward pass instead of keeping its activations.
+          remat: what the backward pass recomputes of each layer: "none"; "attention", all but what `attend` has marked
+            with checkpoint_name(x, "attention"); "full", all of it. Each keeps less than the one before.
 
         Returns:
           (hidden [B, T, D] in `dtype`, cache).
@@ -150,8 +154,9 @@ class Decoder(nnx.Module):
             params, layer = slices
             return nnx.merge(graphdef, params)(hidden, cos, sin, layer, attend, cache), None
 
-        if remat:
-            body = jax.checkpoint(body, prevent_cse=False)  # inside scan there is nothing to merge with
+        if remat != "none":
+            # Inside scan there is nothing to merge with.
+            body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])
         layer_ids = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         (hidden, cache), _ = jax.lax.scan(body, (hidden, cache), (stacked, layer_ids))
         return _into_layer(rms_norm(hidden, self.final_norm[...], self.config.norm_eps)), cache

@@ -176,7 +176,8 @@ def _tiny(**changes) -> ModelConfig:
     return ModelConfig(family="qwen3", qk_norm=True, **sizes | changes)
 
 
-def test_remat_changes_no_gradient():
+@pytest.mark.parametrize("remat", ["attention", "full"])
+def test_remat_changes_no_gradient(remat):
     graphdef, params = nnx.split(Decoder(_tiny(), rngs=nnx.Rngs(0)), nnx.Param)
     tokens = np.arange(10, dtype=np.int32)[None] % 11
     ends = np.full_like(tokens, 10)
@@ -187,7 +188,7 @@ def test_remat_changes_no_gradient():
         hidden, _ = decoder(tokens, np.arange(10)[None], attend, remat=remat)
         return (decoder.logits(hidden) ** 2).sum()
 
-    plain, rematted = (jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in (False, True))
+    plain, rematted = (jax.jit(jax.grad(loss), static_argnums=1)(params, r) for r in ("none", remat))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
         assert np.abs(a).max() > 0
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
