@@ -1,6 +1,7 @@
 # make env        a virtual environment in .venv with the pinned run-time dependencies
 # make demo       train the tiny model with the whole method on the CPU and draw its curves
 # make test       the test suite              make test-slow   the long tests as well
+# make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
 # make lint       ruff                        make clean       remove what was built (not .venv, not runs)
 #
 # PYTHON=...  the interpreter of the environment (3.11 or 3.12)
@@ -9,7 +10,7 @@
 # TEST_JOBS=N test processes (0: one, no workers)
 
 .DELETE_ON_ERROR:
-.PHONY: env test-env demo test test-slow lint clean help
+.PHONY: env test-env demo test test-slow test-tpu lint clean help
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -27,7 +28,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,9p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,10p'
 
 env: $(VENV)/.env
 test-env: $(VENV)/.test-env
@@ -55,6 +56,15 @@ test: test-env
 # A later -m replaces the one of pyproject.toml.
 test-slow: test-env
 	$(BIN)/python -m pytest -q -n $(TEST_JOBS) -m "slow or not slow" $(PYTEST_ARGS)
+
+# The TPU runtime stays out of the other environments: JAX looks for TPUs wherever it is installed.
+test-tpu:
+	$(MAKE) VENV=.venv-tpu .venv-tpu/.tpu-env
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -q tests/kernels/test_tpu_compile.py tests/test_compile_check.py $(PYTEST_ARGS)
+
+$(VENV)/.tpu-env: requirements.txt requirements-test.txt requirements-tpu.txt | $(BIN)/python
+	$(PIP) -r requirements-test.txt -r requirements-tpu.txt
+	@touch $@
 
 lint: test-env
 	$(BIN)/python -m ruff check .

@@ -22,13 +22,15 @@ def get_config() -> config_dict.ConfigDict:
     config.model.path = "models/Llama-3.1-8B-Instruct"  # every worker needs it
     config.model.preset = "meta-llama/Llama-3.1-8B-Instruct"  # another model there is refused
 
+    config.model.remat = "full"  # what fits v5e; with the memory of a v6e or v5p, "attention" is faster
+
     config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
     config.data.chat_template = True  # an instruction model: the question is a user turn
     # The turn ends with the text, so no line break follows it.
     config.data.prompt = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 
-    config.sampling.slots = 128  # responses decoded side by side, 32 per shard of rows
-    config.sampling.questions_in_flight = 32  # trees that grow at the same time; they set the pages needed
+    config.sampling.slots = 64  # responses decoded side by side, 16 per shard of rows
+    config.sampling.questions_in_flight = 16  # trees that grow at the same time; they set the pages needed
 
     config.train.rows_per_step = 4  # one row per shard: the longest trees set the memory
 

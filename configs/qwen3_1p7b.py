@@ -25,7 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
 
     config.sampling.slots = 128  # responses decoded side by side, 32 per shard of rows
-    config.sampling.questions_in_flight = 32  # trees that grow at the same time; they set the pages needed
+    config.sampling.questions_in_flight = 24  # trees that grow at the same time; they set the pages needed
 
     config.train.rows_per_step = 4  # one row per shard: the longest trees set the memory
 

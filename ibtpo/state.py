@@ -150,9 +150,17 @@ def make_update(
     ) -> tuple[TrainState, Metrics]:
         _check_rows(batch.tokens.shape[0], rows_per_step)
 
+        # The layers' weights in the type they are used in, cast once and not in every microbatch. Their gradients arise
+        # in that type, so nothing is lost and a microbatch's need no more memory. (Those of the vocabulary add up over
+        # blocks of tokens, in float32.)
+        dtype = nnx.merge(graphdef, state.params).dtype
+        weights = constrain_params(
+            jax.tree.map_with_path(lambda path, p: p.astype(dtype) if path[0].key == "layers" else p, state.params)
+        )
+
         def add_microbatch(carry, microbatch):
             loss, gradient = carry
-            (more_loss, metrics), more = jax.value_and_grad(loss_fn, has_aux=True)(state.params, *microbatch)
+            (more_loss, metrics), more = jax.value_and_grad(loss_fn, has_aux=True)(weights, *microbatch)
             gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradient, more)
             return (loss + more_loss, constrain_params(gradient)), metrics
 

@@ -1,0 +1,93 @@
+"""Paged attention, by XLA and by JAX's TPU kernel (interpreted), against float64 attention over the tokens."""
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from ibtpo.kernels import paged_attention as module
+from ibtpo.kernels.paged_attention import paged_attention_cost
+
+paged_attention = jax.jit(module.paged_attention, static_argnames="backend")
+
+LAYERS, PAGES, PAGE, SLOTS, COLUMNS = 3, 12, 8, 5, 4
+
+
+def case(rng, num_kv_heads, group, head_dim):
+    """Slots of ragged lengths whose first page is everybody's; absent pages are -1."""
+    cache = (num_kv_heads, LAYERS, PAGES, PAGE, head_dim)
+    keys, values = rng.normal(size=(2, *cache)).astype(np.float32)
+    query = rng.normal(size=(SLOTS, num_kv_heads * group, head_dim)).astype(np.float32)
+    lengths = np.array([1, PAGE, PAGE + 1, 3 * PAGE - 2, COLUMNS * PAGE], np.int32)
+    table = np.full((SLOTS, COLUMNS), -1, np.int32)
+    for s, length in enumerate(lengths):
+        own = rng.permutation(np.arange(1, PAGES))[: -(-length // PAGE) - 1]
+        table[s, : len(own) + 1] = [0, *own]
+    return query, keys, values, table, lengths
+
+
+def oracle(query, keys, values, layer, table, lengths):
+    out = np.zeros(query.shape)
+    group = query.shape[1] // keys.shape[0]
+    for s, length in enumerate(lengths):
+        pages = table[s, : -(-length // PAGE)]
+        for h in range(query.shape[1]):
+            k, v = (
+                x[h // group, layer, pages].reshape(-1, x.shape[-1])[:length].astype(np.float64) for x in (keys, values)
+            )
+            scores = k @ query[s, h] / np.sqrt(query.shape[-1])
+            weights = np.exp(scores - scores.max())
+            out[s, h] = weights / weights.sum() @ v
+    return out
+
+
+@pytest.mark.parametrize("num_kv_heads, group", [(1, 1), (2, 2), (2, 7), (1, 8)])
+@pytest.mark.parametrize(
+    "backend, dtype, head_dim, tolerance",
+    [("xla", "float32", 16, 1e-5), ("xla", "bfloat16", 16, 2e-2), ("interpret", "bfloat16", 128, 2e-2)],
+)
+def test_paged_attention_matches_the_oracle(backend, dtype, head_dim, tolerance, num_kv_heads, group):
+    query, keys, values, table, lengths = case(np.random.default_rng(group), num_kv_heads, group, head_dim)
+    arrays = [jnp.asarray(x, dtype) for x in (query, keys, values)]
+    rounded = [np.asarray(x, np.float64) for x in arrays]
+    for layer in range(LAYERS):
+        out = paged_attention(*arrays, jnp.int32(layer), table, lengths, backend=backend)
+        assert out.dtype == dtype
+        expected = oracle(*rounded, layer, table, lengths)
+        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=tolerance)
+        assert abs(expected).max() > 10 * tolerance
+
+
+def test_the_kernel_reads_several_blocks_and_none_beyond_the_end():
+    """Three slots of up to five blocks of 256 tokens; all the pages beyond a slot's last block hold NaN."""
+    rng = np.random.default_rng(0)
+    page, pages, columns = 64, 60, 18
+    per_block = module.BLOCK_TOKENS // page
+    keys, values = rng.normal(size=(2, 1, 1, pages, page, 128))
+    query = rng.normal(size=(3, 2, 128))
+    lengths = np.array([page * columns - 5, 3, module.BLOCK_TOKENS + 1], np.int32)
+    table = 1 + rng.permutation(pages - 1)[: 3 * columns].reshape(3, columns).astype(np.int32)
+    for s, length in enumerate(lengths):
+        read = -(-length // module.BLOCK_TOKENS) * per_block
+        keys[:, :, table[s, read:]] = values[:, :, table[s, read:]] = np.nan
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (query, keys, values)]
+    out = paged_attention(*arrays, jnp.int32(0), table, lengths, backend="interpret")
+    expected = oracle(*(np.asarray(x, np.float64) for x in arrays), 0, table, lengths)
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "head_dim, dtype, table",
+    [(64, jnp.bfloat16, (2, 3)), (128, jnp.float32, (2, 3)), (128, jnp.bfloat16, (4096, 64))],
+)
+def test_pages_the_kernel_does_not_take_are_refused_with_the_way_out(head_dim, dtype, table):
+    cache = jnp.zeros((1, 1, 3, 8, head_dim), dtype)
+    arrays = jnp.zeros((table[0], 1, head_dim), dtype), cache, cache, jnp.int32(0), np.zeros(table, np.int32)
+    with pytest.raises(ValueError, match=rf"not {cache.dtype} with head_dim {head_dim}.*use backend='xla'"):
+        module.paged_attention(*arrays, np.ones(table[0], np.int32), backend="interpret")
+
+
+def test_cost_counts_the_live_tokens():
+    flops, size = paged_attention_cost(np.array([3, 5]), num_heads=4, num_kv_heads=2, head_dim=16, itemsize=2)
+    assert flops == 8 * 4 * 16 * (2 + 2)  # two products, a multiplication and an addition each
+    assert size == 8 * 2 * 16 * 2 * 2  # keys and values of two heads, two bytes each
