@@ -6,7 +6,8 @@ Command:   python -m ibtpo.train --config=configs/llama3_8b.py --workdir=runs/ll
 Model:     hf download meta-llama/Llama-3.1-8B-Instruct --local-dir models/Llama-3.1-8B-Instruct
 Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
 Topology:  v5e:4x4 (16 chips)
-Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5e:4x4
+Memory:    per chip, 90 % of the 15.75 GiB at the fullest
+           (python -m ibtpo.compile_check --config=configs/llama3_8b.py --topology=v5e:4x4; docs/results.md)
 Expect:    not trained yet; docs/results.md has what compiles and fits
 """
 

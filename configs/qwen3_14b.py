@@ -6,7 +6,8 @@ Command:   python -m ibtpo.train --config=configs/qwen3_14b.py --workdir=runs/qw
 Model:     hf download Qwen/Qwen3-14B-Base --local-dir models/Qwen3-14B-Base
 Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
 Topology:  v5p:2x2x2 (8 chips); v6e:4x4 with --config.mesh.fsdp=4 --config.train.rows_per_step=4
-Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5p:2x2x2
+Memory:    per chip, 49 % of the 95.7 GiB at the fullest
+           (python -m ibtpo.compile_check --config=configs/qwen3_14b.py --topology=v5p:2x2x2; docs/results.md)
 Expect:    not trained yet; docs/results.md has what compiles and fits
 """
 

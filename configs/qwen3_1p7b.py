@@ -6,7 +6,8 @@ Command:   python -m ibtpo.train --config=configs/qwen3_1p7b.py --workdir=runs/q
 Model:     hf download Qwen/Qwen3-1.7B-Base --local-dir models/Qwen3-1.7B-Base
 Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
 Topology:  v5e:2x4 (8 chips)
-Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5e:2x4
+Memory:    per chip, 83 % of the 15.75 GiB at the fullest
+           (python -m ibtpo.compile_check --config=configs/qwen3_1p7b.py --topology=v5e:2x4; docs/results.md)
 Expect:    not trained yet; the paper reports avg@32 of 70.1 on MATH-500 and 6.7 on AIME 25 (GRPO: 66.8 and 4.5)
 """
 

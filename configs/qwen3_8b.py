@@ -6,7 +6,8 @@ Command:   python -m ibtpo.train --config=configs/qwen3_8b.py --workdir=runs/qwe
 Model:     hf download Qwen/Qwen3-8B-Base --local-dir models/Qwen3-8B-Base
 Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
 Topology:  v5e:4x4 or v6e:4x4 (16 chips)
-Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5e:4x4
+Memory:    per chip, 92 % of the 15.75 GiB at the fullest on v5e:4x4, 53 % on v6e:4x4
+           (python -m ibtpo.compile_check --config=configs/qwen3_8b.py --topology=v5e:4x4; docs/results.md)
 Expect:    not trained yet; the paper reports avg@32 of 83.3 on MATH-500 and 15.3 on AIME 25 (GRPO: 81.5 and 13.6)
 """
 

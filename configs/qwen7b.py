@@ -6,7 +6,8 @@ Command:   python -m ibtpo.train --config=configs/qwen7b.py --workdir=runs/qwen7
 Model:     hf download Qwen/Qwen2.5-7B --local-dir models/Qwen2.5-7B
 Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
 Topology:  v5e:4x4 (16 chips); v5p:2x2x2 with --config.mesh.fsdp=2 --config.train.rows_per_step=2
-Memory:    per chip, see docs/results.md, or python -m ibtpo.compile_check with --topology=v5e:4x4
+Memory:    per chip, 88 % of the 15.75 GiB at the fullest on v5e:4x4, 26 % on v5p:2x2x2
+           (python -m ibtpo.compile_check --config=configs/qwen7b.py --topology=v5e:4x4; docs/results.md)
 Expect:    not trained yet; the paper's nearest figure is Qwen3-8B-Base's (configs/qwen3_8b.py)
 """
 
