@@ -89,8 +89,8 @@ class Checkpoints:
         seen = multihost_utils.process_allgather(np.array(self.path.is_dir()))
         if not seen.all():
             raise ValueError(
-                f"checkpoint.dir: {self.path} is seen by {int(seen.sum())} of {len(seen)} hosts only; set it to storage "
-                "that all of them share, e.g. gs://<bucket>/<run>/checkpoints"
+                f"checkpoint.dir: {self.path} is seen by {int(seen.sum())} of {len(seen)} hosts only; set it to "
+                "storage that all of them share, e.g. gs://<bucket>/<run>/checkpoints"
             )
 
     def __enter__(self) -> "Checkpoints":

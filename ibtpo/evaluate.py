@@ -70,8 +70,14 @@ class Evaluation:
 
 
 def make_eval_sampler(policy: Policy, config) -> TreeSampler:
-    """The sampler of `evaluate`: eval.samples independent responses per question."""
-    return make_sampler(policy, config, strategy="independent", initial=config.eval.samples, rounds=1)
+    """The sampler of `evaluate`: eval.samples independent responses per question.
+
+    Its pool is no larger than that of training, whose memory is known to suffice, unless one question needs more.
+    """
+    independent = dict(strategy="independent", initial=config.eval.samples, rounds=1)
+    sampler = make_sampler(policy, config, **independent)
+    pages = max(make_sampler(policy, config).total_pages, sampler.least_pages)
+    return make_sampler(policy, config, pages=pages, **independent) if pages < sampler.total_pages else sampler
 
 
 def evaluate(

@@ -182,12 +182,13 @@ def tree_options(config, **changes) -> TreeOptions:
     return TreeOptions(**values)
 
 
-def make_sampler(policy: Policy, config, **changes) -> TreeSampler:
-    """The sampler the config describes. changes: fields of `TreeOptions` to override."""
+def make_sampler(policy: Policy, config, *, pages: int | None = None, **changes) -> TreeSampler:
+    """The sampler the config describes. pages: instead of sampling.pages; changes: fields of `TreeOptions`."""
+    options = SamplerOptions.from_config(config)
     return TreeSampler(
         policy.graphdef,
         policy.model,
-        SamplerOptions.from_config(config),
+        options if pages is None else dataclasses.replace(options, pages=pages),
         tree_options(config, **changes),
         stop_ids=policy.stop_ids,
         step_ends=policy.step_ends,

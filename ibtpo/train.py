@@ -29,6 +29,7 @@ from ibtpo.sampling.logits import SamplingParams
 from ibtpo.state import create_state, make_log_probs, make_update
 from ibtpo.tree import Tree, stack_trees
 
+
 @dataclasses.dataclass
 class Position:
     """Where a run is, besides its arrays; saved with every checkpoint.

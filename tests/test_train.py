@@ -19,7 +19,7 @@ from ibtpo import metrics
 from ibtpo import train as train_lib
 from ibtpo.data.problems import load_problems
 from ibtpo.kernels.tree_attention import tree_attention
-from ibtpo.policy import load_policy
+from ibtpo.policy import load_policy, make_sampler
 from ibtpo.rewards.pool import Grader
 
 
@@ -242,3 +242,15 @@ def test_real_problems_run_from_prompt_to_update(tiny_config, shared_data, tmp_p
     assert row["train/kv_pages_left"] == 0
     # Tokens of length-limited prompts of real text: the trainer still sees what the sampler saw.
     assert row["train/sampler_gap"] < 1e-5
+
+
+def test_the_pool_of_evaluation_is_no_larger_than_that_of_training(tiny_config):
+    policy = load_policy(tiny_config())
+    trained = make_sampler(policy, tiny_config()).total_pages
+    many = evaluate_lib.make_eval_sampler(policy, tiny_config(eval__samples=16))
+    assert trained == many.total_pages > many.least_pages
+    few = evaluate_lib.make_eval_sampler(policy, tiny_config(eval__samples=2))
+    assert few.total_pages < trained
+    # One question has to fit in any case.
+    huge = evaluate_lib.make_eval_sampler(policy, tiny_config(eval__samples=64))
+    assert huge.total_pages == huge.least_pages > trained

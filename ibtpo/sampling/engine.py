@@ -221,7 +221,7 @@ class TreeSampler:
         self.num_slots = options.slots // shards
         self.num_blocks = -(-(options.questions_in_flight or options.slots) // shards)
         worst = self._worst_case_pages(options.max_prompt_tokens)
-        self.num_pages = options.pages // shards or self.num_blocks * worst
+        self.num_pages = options.pages // shards if options.pages else self.num_blocks * worst
         if self.num_pages < worst:
             raise ValueError(
                 f"sampling.pages={options.pages} cannot hold one question{f' per shard ({shards})' * (shards > 1)}: "
@@ -235,6 +235,16 @@ class TreeSampler:
         # Attention reads as many pages as the longest live sequence needs, rounded up to one of these.
         full = paging.pages_for(self.max_length, options.page_size)
         self._page_buckets = sorted({max(1, full // 4), max(1, full // 2), full})
+
+    @property
+    def total_pages(self) -> int:
+        """KV pages of the pool, over all shards."""
+        return self.num_pages * self.num_shards
+
+    @property
+    def least_pages(self) -> int:
+        """The fewest pages, over all shards, with which any question can be sampled."""
+        return self._worst_case_pages(self.options.max_prompt_tokens) * self.num_shards
 
     def _worst_case_pages(self, prompt_tokens: int) -> int:
         """Pages a question can need at most: its prompt's, and for each response all those beyond the
