@@ -55,7 +55,7 @@ def train(repo_root, model_dir, workdir, changes, *, devices, processes=1):
                 "JAX_PROCESS_ID": str(index),
             }
         command = [sys.executable, "-m", "ibtpo.train", "--config=configs/tiny.py", f"--workdir={workdir}-{index}"]
-        command += [f"--config.{key}={value}" for key, value in flags.items()]
+        command += [f"--config.{key}={value}".replace("PROCESS", str(index)) for key, value in flags.items()]
         running.append(
             subprocess.Popen(
                 command, cwd=repo_root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -106,6 +106,15 @@ def test_only_the_first_process_writes_the_files(runs):
     assert json.loads((runs / "two-0" / "config.json").read_text())["train"]["steps"] == 3
     assert (runs / "two-0" / "learning_curve.png").is_file()
     assert not (runs / "two-1").exists()
+
+
+@pytest.mark.slow
+def test_checkpoints_that_the_hosts_do_not_share_are_refused(repo_root, tiny_model_dir, tmp_path):
+    changes = {"checkpoint.dir": tmp_path / "PROCESS"}  # a folder of its own for each
+    codes, outputs = train(repo_root, tiny_model_dir, tmp_path / "run", changes, devices=2, processes=2)
+    assert codes == [2, 2], outputs
+    for output in outputs:
+        assert "is seen by 1 of 2 hosts only; set it to storage that all of them share" in output
 
 
 def test_incomplete_addresses_are_refused(monkeypatch):
