@@ -28,7 +28,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOAL = 1.2
-FULL = dict(vocab_size=49_152, embed_dim=2048, mlp_dim=6144, num_layers=16, num_heads=16, num_kv_heads=8, head_dim=128)
+# The vocabulary of a Qwen model: the largest tensor is its embedding, as in every model that people train.
+FULL = dict(vocab_size=151_936, embed_dim=1280, mlp_dim=4864, num_layers=28, num_heads=10, num_kv_heads=2, head_dim=128)
 QUICK = dict(vocab_size=98_304, embed_dim=1024, mlp_dim=3072, num_layers=1, num_heads=8, num_kv_heads=4, head_dim=128)
 FIRST = dict(vocab_size=64, embed_dim=32, mlp_dim=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 DEVICES = (1, 8)
