@@ -220,14 +220,9 @@ class Work:
     causal: int
 
 
-def tree_options(config) -> TreeOptions:
-    """The `tree` section and sampling.max_new_tokens."""
-    return TreeOptions(**config.tree.to_dict(), max_new_tokens=config.sampling.max_new_tokens)
-
-
 def make_work(config, model: ModelConfig) -> Work:
     """The rows of an update of `config` where all trees are like `representative_tree`."""
-    options = tree_options(config)
+    options = TreeOptions.from_config(config)
     tree = representative_tree(options, config.data.max_prompt_tokens)
     own = tree.subtree_end[0]
     size = len(own)
@@ -348,7 +343,7 @@ class Check:
                 self.graphdef,
                 self.model,
                 SamplerOptions.from_config(config),
-                tree_options(config),
+                TreeOptions.from_config(config),
                 stop_ids=[0],
                 step_ends=lambda tokens: [],
                 dtype=self.dtype,
@@ -387,7 +382,7 @@ class Check:
         update = make_update(
             self.graphdef,
             self.optimizer,
-            LossOptions(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl, dual_clip=loss.dual_clip),
+            LossOptions.from_config(loss),
             remat=config.model.remat,
             **forward,
         )

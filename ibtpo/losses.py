@@ -44,6 +44,11 @@ class LossOptions:
         if self.kl < 0:
             raise ValueError(f"loss.kl={self.kl} must be at least 0")
 
+    @classmethod
+    def from_config(cls, loss) -> "LossOptions":
+        """Reads the `loss` section of a config."""
+        return cls(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl, dual_clip=loss.dual_clip)
+
 
 def token_log_probs(
     decoder: Decoder,

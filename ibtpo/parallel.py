@@ -139,8 +139,7 @@ def partition_spec(
         axes = rules[name] if name is not None else ()
         if taken & set(axes):
             axes = ()
-        while axes and size % math.prod(mesh.shape[a] for a in axes):
-            axes = axes[:-1]
+        axes = _dividing(axes, size, mesh)
         taken |= set(axes)
         spec.append(axes or None)
     return PartitionSpec(*spec)
@@ -206,9 +205,7 @@ def per_shard(fn: Callable, in_names: tuple, out_names: Any) -> Callable:
         def fit(x, names):
             for name, size in zip(names, x.shape, strict=True):
                 if name is not None:
-                    axes.setdefault(name, RULES[name])
-                    while size % math.prod(mesh.shape[a] for a in axes[name]):
-                        axes[name] = axes[name][:-1]
+                    axes[name] = _dividing(axes.get(name, RULES[name]), size, mesh)
 
         def spec(names):
             return PartitionSpec(*(axes[name] or None if name is not None else None for name in names))
@@ -252,6 +249,13 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, batch)
+
+
+def _dividing(axes: tuple[str, ...], size: int, mesh: Mesh | jax.sharding.AbstractMesh) -> tuple[str, ...]:
+    """The longest prefix of mesh axes whose product divides `size`."""
+    while size % math.prod(mesh.shape[a] for a in axes):
+        axes = axes[:-1]
+    return axes
 
 
 def _is_variable(x: Any) -> bool:

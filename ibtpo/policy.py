@@ -176,12 +176,6 @@ def _eos_ids(file: pathlib.Path) -> set[int]:
     return set(named if isinstance(named, list) else [named]) - {None}
 
 
-def tree_options(config, **changes) -> TreeOptions:
-    """The `tree` section (and sampling.max_new_tokens) as `TreeOptions`."""
-    values = {**config.tree.to_dict(), "max_new_tokens": config.sampling.max_new_tokens, **changes}
-    return TreeOptions(**values)
-
-
 def make_sampler(policy: Policy, config, *, pages: int | None = None, **changes) -> TreeSampler:
     """The sampler the config describes. pages: instead of sampling.pages; changes: fields of `TreeOptions`."""
     options = SamplerOptions.from_config(config)
@@ -189,7 +183,7 @@ def make_sampler(policy: Policy, config, *, pages: int | None = None, **changes)
         policy.graphdef,
         policy.model,
         options if pages is None else dataclasses.replace(options, pages=pages),
-        tree_options(config, **changes),
+        TreeOptions.from_config(config, **changes),
         stop_ids=policy.stop_ids,
         step_ends=policy.step_ends,
         answer_start=policy.answer_start,

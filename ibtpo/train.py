@@ -86,7 +86,7 @@ class Trainer:
         self.apply_update = make_update(
             self.policy.graphdef,
             optimizer,
-            LossOptions(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl, dual_clip=loss.dual_clip),
+            LossOptions.from_config(loss),
             remat=config.model.remat,
             **forward,
         )

@@ -79,6 +79,11 @@ class TreeOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
 
+    @classmethod
+    def from_config(cls, config, **changes) -> "TreeOptions":
+        """Reads the `tree` section of a config and sampling.max_new_tokens. changes: fields to override."""
+        return cls(**{**config.tree.to_dict(), "max_new_tokens": config.sampling.max_new_tokens, **changes})
+
 
 def num_responses(options: TreeOptions) -> int:
     """G = initial + (rounds − 1)·top_k·branch, the responses of a finished tree."""
