@@ -68,10 +68,10 @@ def get_config() -> config_dict.ConfigDict:
     # Special tokens that end a response, "<|im_end|>,<|endoftext|>"; "": those of tokenizer and generation_config.json.
     sampling.stop_tokens = ""
     sampling.slots = 256  # responses decoded side by side
-    sampling.pages = 0  # pages of the key-value cache; 0: enough for slots and questions in flight
+    sampling.pages = 0  # pages of the key-value cache; 0: enough for the questions in flight
     sampling.page_size = 64  # tokens per page, a power of two
-    sampling.chunk = 64  # tokens decoded between two visits of the host
-    sampling.questions_in_flight = 0  # questions whose trees grow at the same time; 0: as many as slots
+    sampling.chunk = 64  # steps decoded between two visits of the host
+    sampling.questions_in_flight = 0  # questions whose trees grow at the same time; 0: two per slot
 
     config.loss = loss = config_dict.ConfigDict()
     # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo

@@ -49,7 +49,7 @@ _JSON = flags.DEFINE_bool("json", False, "print one JSON object with everything 
 EXAMPLES = "v5e:2x4, v5e:4x4, v6e:4x4, v5p:2x2x2, v4:2x2x2"
 STEP_TOKENS = 64  # of a reasoning step of the representative tree
 UPDATE_GOAL, DECODE_GOAL = 1.35, 1.2
-SAMPLER_PROGRAMS = ("serve", "prefill", "start", "decode", "release")
+SAMPLER_PROGRAMS = ("serve", "prefill", "start", "decode", "release", "recompute")
 _GIB = 2**30
 
 
@@ -374,7 +374,7 @@ class Check:
         sampler = functools.cache(lambda: self.sampler.lower(self.params))
         programs = {
             name: functools.partial(lambda name: sampler()[name], name)
-            for name in ("serve", "prefill", "start", "decode", "release")
+            for name in ("serve", "prefill", "start", "decode", "release", "recompute")
         }
         if self.needs_reference:
             log_probs = make_log_probs(self.graphdef, **forward)
@@ -615,7 +615,7 @@ class Check:
         size = math.prod(self.pool_shape()) * self.dtype.itemsize
         found: dict[tuple[str, str, float], float] = {}
         for report in self.reports.values():
-            if report.name in ("prefill", "start", "decode", "release") and report.program:
+            if report.name in ("prefill", "start", "decode", "release", "recompute") and report.program:
                 for copy in report.program.total.copies:
                     if copy.bytes >= size:
                         key = report.name, copy.shape, copy.bytes

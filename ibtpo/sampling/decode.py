@@ -1,11 +1,16 @@
-"""The device side of the sampler: prefill, start, decode a chunk, release.
+"""The device side of the sampler: prefill, start, decode a chunk, release, recompute.
 
 One invariant explains all of it: a sequence of n tokens has the keys and values of its first n - 1
 tokens in the cache; the last one is *pending*. A decode step feeds the pending token, which writes its
 keys and values and gives the logits of the next. So a fork at any token needs only a prefix of the
 cache and the pending token's id, and no stored logits.
 
-Letters: S slots, N rows of the page table (sequences), B prompts of one prefill, C tokens of a chunk.
+Nothing here waits for the host. Sequences to be decoded stand by in a queue, and a slot that falls free in the middle
+of a chunk takes the next of them. Pages are taken from the pool token by token; when it is empty a slot starves: it
+makes no progress, loses nothing, and the host is told.
+
+Letters: S slots, W entries of the queue, N rows of the page table (sequences), B prompts of one prefill, C steps of a
+chunk.
 """
 
 from typing import NamedTuple
@@ -18,7 +23,7 @@ from jax import numpy as jnp
 from ibtpo.kernels.paged_attention import paged_attention
 from ibtpo.models.attention import tree_attend
 from ibtpo.models.decoder import Attend
-from ibtpo.parallel import constrain, constrain_tree, per_shard, replicate
+from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard, replicate
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.logits import SamplingParams, sample
 from ibtpo.sampling.pages import POOL_AXES, PagePool
@@ -45,22 +50,41 @@ class Slots:
 
 
 @struct.dataclass
+class Queue:
+    """Sequences standing by for a slot, first come first served by index.
+
+    source: [W] int32, the row whose first `length - 1` cached tokens the sequence begins with, or its own row.
+    row, token, length, limit, key: [W], as in `Slots`.
+    waiting: [W] bool, whether the entry holds a sequence.
+    ready: [W] bool, whether its row has its cached tokens; not yet so where the pool had no page for the fork.
+    """
+
+    source: jax.Array
+    row: jax.Array
+    token: jax.Array
+    length: jax.Array
+    limit: jax.Array
+    key: jax.Array
+    waiting: jax.Array
+    ready: jax.Array
+
+
+@struct.dataclass
 class SamplerState:
     """Everything the sampler keeps on the device."""
 
     pool: PagePool
     slots: Slots
+    queue: Queue
 
 
 @struct.dataclass
 class Starts:
-    """Sequences to put into slots, one entry per slot.
+    """Sequences to put into the queue, W entries of which the valid ones come first (within each shard).
 
-    valid: [S] bool, whether the slot, which must be free, gets a sequence.
-    source: [S] int32, row whose first `length - 1` cached tokens are shared, or the row itself when
-      the sequence goes on from where it paused.
-    row, token, length, limit: as in `Slots`.
-    question, response: [S] int32, what the sequence's random draws depend on besides position.
+    valid: [W] bool.
+    source, row, token, length, limit: as in `Queue`.
+    question, response: [W] int32, what the sequence's random draws depend on besides position.
     """
 
     valid: jax.Array
@@ -76,24 +100,27 @@ class Starts:
 class Chunk(NamedTuple):
     """What one decode chunk gives back to the host.
 
-    tokens: [S, C] int32 and log_probs: [S, C] float32, of which the first `count` [S] are real.
-    active: [S] bool, whether the slot's sequence goes on.
-    pages_in_use: int32 scalar, before the finished sequences gave anything back.
+    owner: [S, C] int32, the row whose next token a slot drew in a step, NO_ROW where it drew none.
+    tokens: [S, C] int32 and log_probs: [S, C] float32, real where there is an owner.
+    steps: int32 scalar, steps taken.
+    pages_in_use: int32 [shards].
+    starved: bool [shards], whether a sequence could not go on, or start, for want of a page.
     """
 
+    owner: jax.Array
     tokens: jax.Array
     log_probs: jax.Array
-    count: jax.Array
-    active: jax.Array
+    steps: jax.Array
     pages_in_use: jax.Array
+    starved: jax.Array
 
 
 SLOT_AXES = Slots(*[("rows",)] * 6)
-STATE_AXES = SamplerState(pool=POOL_AXES, slots=SLOT_AXES)
+QUEUE_AXES = Queue(*[("rows",)] * 8)
+STATE_AXES = SamplerState(pool=POOL_AXES, slots=SLOT_AXES, queue=QUEUE_AXES)
 
 _extend = per_shard(paging.extend, (POOL_AXES, ("rows",), ("rows",)), POOL_AXES)
-_trim = per_shard(paging.trim, (POOL_AXES, ("rows",), ("rows",)), POOL_AXES)
-_fork = per_shard(paging.fork, (POOL_AXES, ("rows",), ("rows",), ("rows",)), POOL_AXES)
+_fork = per_shard(paging.fork, (POOL_AXES, ("rows",), ("rows",), ("rows",)), (POOL_AXES, ("rows",)))
 _rows_of = per_shard(
     lambda table, rows: table.at[rows].get(mode="fill", fill_value=paging.NO_PAGE),
     (("rows", None), ("rows",)),
@@ -101,10 +128,22 @@ _rows_of = per_shard(
 )
 
 
-def release(pool: PagePool, rows: jax.Array) -> PagePool:
-    """Gives back every page of `rows` [F], equally many entries for each shard."""
-    released = per_shard(paging.release, (POOL_AXES, ("rows",)), POOL_AXES)(pool, rows)
-    return constrain_tree(released, POOL_AXES)
+def release(state: SamplerState, rows: jax.Array) -> SamplerState:
+    """Gives back every page of `rows` [F], equally many entries for each shard, and takes those of them that still
+    decode or stand by out of their slots and the queue."""
+
+    def release(state, rows):
+        def kept(row):
+            return jnp.all(row[:, None] != rows, axis=1)
+
+        slots, queue = state.slots, state.queue
+        return SamplerState(
+            pool=paging.release(state.pool, rows),
+            slots=slots.replace(active=slots.active & kept(slots.row)),
+            queue=queue.replace(waiting=queue.waiting & kept(queue.row)),
+        )
+
+    return constrain_tree(per_shard(release, (STATE_AXES, ("rows",)), STATE_AXES)(state, rows), STATE_AXES)
 
 
 def make_slots(num_slots: int) -> Slots:
@@ -112,6 +151,21 @@ def make_slots(num_slots: int) -> Slots:
     zeros = jnp.zeros(num_slots, jnp.int32)
     return Slots(
         row=zeros, token=zeros, length=zeros + 1, limit=zeros, key=jax.vmap(jax.random.key)(zeros), active=zeros > 0
+    )
+
+
+def make_queue(num_entries: int) -> Queue:
+    """So many empty entries."""
+    zeros = jnp.zeros(num_entries, jnp.int32)
+    return Queue(
+        source=zeros,
+        row=zeros,
+        token=zeros,
+        length=zeros + 1,
+        limit=zeros,
+        key=jax.vmap(jax.random.key)(zeros),
+        waiting=zeros > 0,
+        ready=zeros > 0,
     )
 
 
@@ -174,26 +228,71 @@ def prefill(graphdef, params, pool: PagePool, tokens: jax.Array, lengths: jax.Ar
 
 
 def start(state: SamplerState, starts: Starts, key: jax.Array) -> SamplerState:
-    """Forks (or resumes) sequences into free slots. key: the run's PRNG key."""
-    new = starts.valid & (starts.row != starts.source)
-    pool = _fork(state.pool, starts.source, jnp.where(new, starts.row, paging.NO_ROW), starts.length - 1)
+    """Puts sequences into the queue and forks those that are not ready as far as there are pages.
+
+    key: the run's PRNG key. The entries free in the queue must be enough.
+    """
 
     def sequence_key(question, response):
         return jax.random.fold_in(jax.random.fold_in(key, question), response)
 
-    def put(array, value):
-        return jnp.where(starts.valid, value, array)
-
-    slots = state.slots
-    slots = slots.replace(
-        row=put(slots.row, starts.row),
-        token=put(slots.token, starts.token),
-        length=put(slots.length, starts.length),
-        limit=put(slots.limit, starts.limit),
-        key=put(slots.key, jax.vmap(sequence_key)(starts.question, starts.response)),
-        active=put(slots.active, True),
+    new = Queue(
+        source=starts.source,
+        row=starts.row,
+        token=starts.token,
+        length=starts.length,
+        limit=starts.limit,
+        key=jax.vmap(sequence_key)(starts.question, starts.response),
+        waiting=starts.valid,
+        ready=starts.valid & (starts.row == starts.source),
     )
-    return constrain_tree(SamplerState(pool=pool, slots=slots), STATE_AXES)
+
+    def append(queue, new):
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), queue, new)
+        order = jnp.argsort(~both.waiting, stable=True)[: queue.row.shape[0]]
+        return jax.tree.map(lambda x: x[order], both)
+
+    queue = per_shard(append, (QUEUE_AXES, QUEUE_AXES), QUEUE_AXES)(state.queue, new)
+    targets = jnp.where(queue.waiting & ~queue.ready, queue.row, paging.NO_ROW)
+    pool, forked = _fork(state.pool, queue.source, targets, queue.length - 1)
+    queue = queue.replace(ready=queue.ready | forked)
+    return constrain_tree(SamplerState(pool=pool, slots=state.slots, queue=queue), STATE_AXES)
+
+
+def _adopt(slots: Slots, queue: Queue) -> tuple[Slots, Queue]:
+    """Free slots take the first sequences of the queue that are ready."""
+    num_entries = queue.row.shape[0]
+    free = ~slots.active
+    (first,) = jnp.nonzero(queue.waiting & queue.ready, size=free.shape[0], fill_value=num_entries)
+    entry = jnp.where(free, first[jnp.maximum(jnp.cumsum(free) - 1, 0)], num_entries)
+    taken = entry < num_entries
+    entry = jnp.minimum(entry, num_entries - 1)
+
+    def take(slot_values, queue_values):
+        return jnp.where(taken, queue_values[entry], slot_values)
+
+    slots = Slots(
+        row=take(slots.row, queue.row),
+        token=take(slots.token, queue.token),
+        length=take(slots.length, queue.length),
+        limit=take(slots.limit, queue.limit),
+        key=take(slots.key, queue.key),
+        active=slots.active | taken,
+    )
+    entry = jnp.where(taken, entry, num_entries)
+    return slots, queue.replace(waiting=queue.waiting.at[entry].set(False, mode="drop"))
+
+
+def _narrow(slots: Slots, width: int) -> Slots:
+    """The active slots first, and only `width` of them."""
+    order = jnp.argsort(~slots.active, stable=True)[:width]
+    return jax.tree.map(lambda x: x[order], slots)
+
+
+def _widen(slots: Slots, num_slots: int) -> Slots:
+    """With free slots added."""
+    added = make_slots(num_slots - slots.row.shape[0])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), slots, added)
 
 
 def decode_chunk(
@@ -202,65 +301,121 @@ def decode_chunk(
     state: SamplerState,
     sampling: SamplingParams,
     stop_ids: jax.Array,
+    steps: jax.Array,
     *,
     chunk: int,
-    pages_per_slot: int,
+    slots: int,
 ) -> tuple[SamplerState, Chunk]:
-    """Decodes up to `chunk` tokens in every active slot; stops early when none is active.
+    """Takes up to `steps` (int32 scalar, at most `chunk`) decode steps; stops early when nothing can go on.
 
-    A sequence ends at a token of `stop_ids` [any] (kept, as its last token) or at its limit; its slot
-    then waits for the host. Pages for the whole chunk are allocated before the loop and what a finished
-    sequence did not use is given back after it, so the loop itself never allocates. Attention reads
-    `pages_per_slot` pages, which must hold every active sequence to the end of the chunk.
+    A sequence ends at a token of `stop_ids` [any] (kept, as its last token) or at its limit, and its slot takes the
+    next of the queue. `slots`: how many of the slots take part, over all shards; each shard's must hold what is active.
     """
-    slots = state.slots
-    num_slots = slots.row.shape[0]
-    rows = jnp.where(slots.active, slots.row, paging.NO_ROW)
-    # The last token of a sequence stays pending, so its keys and values need no room.
-    pool = _extend(state.pool, rows, jnp.minimum(slots.length + chunk, slots.limit) - 1)
-    table = _rows_of(pool.page_table[:, :pages_per_slot], rows)
+    shards = num_row_shards()
+    num_slots = state.slots.row.shape[0] // shards
+    width = slots // shards
+    adopt = per_shard(_adopt, (SLOT_AXES, QUEUE_AXES), (SLOT_AXES, QUEUE_AXES))
+    take_pages = per_shard(
+        paging.take_pages,
+        (POOL_AXES, ("rows",), ("rows",), ("rows",), ("rows",), ("rows",)),
+        (POOL_AXES, *[("rows",)] * 2),
+    )
+    free_pages = per_shard(lambda ref_counts: paging.free_pages(ref_counts, width * chunk), (("rows",),), ("rows",))(
+        state.pool.ref_counts
+    )
     decoder = nnx.merge(graphdef, params)
 
     def step(carry):
-        index, pool, slots, out = carry
-        position = (slots.length - 1)[:, None]
-        page, offset = paging.page_and_offset(table, position, slots.active[:, None], pool.page_size)
-        attend = _paged_attend(table, page, offset, slots.length)
-        hidden, pool = decoder(slots.token[:, None], position, attend, pool)
-        keys = jax.vmap(jax.random.fold_in)(slots.key, slots.length)
+        index, _, pool, taken, active_slots, queue, out = carry
+        current, queue = adopt(active_slots, queue)
+        pool, taken, running = take_pages(pool, free_pages, taken, current.row, current.length, current.active)
+        rows = jnp.where(current.active, current.row, paging.NO_ROW)
+        table = _rows_of(pool.page_table, rows)
+        position = (current.length - 1)[:, None]
+        page, offset = paging.page_and_offset(table, position, running[:, None], pool.page_size)
+        # Free slots read one token, of whatever page; nobody looks at what comes of it.
+        attend = _paged_attend(table, page, offset, jnp.where(running, current.length, 1))
+        hidden, pool = decoder(current.token[:, None], position, attend, pool)
+        keys = jax.vmap(jax.random.fold_in)(current.key, current.length)
         # Each device draws for some of the slots, from their whole vocabularies. The logits travel, not the table.
         logits = constrain(constrain(decoder.logits(hidden[:, 0]), "rows", "vocab"), "draws", None)
         token, log_prob = (constrain(x, "rows") for x in sample(logits, keys, sampling))
 
-        length = slots.length + slots.active
+        length = current.length + running
         out = out._replace(
+            owner=out.owner.at[:, index].set(jnp.where(running, current.row, paging.NO_ROW)),
             tokens=out.tokens.at[:, index].set(token),
             log_probs=out.log_probs.at[:, index].set(log_prob),
-            count=out.count + slots.active,
         )
-        stopped = jnp.any(token[:, None] == stop_ids, axis=1) | (length >= slots.limit)
-        slots = slots.replace(
-            token=jnp.where(slots.active, token, slots.token),
-            length=length,
-            active=slots.active & ~stopped,
+        stopped = running & (jnp.any(token[:, None] == stop_ids, axis=1) | (length >= current.limit))
+        current = current.replace(
+            token=jnp.where(running, token, current.token), length=length, active=current.active & ~stopped
         )
-        return index + 1, pool, slots, out
+        going = jnp.any(running) & (jnp.any(current.active) | jnp.any(queue.waiting & queue.ready))
+        return index + 1, going, pool, taken, current, queue, out
 
     def working(carry):
-        index, _, slots, _ = carry
-        return (index < chunk) & jnp.any(slots.active)
+        index, going = carry[:2]
+        return (index < steps) & going
 
+    active_slots = per_shard(lambda s: _narrow(s, width), (SLOT_AXES,), SLOT_AXES)(state.slots)
     out = Chunk(
-        tokens=jnp.zeros((num_slots, chunk), jnp.int32),
-        log_probs=jnp.zeros((num_slots, chunk), jnp.float32),
-        count=jnp.zeros(num_slots, jnp.int32),
-        active=slots.active,
-        pages_in_use=paging.pages_in_use(pool),
+        owner=jnp.full((slots, chunk), paging.NO_ROW, jnp.int32),
+        tokens=jnp.zeros((slots, chunk), jnp.int32),
+        log_probs=jnp.zeros((slots, chunk), jnp.float32),
+        steps=jnp.int32(0),
+        pages_in_use=jnp.zeros(shards, jnp.int32),
+        starved=jnp.zeros(shards, bool),
     )
-    _, pool, slots, out = lax.while_loop(working, step, (jnp.int32(0), pool, slots, out))
+    going = jnp.any(active_slots.active) | jnp.any(state.queue.waiting & state.queue.ready)
+    taken = jnp.zeros(shards, jnp.int32)
+    carry = (jnp.int32(0), going, state.pool, taken, active_slots, state.queue, out)
+    taken_steps, _, pool, _, active_slots, queue, out = lax.while_loop(working, step, carry)
 
-    finished = jnp.where(slots.active, paging.NO_ROW, rows)
-    pool = _trim(pool, finished, slots.length - 1)
+    def summary(pool, slots, queue):
+        short = slots.active & paging.lacks_page(pool, slots.row, slots.length)
+        idle = queue.waiting & ~queue.ready & ~jnp.all(slots.active)
+        # A slot that will need a page of an empty pool in the next step counts: it starves then.
+        used = paging.pages_in_use(pool)
+        return used[None], (used == pool.num_pages)[None] & (jnp.any(short) | jnp.any(idle))[None]
+
+    used, starved = per_shard(summary, (POOL_AXES, SLOT_AXES, QUEUE_AXES), (("rows",), ("rows",)))(
+        pool, active_slots, queue
+    )
+    all_slots = per_shard(lambda s: _widen(s, num_slots), (SLOT_AXES,), SLOT_AXES)(active_slots)
     # Every host reads the chunk and plans the same next one.
-    out = replicate(out._replace(active=slots.active))
-    return constrain_tree(SamplerState(pool=pool, slots=slots), STATE_AXES), out
+    out = replicate(out._replace(steps=taken_steps, pages_in_use=used, starved=starved))
+    return constrain_tree(SamplerState(pool=pool, slots=all_slots, queue=queue), STATE_AXES), out
+
+
+def recompute(
+    graphdef,
+    params,
+    state: SamplerState,
+    sources: jax.Array,
+    rows: jax.Array,
+    tokens: jax.Array,
+    starts: jax.Array,
+    ends: jax.Array,
+) -> SamplerState:
+    """Puts the keys and values of tokens that were decoded before into the cache again.
+
+    tokens: [B, T] int32, those at positions starts [B] to ends [B] (exclusive) of the sequences `rows` [B], whose first
+    `starts` tokens the rows `sources` [B] have in the cache (a source that is the row itself: goes on there). Equally
+    many entries for each shard; a row out of range is passed over.
+
+    Every token attends as a decode step's would, to the cached ones before it.
+    """
+    num_tokens = tokens.shape[1]
+    pool, _ = _fork(state.pool, sources, jnp.where(rows == sources, paging.NO_ROW, rows), starts)
+    pool = _extend(pool, rows, ends)
+    positions = starts[:, None] + jnp.arange(num_tokens)
+    valid = positions < ends[:, None]
+    table = _rows_of(pool.page_table, rows)
+    page, offset = paging.page_and_offset(table, positions, valid, pool.page_size)
+    each = jnp.repeat(table, num_tokens, axis=0)
+    lengths = jnp.where(valid, positions + 1, 1)
+    attend = _paged_attend(each, page.reshape(-1, 1), offset.reshape(-1, 1), lengths.reshape(-1))
+    decoder = nnx.merge(graphdef, params)
+    _, pool = decoder(tokens.reshape(-1, 1), positions.reshape(-1, 1), attend, pool)
+    return constrain_tree(state.replace(pool=pool), STATE_AXES)

@@ -2,9 +2,14 @@
 
 The host side of the sampler. A question owns a block of page-table rows: one for its prompt, one for
 each response. Its rounds are its own: as soon as the last response of a round is graded the strategy
-chooses the next forks, which take the slots that fall free. Nothing waits for another question, and
+chooses the next forks, which stand by on the device for a slot. Nothing waits for another question, and
 since every random draw depends on (key, question id, response index, position) alone, nothing about a
 question depends on the others either.
+
+The device is always one chunk ahead: while it decodes, the host reads the chunk before, has its responses
+graded, chooses forks and prefills new prompts. Questions are admitted by what they are expected to need. When
+the pool runs out the youngest question gives its pages back and keeps its tokens; later their keys and
+values are computed again, and its responses come out the same.
 
 Under a mesh a question lives on one shard of the logical axis "rows": its pages, rows and slots are there.
 With several processes each of them runs this same plan: the device's answers reach all of them, and a
@@ -12,10 +17,12 @@ response is graded by one, which tells the others.
 """
 
 import functools
+import itertools
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import jax
@@ -32,8 +39,10 @@ from ibtpo.sampling.decode import (
     SamplerState,
     Starts,
     decode_chunk,
+    make_queue,
     make_slots,
     prefill,
+    recompute,
     release,
     start,
 )
@@ -41,6 +50,8 @@ from ibtpo.sampling.logits import SamplingParams
 from ibtpo.sampling.strategies import STRATEGIES, Fork, TreeOptions, num_responses, segment_forks
 from ibtpo.tree import Response, Tree, build_tree
 
+AHEAD = 2  # decode chunks dispatched and not yet read: the one that runs and the one after it
+STANDBY = 1  # sequences standing by for each slot
 PREFILL_BATCH = 8  # prompts per prefill call, at least one per shard; fixed, so that it compiles once per length
 SMALLEST_PREFILL = 32  # prompt lengths are rounded up to this times a power of two
 
@@ -50,8 +61,8 @@ class SamplerOptions:
     """Static shapes of the sampler, over all shards.
 
     slots: sequences decoded at once. pages: KV pages, 0 for as many as `questions_in_flight` questions
-    can ever need. page_size: tokens per page. chunk: tokens decoded between two looks by the host.
-    max_prompt_tokens: longest prompt. questions_in_flight: 0 for one per slot.
+    can ever need. page_size: tokens per page. chunk: decode steps between two looks by the host.
+    max_prompt_tokens: longest prompt. questions_in_flight: most at once, 0 for two per slot.
     """
 
     slots: int
@@ -98,9 +109,13 @@ class SamplerStats:
 
     generated_tokens: tokens decoded, each once however many responses share it.
     response_tokens: tokens of all responses, shared ones counted in each.
-    prompt_tokens: tokens prefilled. decode_steps: steps of the decode loop.
-    slot_steps: decode_steps times slots; generated_tokens / slot_steps is the useful share.
-    peak_pages: most KV pages in use at once. pages_left: in use after the last question (0).
+    prompt_tokens: tokens of prompts prefilled. decode_steps: steps of the decode loop.
+    slot_steps: decode_steps times the slots that took part; generated_tokens / slot_steps is the useful share.
+    tail_slot_steps: those of them run after the last question had been admitted.
+    peak_pages: most KV pages in use at once. tokens_at_peak: unique tokens cached at that time.
+    pages_left: in use after the last question (0).
+    preemptions: questions that gave their pages back unfinished. recomputed_tokens: tokens prefilled again for it.
+    stall_seconds: time the device had nothing to do. seconds: of the whole call.
     """
 
     questions: int = 0
@@ -110,12 +125,19 @@ class SamplerStats:
     prompt_tokens: int = 0
     decode_steps: int = 0
     slot_steps: int = 0
+    tail_slot_steps: int = 0
     peak_pages: int = 0
+    tokens_at_peak: int = 0
     pages_left: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    stall_seconds: float = 0.0
+    seconds: float = 0.0
 
     def __add__(self, other: "SamplerStats") -> "SamplerStats":
         total = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        total["peak_pages"] = max(self.peak_pages, other.peak_pages)
+        higher = max(self, other, key=lambda stats: stats.peak_pages)
+        total |= {"peak_pages": higher.peak_pages, "tokens_at_peak": higher.tokens_at_peak}
         return SamplerStats(**total)
 
 
@@ -125,7 +147,8 @@ _start = jax.jit(start, donate_argnums=0)
 _release = jax.jit(release, donate_argnums=0)
 _serving = jax.jit(parallel.serving, static_argnums=1)
 _pages_in_use = jax.jit(lambda pool: parallel.replicate(paging.pages_in_use(pool)))
-_decode_chunk = jax.jit(decode_chunk, static_argnums=0, donate_argnums=2, static_argnames=("chunk", "pages_per_slot"))
+_decode_chunk = jax.jit(decode_chunk, static_argnums=0, donate_argnums=2, static_argnames=("chunk", "slots"))
+_recompute = jax.jit(recompute, static_argnums=0, donate_argnums=2)
 
 Grade = Callable[[Question, np.ndarray], "float | Future"]
 StepEnds = Callable[[np.ndarray], list[int]]
@@ -141,6 +164,9 @@ class _Draft:
     round: int
     tokens: list[int]
     log_probs: list[float]
+    limit: int = 0  # tokens at which it stops or pauses
+    has_row: bool = False  # whether its own row holds its cached tokens, or will when its turn comes
+    wanted: bool = False  # to be decoded further, now or after its question is back
     grade: "Future | float | None" = None  # None: not graded yet, or graded by another process
     finish: str = ""  # "" while it is unfinished, which includes paused at a segment's end
     reward: float = 0.0
@@ -160,20 +186,25 @@ class _Draft:
 
 
 @dataclass
-class _InFlight:
-    """A question that holds a block of rows. `waiting` counts its responses queued, decoding or
-    being graded; at zero its round is over."""
+class _Growing:
+    """A question from its turn to its end. `waiting` counts its responses queued, decoding or being graded; at
+    zero its round is over. It holds a block of rows of one shard while it is in flight (`shard` >= 0)."""
 
     order: int
     question: Question
-    shard: int
-    prompt_row: int  # within the shard, as every row
+    shard: int = -1
+    prompt_row: int = -1  # within the shard, as every row
+    entered: int = 0  # chunks dispatched when it was admitted
     drafts: list[_Draft] = field(default_factory=list)
     round: int = -1
     waiting: int = 0
 
     def row(self, draft: _Draft) -> int:
         return self.prompt_row + 1 + draft.index
+
+    def cached_tokens(self) -> int:
+        """Unique tokens of it in the cache; each response's last one is pending."""
+        return len(self.question.tokens) + sum(max(0, len(d.tokens) - d.fork - 1) for d in self.drafts if d.has_row)
 
 
 class TreeSampler:
@@ -219,7 +250,8 @@ class TreeSampler:
             )
         # What one shard has. Blocks: rows of one question.
         self.num_slots = options.slots // shards
-        self.num_blocks = -(-(options.questions_in_flight or options.slots) // shards)
+        self.num_blocks = -(-(options.questions_in_flight or 2 * options.slots) // shards)
+        self.queue_size = (1 + STANDBY) * self.num_slots
         worst = self._worst_case_pages(options.max_prompt_tokens)
         self.num_pages = options.pages // shards if options.pages else self.num_blocks * worst
         if self.num_pages < worst:
@@ -232,9 +264,8 @@ class TreeSampler:
         self._stop_array = np.array(sorted(self.stop_ids), np.int32)
 
         self._initial_state = jax.jit(self._empty_state)
-        # Attention reads as many pages as the longest live sequence needs, rounded up to one of these.
-        full = paging.pages_for(self.max_length, options.page_size)
-        self._page_buckets = sorted({max(1, full // 4), max(1, full // 2), full})
+        # A chunk is run by the fewest of these slots that hold its sequences.
+        self._widths = sorted({max(1, self.num_slots // n) * shards for n in (1, 2, 4, 8)})
 
     @property
     def total_pages(self) -> int:
@@ -268,6 +299,7 @@ class TreeSampler:
                 dtype=self._dtype,
             ),
             slots=make_slots(options.slots),
+            queue=make_queue(self.queue_size * shards),
         )
         return parallel.constrain_tree(state, STATE_AXES)
 
@@ -281,7 +313,7 @@ class TreeSampler:
 
     def lower(self, params) -> dict[str, jax.stages.Lowered]:
         """The sampler's programs for parameters in the training layout (abstract ones will do), for ahead-of-time
-        compilation: serve, prefill (of the longest prompts), start, decode (of the longest responses), release."""
+        compilation: serve, prefill (of the longest prompts), start, decode (all slots), release, recompute."""
         mesh = jax.sharding.get_mesh()
 
         def place(tree, names):
@@ -313,10 +345,12 @@ class TreeSampler:
                 state,
                 SamplingParams().traced(),
                 self._stop_array,
+                np.int32(1),
                 chunk=self.options.chunk,
-                pages_per_slot=self._page_buckets[-1],
+                slots=self.options.slots,
             ),
-            "release": _release.lower(state.pool, self._no_rows()),
+            "release": _release.lower(state, self._no_rows()),
+            "recompute": _recompute.lower(self._graphdef, params, state, *self._empty_recompute()),
         }
 
     def _empty_prefill(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -330,10 +364,18 @@ class TreeSampler:
 
     def _empty_starts(self) -> Starts:
         """Starts of nothing."""
-        columns = {name: np.zeros(self.options.slots, np.int32) for name in Starts.__dataclass_fields__}
-        columns["valid"] = np.zeros(self.options.slots, bool)
+        size = self.queue_size * self.num_shards
+        columns = {name: np.zeros(size, np.int32) for name in Starts.__dataclass_fields__}
+        columns["valid"] = np.zeros(size, bool)
         columns["length"][:] = 1
         return Starts(**columns)
+
+    def _empty_recompute(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(sources, rows, tokens, starts, ends) of a recomputation of nothing; as many tokens per shard as slots."""
+        shards = self.num_shards
+        rows = np.full(shards, paging.NO_ROW, np.int32)
+        zeros = np.zeros(shards, np.int32)
+        return rows, rows.copy(), np.zeros((shards, self.num_slots), np.int32), zeros, zeros.copy()
 
     def _no_rows(self) -> np.ndarray:
         """Room for the rows of one question, on any shard."""
@@ -381,24 +423,35 @@ class _Run:
     """The mutable state of one call of a `TreeSampler`."""
 
     def __init__(self, sampler, params, questions, grade, key, sampling, on_finished):
+        self.began = time.perf_counter()
         self.sampler, self.params, self.grade = sampler, sampler.serve(params), grade
         self.key, self.sampling, self.on_finished = key, sampling, on_finished
         self.seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         self.state = sampler._initial_state()
-        self.pending = deque(enumerate(questions))
+        self.pending = deque(_Growing(order, question) for order, question in enumerate(questions))
         self.results: list[SampledTree | None] = [None] * len(questions)
-        # By shard; slots count over all shards, as the arrays of `Slots` do.
+        # By shard.
         shards = range(sampler.num_shards)
         self.free_blocks = [list(range(sampler.num_blocks))[::-1] for _ in shards]
-        self.free_pages = [sampler.num_pages for _ in shards]
-        slots = np.arange(sampler.options.slots).reshape(-1, sampler.num_slots)
-        self.free_slots = [row.tolist()[::-1] for row in slots]
-        self.queues: list[deque[tuple[_InFlight, _Draft, int]]] = [
-            deque() for _ in shards
-        ]  # with the row to start from
-        self.decoding: dict[int, tuple[_InFlight, _Draft]] = {}  # by slot
-        self.grading: list[tuple[_InFlight, _Draft]] = []
-        self.in_flight = 0
+        self.in_flight: list[list[_Growing]] = [[] for _ in shards]  # oldest first
+        self.queues: list[list[tuple[_Growing, _Draft]]] = [[] for _ in shards]  # waiting on the host
+        self.on_device: list[dict[int, tuple[_Growing, _Draft]]] = [
+            {} for _ in shards
+        ]  # by row; in a slot or standing by
+        # Pages in use as far as the host has read, and at most taken since: (chunk by which it is known, pages).
+        self.pages_read = [0 for _ in shards]
+        self.pages_taken: list[deque[tuple[int, int]]] = [deque() for _ in shards]
+        # After a preemption so many questions at most, one more for each that finishes.
+        self.most_in_flight = [sampler.num_blocks for _ in shards]
+        self.starved = [False for _ in shards]
+        # Chunks: dispatched so far, and (futures of) those not yet read.
+        self.dispatched = 0
+        self.chunks: deque[tuple[int, bool, Future]] = deque()
+        self.reader = ThreadPoolExecutor(1)
+        self.device_done = self.began
+        self.grading: list[tuple[_Growing, _Draft]] = []
+        self.left: deque[tuple[int, int]] = deque()  # (chunks dispatched when it left, tokens it had cached)
+        self.pages_of_finished = [0, 0]  # sum, count
         self.stats = SamplerStats(questions=len(questions))
         for question in questions:
             if not 0 < len(question.tokens) <= sampler.options.max_prompt_tokens:
@@ -408,38 +461,82 @@ class _Run:
                 )
 
     def run(self) -> tuple[list[SampledTree], SamplerStats]:
-        while self.pending or self.in_flight:
-            self._admit()
-            self._fill_slots()
-            if self.decoding:
-                self._decode()
-            elif own := [draft.grade for _, draft in self.grading if isinstance(draft.grade, Future)]:
-                wait(own, return_when=FIRST_COMPLETED)
-            self._collect_grades()
+        with self.reader:
+            while self.pending or any(self.in_flight):
+                self._admit()
+                self._start()
+                if any(self.on_device):
+                    self._dispatch()
+                if len(self.chunks) == AHEAD or (self.chunks and not any(self.on_device)):
+                    self._read()
+                elif not self.chunks and not any(self.queues):
+                    own = [draft.grade for _, draft in self.grading if isinstance(draft.grade, Future)]
+                    wait(own, return_when=FIRST_COMPLETED) if own else None
+                self._collect_grades()
+                self._preempt()
+            while self.chunks:
+                self._read()
         self.stats.pages_left = int(_pages_in_use(self.state.pool))
+        self.stats.seconds = time.perf_counter() - self.began
         return self.results, self.stats
 
+    # Admission.
+
     def _admit(self) -> None:
-        """Prefills the prompts of as many questions as rows and pages allow, and starts their trees."""
+        """Prefills the prompts of as many questions as keep the slots busy and rows and pages allow."""
         sampler, admitted = self.sampler, []
+        planned = [len(device) + len(queue) for device, queue in zip(self.on_device, self.queues)]
         while self.pending:
-            pages = sampler._worst_case_pages(len(self.pending[0][1].tokens))
-            room = [d for d, free in enumerate(self.free_pages) if free >= pages and self.free_blocks[d]]
+            q = self.pending[0]
+            need = self._pages_to_enter(q)
+            room = [d for d in range(sampler.num_shards) if planned[d] < sampler.queue_size and self._has_room(d, need)]
             if not room:
                 break
-            shard = max(room, key=lambda d: (self.free_pages[d], -d))
-            order, question = self.pending.popleft()
-            self.free_pages[shard] -= pages
-            row = self.free_blocks[shard].pop() * (sampler.group_size + 1)
-            admitted.append(_InFlight(order, question, shard, row))
+            shard = min(room, key=lambda d: (planned[d], len(self.in_flight[d]), d))
+            self.pending.popleft()
+            q.shard, q.entered = shard, self.dispatched
+            q.prompt_row = self.free_blocks[shard].pop() * (sampler.group_size + 1)
+            self.in_flight[shard].append(q)
+            self._take_pages(shard, need)
+            planned[shard] += sum(d.wanted for d in q.drafts) or sampler.tree.initial
+            admitted.append(q)
         by_shard = [[q for q in admitted if q.shard == d] for d in range(sampler.num_shards)]
         while any(by_shard):
             self._prefill(by_shard)
-        for question in admitted:
-            self.in_flight += 1
-            self._advance(question)
+        for q in admitted:
+            if q.drafts:
+                self._restore(q)
+            if not q.waiting:
+                self._advance(q)
 
-    def _prefill(self, by_shard: list[list[_InFlight]]) -> None:
+    def _pages_to_enter(self, q: _Growing) -> int:
+        """Pages that its prompt, and the responses it already has, take at once."""
+        page_size, prompt = self.sampler.options.page_size, len(q.question.tokens)
+        own = (
+            paging.pages_for(prompt + len(d.tokens) - 1, page_size) - (prompt + max(d.fork - 1, 0)) // page_size
+            for d in q.drafts
+            if d.has_row
+        )
+        return paging.pages_for(prompt, page_size) + sum(own)
+
+    def _has_room(self, shard: int, need: int) -> bool:
+        if not self.in_flight[shard]:
+            return not self.chunks or self._pages_bound(shard) + need <= self.sampler.num_pages
+        if not self.free_blocks[shard] or len(self.in_flight[shard]) >= self.most_in_flight[shard]:
+            return False
+        total, count = self.pages_of_finished
+        worst = self.sampler._worst_case_pages(self.sampler.options.max_prompt_tokens)
+        expected = total / count if count else worst / 2
+        within = (len(self.in_flight[shard]) + 1) * expected <= self.sampler.num_pages
+        return within and self._pages_bound(shard) + need <= self.sampler.num_pages
+
+    def _pages_bound(self, shard: int) -> int:
+        return self.pages_read[shard] + sum(pages for _, pages in self.pages_taken[shard])
+
+    def _take_pages(self, shard: int, pages: int) -> None:
+        self.pages_taken[shard].append((self.dispatched, pages))
+
+    def _prefill(self, by_shard: list[list[_Growing]]) -> None:
         """Takes what one prefill holds off each shard's list and prefills it."""
         per_shard = max(1, PREFILL_BATCH // len(by_shard))
         batch = {}
@@ -455,97 +552,160 @@ class _Run:
         self.state = self.state.replace(pool=pool)
         self.stats.prompt_tokens += int(lengths.sum())
 
-    def _advance(self, q: _InFlight) -> None:
-        """Opens the question's next round, or finishes it."""
-        sampler, options = self.sampler, self.sampler.tree
-        finished = [d for d in q.drafts if d.finish]
-        paused = [d for d in q.drafts if not d.finish]
-        q.round += 1
-        if not q.drafts:
-            forks = [Fork(response=-1, position=0)] * options.initial
-        elif paused:
-            forks = segment_forks([(d.index, len(d.tokens)) for d in paused], len(finished), options)
-        elif len(q.drafts) < sampler.group_size:
-            responses = [d.finished() for d in q.drafts]
-            tree = build_tree(q.question.tokens, responses, sampler.step_ends)
-            rng = np.random.default_rng([*self.seed, q.question.id, q.round])
-            limits = [d.answer_start for d in q.drafts]
-            forks = STRATEGIES[options.strategy](tree, responses, options, rng, limits)
-        else:
-            self._finish(q)
+    def _restore(self, q: _Growing) -> None:
+        """Computes the keys and values of a preempted question's responses again, each after the one it forked from."""
+        prompt, block = q.question.tokens, self.sampler.num_slots
+        for draft in q.drafts:
+            if not draft.has_row:
+                continue
+            sequence = [*prompt, *draft.tokens]
+            end = len(sequence) - 1
+            start = min(len(prompt) + max(draft.fork - 1, 0), end)
+            source = q.row(q.drafts[draft.parent]) if draft.fork else q.prompt_row
+            while True:  # once at least: it makes the row
+                sources, rows, tokens, starts, ends = self.sampler._empty_recompute()
+                part = sequence[start : min(start + block, end)]
+                sources[q.shard], rows[q.shard] = source, q.row(draft)
+                starts[q.shard], ends[q.shard] = start, start + len(part)
+                tokens[q.shard, : len(part)] = part
+                self.state = _recompute(
+                    self.sampler._graphdef, self.params, self.state, sources, rows, tokens, starts, ends
+                )
+                self.stats.recomputed_tokens += len(part)
+                source, start = q.row(draft), start + len(part)
+                if start >= end:
+                    break
+        self.queues[q.shard].extend((q, draft) for draft in q.drafts if draft.wanted)
+
+    def _preempt(self) -> None:
+        """Where sequences starve, the youngest question gives its pages back, unless others just have."""
+        if not any(self.starved):
             return
-        for draft in paused:
-            self._enqueue(q, draft, q.row(draft))
-        for fork in forks:
-            parent = q.drafts[fork.response] if fork.position else None
-            draft = _Draft(
-                index=len(q.drafts),
-                parent=parent.index if parent else -1,
-                fork=fork.position,
-                round=q.round,
-                tokens=parent.tokens[: fork.position] if parent else [],
-                log_probs=parent.log_probs[: fork.position] if parent else [],
-            )
-            q.drafts.append(draft)
-            self._enqueue(q, draft, q.row(parent) if parent else q.prompt_row)
+        while self.chunks:  # what they have decoded of it belongs to it
+            self._read()
+        for shard, starved in enumerate(self.starved):
+            if starved and len(self.in_flight[shard]) > 1:
+                q = self.in_flight[shard][-1]
+                self._leave(q)
+                self.pending.appendleft(q)
+                self.queues[shard] = [pair for pair in self.queues[shard] if pair[0] is not q]
+                device = self.on_device[shard]
+                self.on_device[shard] = {row: pair for row, pair in device.items() if pair[0] is not q}
+                self.most_in_flight[shard] = len(self.in_flight[shard])
+                self.stats.preemptions += 1
+        self.starved = [False] * len(self.starved)
+        self._collect_grades()
 
-    def _enqueue(self, q: _InFlight, draft: _Draft, source: int) -> None:
-        q.waiting += 1
-        self.queues[q.shard].append((q, draft, source))
+    def _leave(self, q: _Growing) -> None:
+        """Takes a question's rows back."""
+        sampler, shard = self.sampler, q.shard
+        size, rows = sampler.group_size + 1, sampler._no_rows()
+        rows[shard * size : (shard + 1) * size] = range(q.prompt_row, q.prompt_row + size)
+        self.state = _release(self.state, rows)
+        self.left.append((self.dispatched, q.cached_tokens()))
+        self.free_blocks[shard].append(q.prompt_row // size)
+        self.in_flight[shard].remove(q)
+        q.shard = -1
 
-    def _fill_slots(self) -> None:
-        options, starts = self.sampler.tree, self.sampler._empty_starts()
-        for queue, free_slots in zip(self.queues, self.free_slots):
-            while queue and free_slots:
-                q, draft, source = queue.popleft()
-                slot = free_slots.pop()
-                self.decoding[slot] = q, draft
-                prompt = q.question.tokens
-                budget = options.max_new_tokens
-                if options.strategy == "fixed_width":  # pauses at the next segment boundary
-                    segment = options.segment_tokens
-                    budget = min(budget, (len(draft.tokens) // segment + 1) * segment)
-                starts.valid[slot] = True
-                starts.source[slot] = source
-                starts.row[slot] = q.row(draft)
-                starts.token[slot] = draft.tokens[-1] if draft.tokens else prompt[-1]
-                starts.length[slot] = len(prompt) + len(draft.tokens)
-                starts.limit[slot] = len(prompt) + budget
-                starts.question[slot] = q.question.id
-                starts.response[slot] = draft.index
-        if starts.valid.any():
-            self.state = _start(self.state, starts, self.key)
+    # Decoding.
 
-    def _decode(self) -> None:
-        sampler = self.sampler
-        longest = max(len(q.question.tokens) + len(d.tokens) for q, d in self.decoding.values())
-        needed = paging.pages_for(min(longest + sampler.options.chunk, sampler.max_length), sampler.options.page_size)
+    def _start(self) -> None:
+        """Moves sequences from the host's queues to the device's; the device forks them."""
+        sampler, starts = self.sampler, self.sampler._empty_starts()
+        for shard, (queue, device) in enumerate(zip(self.queues, self.on_device)):
+            if len(queue) > (room := sampler.queue_size - len(device)):
+                # The oldest question first, which frees its pages. When no new ones come, the one with the most rounds
+                # to go, so that all end together.
+                left = 0 if self.pending else 1
+                queue.sort(key=lambda pair: (left * len(pair[0].drafts), pair[0].order, pair[1].index))
+            for entry, (q, draft) in enumerate(queue[:room], shard * sampler.queue_size):
+                prompt, row = q.question.tokens, q.row(draft)
+                source = q.row(q.drafts[draft.parent]) if draft.fork else q.prompt_row
+                starts.valid[entry] = True
+                starts.source[entry] = row if draft.has_row else source
+                starts.row[entry] = row
+                starts.token[entry] = draft.tokens[-1] if draft.tokens else prompt[-1]
+                starts.length[entry] = len(prompt) + len(draft.tokens)
+                starts.limit[entry] = len(prompt) + draft.limit
+                starts.question[entry] = q.question.id
+                starts.response[entry] = draft.index
+                draft.has_row = True
+                device[row] = q, draft
+            self._take_pages(shard, len(queue[:room]))
+            del queue[:room]
+        self.state = _start(self.state, starts, self.key)
+
+    def _dispatch(self) -> None:
+        """Lets the device decode the next chunk."""
+        sampler, options = self.sampler, self.sampler.options
+        most = max(len(device) for device in self.on_device)
+        steps = options.chunk
+        if most < sampler.num_slots and any(len(q.drafts) < sampler.group_size for qs in self.in_flight for q in qs):
+            steps = max(1, options.chunk // 4)  # free slots wait for the host's choices: look sooner
+        slots = min(most, sampler.num_slots) * sampler.num_shards
+        now = time.perf_counter()
+        if not self.chunks or self.chunks[-1][-1].done():
+            self.stats.stall_seconds += now - self.device_done
         self.state, out = _decode_chunk(
             sampler._graphdef,
             self.params,
             self.state,
             self.sampling,
             sampler._stop_array,
-            chunk=sampler.options.chunk,
-            pages_per_slot=next(n for n in sampler._page_buckets if n >= needed),
+            np.int32(steps),
+            chunk=options.chunk,
+            slots=next(n for n in sampler._widths if n >= slots),
         )
-        out: Chunk = jax.device_get(out)
-        steps = int(out.count.max())
-        self.stats.decode_steps += steps
-        self.stats.slot_steps += steps * len(out.count)
-        self.stats.generated_tokens += int(out.count.sum())
-        self.stats.peak_pages = max(self.stats.peak_pages, int(out.pages_in_use))
-        for slot, (q, draft) in list(self.decoding.items()):
-            count = out.count[slot]
-            draft.tokens.extend(out.tokens[slot, :count].tolist())
-            draft.log_probs.extend(out.log_probs[slot, :count].tolist())
-            if not out.active[slot]:
-                del self.decoding[slot]
-                self.free_slots[q.shard].append(slot)
-                self._stopped(q, draft)
+        for shard, device in enumerate(self.on_device):
+            self._take_pages(shard, len(device) * (1 + paging.pages_for(steps, options.page_size)))
+        self.dispatched += 1
+        self.chunks.append((self.dispatched, not self.pending, self.reader.submit(self._fetch, out)))
 
-    def _stopped(self, q: _InFlight, draft: _Draft) -> None:
+    def _fetch(self, out: Chunk) -> Chunk:
+        out = jax.device_get(out)
+        self.device_done = time.perf_counter()
+        return out
+
+    def _read(self) -> None:
+        """Waits for the oldest chunk and hands its tokens to their responses."""
+        number, tail, future = self.chunks.popleft()
+        out: Chunk = future.result()
+        steps, slots = int(out.steps), len(out.owner)
+        self.stats.decode_steps += steps
+        self.stats.slot_steps += steps * slots
+        self.stats.tail_slot_steps += steps * slots * tail
+        stopped = []
+        for slot in range(slots):
+            device = self.on_device[slot * self.sampler.num_shards // slots]
+            owners = out.owner[slot, :steps]
+            cuts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), steps]
+            for first, last in itertools.pairwise(cuts):
+                if first == last or owners[first] == paging.NO_ROW:
+                    continue
+                q, draft = device[row := int(owners[first])]
+                draft.tokens.extend(out.tokens[slot, first:last].tolist())
+                draft.log_probs.extend(out.log_probs[slot, first:last].tolist())
+                self.stats.generated_tokens += last - first
+                if draft.tokens[-1] in self.sampler.stop_ids or len(draft.tokens) == draft.limit:
+                    del device[row]
+                    stopped.append((q, draft))
+        self.starved = out.starved.tolist()
+        self.pages_read = out.pages_in_use.tolist()
+        for taken in self.pages_taken:
+            while taken and taken[0][0] < number:
+                taken.popleft()
+        while self.left and self.left[0][0] < number:
+            self.left.popleft()
+        if (pages := sum(self.pages_read)) > self.stats.peak_pages:
+            alive = sum(q.cached_tokens() for qs in self.in_flight for q in qs if q.entered < number)
+            self.stats.peak_pages = pages
+            self.stats.tokens_at_peak = alive + sum(tokens for _, tokens in self.left)
+        for q, draft in stopped:
+            self._stopped(q, draft)
+
+    def _stopped(self, q: _Growing, draft: _Draft) -> None:
         """A sequence left its slot: it ended, ran out of tokens, or paused at a segment's end."""
+        draft.wanted = False
         if draft.tokens[-1] in self.sampler.stop_ids:
             draft.finish = "stop"
         elif len(draft.tokens) == self.sampler.tree.max_new_tokens:
@@ -580,19 +740,63 @@ class _Run:
                 draft.reward, draft.grade = float(reward), None
                 self._done_waiting(q)
 
-    def _done_waiting(self, q: _InFlight) -> None:
+    # Rounds.
+
+    def _done_waiting(self, q: _Growing) -> None:
         q.waiting -= 1
-        if not q.waiting:
+        if not q.waiting and q.shard >= 0:  # one that has been preempted goes on when it is back
             self._advance(q)
 
-    def _finish(self, q: _InFlight) -> None:
+    def _advance(self, q: _Growing) -> None:
+        """Opens the question's next round, or finishes it."""
+        sampler, options = self.sampler, self.sampler.tree
+        finished = [d for d in q.drafts if d.finish]
+        paused = [d for d in q.drafts if not d.finish]
+        q.round += 1
+        if not q.drafts:
+            forks = [Fork(response=-1, position=0)] * options.initial
+        elif paused:
+            forks = segment_forks([(d.index, len(d.tokens)) for d in paused], len(finished), options)
+        elif len(q.drafts) < sampler.group_size:
+            responses = [d.finished() for d in q.drafts]
+            tree = build_tree(q.question.tokens, responses, sampler.step_ends)
+            rng = np.random.default_rng([*self.seed, q.question.id, q.round])
+            limits = [d.answer_start for d in q.drafts]
+            forks = STRATEGIES[options.strategy](tree, responses, options, rng, limits)
+        else:
+            self._finish(q)
+            return
+        for draft in paused:
+            self._enqueue(q, draft)
+        for fork in forks:
+            parent = q.drafts[fork.response] if fork.position else None
+            draft = _Draft(
+                index=len(q.drafts),
+                parent=parent.index if parent else -1,
+                fork=fork.position,
+                round=q.round,
+                tokens=parent.tokens[: fork.position] if parent else [],
+                log_probs=parent.log_probs[: fork.position] if parent else [],
+            )
+            q.drafts.append(draft)
+            self._enqueue(q, draft)
+
+    def _enqueue(self, q: _Growing, draft: _Draft) -> None:
+        options = self.sampler.tree
+        draft.limit = options.max_new_tokens
+        if options.strategy == "fixed_width":  # pauses at the next segment boundary
+            segment = options.segment_tokens
+            draft.limit = min(draft.limit, (len(draft.tokens) // segment + 1) * segment)
+        draft.wanted = True
+        q.waiting += 1
+        self.queues[q.shard].append((q, draft))
+
+    def _finish(self, q: _Growing) -> None:
         sampler = self.sampler
-        size, rows = sampler.group_size + 1, sampler._no_rows()
-        rows[q.shard * size : (q.shard + 1) * size] = range(q.prompt_row, q.prompt_row + size)
-        self.state = self.state.replace(pool=_release(self.state.pool, rows))
-        self.free_blocks[q.shard].append(q.prompt_row // size)
-        self.free_pages[q.shard] += sampler._worst_case_pages(len(q.question.tokens))
-        self.in_flight -= 1
+        self.pages_of_finished[0] += self._pages_to_enter(q)
+        self.pages_of_finished[1] += 1
+        self.most_in_flight[q.shard] += 1
+        self._leave(q)
         responses = [d.finished() for d in q.drafts]
         tree = build_tree(q.question.tokens, responses, sampler.step_ends)
         result = self.results[q.order] = SampledTree(q.question, tree, responses)

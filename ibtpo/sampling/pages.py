@@ -138,32 +138,69 @@ def release(pool: PagePool, rows: jax.Array) -> PagePool:
     return trim(pool, rows, jnp.zeros(rows.shape, jnp.int32))
 
 
-def fork(pool: PagePool, sources: jax.Array, targets: jax.Array, num_tokens: jax.Array) -> PagePool:
+def fork(pool: PagePool, sources: jax.Array, targets: jax.Array, num_tokens: jax.Array) -> tuple[PagePool, jax.Array]:
     """Lets each row of `targets` [F] begin with the first `num_tokens` [F] cached tokens of `sources` [F].
 
     Whole pages are shared (reference count + 1); a partly filled last page is copied into a fresh one,
     because both rows will write on. Target rows must be empty and distinct. An entry whose target is
-    out of range is passed over.
+    out of range is passed over, and so is one for whose copy no page is free.
+
+    Returns: (pool, [F] bool: whether the entry was forked).
     """
     page_size, num_pages = pool.page_size, pool.num_pages
-    valid = targets < pool.page_table.shape[0]
+    partial = (targets < pool.page_table.shape[0]) & (num_tokens % page_size > 0)
+    copies, ref_counts = _allocate(pool.ref_counts, partial)
+    done = (targets < pool.page_table.shape[0]) & (~partial | (copies != NO_PAGE))
+    targets = jnp.where(done, targets, NO_ROW)
     held = pool.page_table.at[sources].get(mode="fill", fill_value=NO_PAGE)
     column = jnp.arange(held.shape[1])
-    shared = valid[:, None] & (column < (num_tokens // page_size)[:, None])
-    partial = valid & (num_tokens % page_size > 0)
-    ref_counts = pool.ref_counts.at[jnp.where(shared, held, num_pages)].add(1, mode="drop")
-    copies, ref_counts = _allocate(ref_counts, partial)
+    shared = done[:, None] & (column < (num_tokens // page_size)[:, None])
+    ref_counts = ref_counts.at[jnp.where(shared, held, num_pages)].add(1, mode="drop")
 
     at_partial = partial[:, None] & (column == (num_tokens // page_size)[:, None])
     rows = jnp.where(shared, held, jnp.where(at_partial, copies[:, None], NO_PAGE))
     original = jnp.max(jnp.where(at_partial, held, 0), axis=1)
     copies = jnp.where(copies == NO_PAGE, num_pages, copies)
-    return pool.replace(
+    forked = pool.replace(
         keys=pool.keys.at[:, :, copies].set(pool.keys[:, :, original], mode="drop"),
         values=pool.values.at[:, :, copies].set(pool.values[:, :, original], mode="drop"),
         ref_counts=ref_counts,
         page_table=pool.page_table.at[targets].set(rows, mode="drop"),
     )
+    return forked, done
+
+
+def free_pages(ref_counts: jax.Array, count: int) -> jax.Array:
+    """The first `count` free pages, int32 [count]; out of range beyond the last one."""
+    (free,) = jnp.nonzero(ref_counts == 0, size=count, fill_value=NO_ROW)
+    return free.astype(jnp.int32)
+
+
+def lacks_page(pool: PagePool, rows: jax.Array, lengths: jax.Array) -> jax.Array:
+    """[S] bool: whether the row [S] has no page for the last of its first `lengths` [S] tokens."""
+    return pool.page_table[rows, (lengths - 1) // pool.page_size] == NO_PAGE
+
+
+def take_pages(
+    pool: PagePool, free: jax.Array, taken: jax.Array, rows: jax.Array, lengths: jax.Array, active: jax.Array
+) -> tuple[PagePool, jax.Array, jax.Array]:
+    """Room for the last of the first `lengths` [S] tokens of distinct `rows` [S], where `active` [S] and not there yet.
+
+    free: `free_pages` of a pool from which nothing else has been taken since. taken: int32 [1], how many of them this
+    function has given away.
+
+    Returns: (pool, taken, [S] bool: active and with room).
+    """
+    wanted = active & lacks_page(pool, rows, lengths)
+    rank = taken + jnp.cumsum(wanted) - 1
+    pages = jnp.where(wanted, free.at[rank].get(mode="fill", fill_value=NO_ROW), NO_ROW)
+    got = pages < pool.num_pages
+    column = (lengths - 1) // pool.page_size
+    pool = pool.replace(
+        ref_counts=pool.ref_counts.at[pages].set(1, mode="drop"),
+        page_table=pool.page_table.at[jnp.where(got, rows, NO_ROW), column].set(pages, mode="drop"),
+    )
+    return pool, taken + jnp.sum(got, dtype=jnp.int32), active & (~wanted | got)
 
 
 def page_and_offset(

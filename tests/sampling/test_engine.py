@@ -186,13 +186,52 @@ def test_responses_do_not_depend_on_when_grades_arrive(policy, questions, sample
     same_responses(trees, sampled[0])
 
 
-def test_a_small_pool_admits_fewer_questions_and_gives_the_same_responses(policy, questions, sampled):
-    needed = sampler(policy)._worst_case_pages(OPTIONS.max_prompt_tokens)
-    trees, stats = run(policy, questions, dataclasses.replace(OPTIONS, pages=needed))
-    same_responses(trees, sampled[0])
-    assert stats.peak_pages <= needed
-    with pytest.raises(ValueError, match=f"at least {needed}"):
-        sampler(policy, dataclasses.replace(OPTIONS, pages=needed - 1))
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_running_out_of_pages_preempts_and_changes_no_response(policy, strategy):
+    tree = dataclasses.replace(TREE, strategy=strategy)
+    rng = np.random.default_rng(1)
+    many = [Question(id=i, tokens=rng.integers(2, VOCAB, rng.integers(1, 20)).tolist()) for i in range(16)]
+    options = dataclasses.replace(OPTIONS, slots=8, chunk=8, questions_in_flight=8)
+    plenty, stats = run(policy, many, options, tree)
+    assert stats.preemptions == stats.recomputed_tokens == 0
+    least = sampler(policy, tree=tree).least_pages
+    preemptions = 0
+    for pages in (least, least + 7, 2 * least):
+        trees, stats = run(policy, many, dataclasses.replace(options, pages=pages), tree)
+        same_responses(trees, plenty)
+        for a, b in zip(trees, plenty):
+            for left, right in zip(a.responses, b.responses):
+                np.testing.assert_allclose(left.log_probs, right.log_probs, atol=2e-5)
+        assert stats.pages_left == 0
+        assert stats.peak_pages <= pages
+        assert (stats.recomputed_tokens > 0) == (stats.preemptions > 0)
+        preemptions += stats.preemptions
+    assert preemptions > 0
+    with pytest.raises(ValueError, match=f"at least {least}"):
+        sampler(policy, dataclasses.replace(options, pages=least - 1), tree)
+
+
+def test_pages_at_the_peak_hold_the_tokens_alive(policy, questions):
+    tree = dataclasses.replace(TREE, strategy="independent")
+    trees, stats = run(policy, questions[:1], dataclasses.replace(OPTIONS, page_size=1), tree)
+    responses = trees[0].responses
+    # All responses stay until the last has ended; each one's last token is pending and never cached.
+    assert stats.tokens_at_peak == len(questions[0].tokens) + sum(len(r.tokens) - 1 for r in responses)
+    # A page is a token here. Each response feeds the token that it starts after once more, into a page of its own.
+    assert stats.peak_pages == stats.tokens_at_peak + len(responses)
+
+
+def test_the_device_has_its_next_chunk_before_the_host_reads_the_last(policy, questions, monkeypatch):
+    """Between two dispatches the host reads one chunk, not the one it has just dispatched."""
+    events = []
+    dispatch, read = engine_module._Run._dispatch, engine_module._Run._read
+    monkeypatch.setattr(engine_module._Run, "_dispatch", lambda self: (dispatch(self), events.append(self.dispatched)))
+    monkeypatch.setattr(engine_module._Run, "_read", lambda self: (events.append(-self.chunks[0][0]), read(self)))
+    run(policy, questions)
+    for number in range(1, max(events)):
+        if number + 1 in events and -number in events:
+            assert events.index(number + 1) < events.index(-number)
+    assert sorted(e for e in events if e > 0) == sorted(-e for e in events if e < 0)
 
 
 def test_prompt_too_long_names_the_question(policy):
@@ -200,17 +239,27 @@ def test_prompt_too_long_names_the_question(policy):
         run(policy, [Question(9, [2] * 21)])
 
 
-def test_nothing_recompiles_when_temperature_or_questions_change(policy, questions):
-    functions = (engine_module._prefill, engine_module._start, engine_module._decode_chunk, engine_module._release)
-    engine = sampler(policy)
-    compiled = []
-    for temperature, subset in ((1.0, questions), (0.5, questions[3:]), (1.3, questions[:2])):
-        engine(
-            policy[1],
-            subset,
-            grade,
-            key=jax.random.key(int(temperature * 10)),
-            sampling=SamplingParams(temperature=temperature, top_k=3, top_p=0.9),
+def test_nothing_recompiles_when_temperature_prompts_or_tree_settings_change(policy, questions):
+    names = ("_prefill", "_start", "_decode_chunk", "_release", "_recompute")
+    functions = [getattr(engine_module, name) for name in names]
+
+    def sample(temperature, subset, tree=TREE):
+        sampling = SamplingParams(temperature=temperature, top_k=3, top_p=0.9)
+        return sampler(policy, tree=tree)(
+            policy[1], subset, grade, key=jax.random.key(int(temperature * 10)), sampling=sampling
         )
-        compiled.append([f._cache_size() for f in functions])
-    assert compiled[0] == compiled[1] == compiled[2]
+
+    before = [f._cache_size() for f in functions]
+    sample(1.0, questions)
+    warm = [f._cache_size() for f in functions]
+    widths = len(sampler(policy)._widths)
+    assert all(b - a <= most for a, b, most in zip(before, warm, (1, 1, widths, 1, 1)))
+    sample(0.5, questions[3:])
+    sample(1.3, [Question(9, [3]), Question(10, [4] * 20)])
+    # As many responses in another shape of tree, other strategies, and other settings of the choice.
+    sample(1.0, questions, dataclasses.replace(TREE, initial=2, rounds=3, top_k=2))
+    for strategy in STRATEGIES:
+        sample(0.9, questions, dataclasses.replace(TREE, strategy=strategy, beta=1.0, min_new_tokens=5))
+    again = [f._cache_size() for f in functions]
+    assert again[:2] + again[3:] == warm[:2] + warm[3:]
+    assert again[2] - before[2] <= widths

@@ -123,12 +123,13 @@ def test_any_sequence_of_operations_keeps_contents_and_page_counts(operations):
             if not entries or upper_bound(grown) > PAGES:
                 continue
             model = {row: tokens for row, tokens in grown.items() if tokens}
-            pool = fork(
+            pool, done = fork(
                 pool,
                 pad([s for s, _, _ in entries]),
                 pad([t for _, t, _ in entries]),
                 pad([n for _, _, n in entries], 0),
             )
+            assert done.tolist() == [True] * len(entries) + [False] * (BATCH - len(entries))
         else:
             entries = [(row, n) for row, n in entries if row in model]
             if not entries:
@@ -142,7 +143,7 @@ def test_any_sequence_of_operations_keeps_contents_and_page_counts(operations):
 
 
 def upper_bound(model):
-    """Pages needed if nothing were shared: what the engine reserves before it admits work."""
+    """Pages needed if nothing were shared."""
     return sum(paging.pages_for(len(tokens), PAGE_SIZE) for tokens in model.values())
 
 
@@ -164,7 +165,7 @@ def test_fork_shares_whole_pages_and_copies_only_the_partial_one(length):
     pool = extend_and_write(
         new_pool(), pad([0]), pad([0], 0), pad([12], 0), jnp.arange(BATCH * 20.0).reshape(BATCH, 20) * 10
     )
-    forked = fork(pool, pad([0]), pad([1]), pad([length], 0))
+    forked, _ = fork(pool, pad([0]), pad([1]), pad([length], 0))
     shared = length // PAGE_SIZE
     np.testing.assert_array_equal(forked.page_table[1, :shared], pool.page_table[0, :shared])
     added = int(paging.pages_in_use(forked)) - int(paging.pages_in_use(pool))
@@ -195,3 +196,42 @@ def test_allocation_has_no_loop_over_pages():
         return len(jaxpr.eqns)
 
     assert operations(4, 16) == operations(64, 4096)
+
+
+def test_a_fork_without_a_page_for_its_copy_is_passed_over_and_the_others_are_made():
+    pool = paging.extend(new_pool(), pad([0]), pad([5], 0))
+    pool = paging.extend(pool, pad([1, 2, 3]), pad([20, 20, 4], 0))  # 2 + 5 + 5 + 1 pages: one is left
+    before = np.asarray(pool.page_table)
+    forked, done = fork(pool, pad([0, 0, 0]), pad([4, 5], ROWS), pad([5, 5], 4))
+    assert done.tolist() == [True, False, False]
+    table = np.asarray(forked.page_table)
+    assert table[4, 0] == before[0, 0] and table[4, 1] not in (*before[0], paging.NO_PAGE)
+    assert (table[5] == paging.NO_PAGE).all()
+    assert forked.ref_counts[before[0, 0]] == 2
+    whole, done = fork(forked, pad([0]), pad([5]), pad([4], 0))  # whole pages need no copy
+    assert done.tolist() == [True, False, False] and whole.page_table[5, 0] == before[0, 0]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 12), min_size=BATCH, max_size=BATCH), st.integers(0, 10), st.data())
+def test_pages_taken_token_by_token_are_free_distinct_and_run_out(lengths, occupied, data):
+    """Against counting: a row gets a page whenever its length passes a multiple, while there are any."""
+    pool = paging.extend(new_pool(), pad([3, 4], ROWS), pad([min(occupied, 5) * 4, max(occupied - 5, 0) * 4], 0))
+    left = PAGES - occupied
+    rows, held = jnp.arange(BATCH), [0] * BATCH
+    free, taken = paging.free_pages(pool.ref_counts, 40), jnp.zeros(1, jnp.int32)
+    length = [1] * BATCH
+    for _ in range(12):
+        active = [data.draw(st.booleans()) and n <= limit for n, limit in zip(length, lengths)]
+        pool, taken, running = paging.take_pages(pool, free, taken, rows, jnp.asarray(length), jnp.asarray(active))
+        for row in range(BATCH):
+            room = -(-length[row] // PAGE_SIZE) <= held[row]
+            got = active[row] and not room and left > 0
+            left, held[row] = left - got, held[row] + got
+            assert bool(running[row]) == (active[row] and (room or got))
+            length[row] += bool(running[row])
+    table = np.asarray(pool.page_table)
+    named = table[table != paging.NO_PAGE]
+    assert len(set(named.tolist())) == len(named) == int(paging.pages_in_use(pool)) == PAGES - left
+    assert (np.asarray(pool.ref_counts)[named] == 1).all()
+    assert [(row != paging.NO_PAGE).sum() for row in table[:BATCH]] == held
