@@ -137,7 +137,6 @@ class Trainer:
             "masked_groups": 1 - float(trained.mean()),
             "slot_use": stats.generated_tokens / stats.slot_steps,
             "slot_tail": stats.tail_slot_steps / stats.slot_steps,
-            "sampler_stall": stats.stall_seconds / stats.seconds,
             "preemptions": stats.preemptions,
             "kv_pages_peak": stats.peak_pages,
             "kv_pages_left": stats.pages_left,
@@ -145,6 +144,7 @@ class Trainer:
         }
         result = {f"train/{name}": value for name, value in result.items()}
         result |= {"time/sample_s": sampled - started, "time/update_s": updated - sampled}
+        result["time/sampler_stall_s"] = stats.stall_seconds
         return result
 
     def sample(self, problems: list[Problem]):
