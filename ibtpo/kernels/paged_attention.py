@@ -4,6 +4,7 @@ Letters: S slots, H heads, K kv heads, g query heads of each, L layers, P pages,
 """
 
 import jax
+from jax import lax
 from jax import numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu import paged_attention as pallas
@@ -12,6 +13,11 @@ from ibtpo.parallel import platform
 
 LANES = 128
 BLOCK_TOKENS = 256  # the TPU kernel reads whole blocks of so many tokens (half of one is beyond the end, on average)
+XLA_BLOCK = 64  # tokens of each slot that the XLA path reads at once; it stops after the longest slot's last
+SHARED_BLOCK = 256  # tokens of each tile that it reads at once
+TILE = 8  # neighbouring slots that the XLA path lets read together what all of them share
+SHARED_SPEED = 4  # so many times less it costs a tile to read a page together than each of its slots one of its own
+LOWEST = float(jnp.finfo(jnp.float32).min)
 MAX_TABLE = 1 << 17  # entries of the page table that the TPU kernel may keep in scalar memory
 
 
@@ -23,6 +29,7 @@ def paged_attention(
     page_table: jax.Array,
     lengths: jax.Array,
     *,
+    shared: jax.Array | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(head_dim)) v over the first `lengths` cached tokens of each slot.
@@ -33,9 +40,11 @@ def paged_attention(
       layer: int32 [].
       page_table: int32 [S, M]; absent pages are -1.
       lengths: int32 [S], at least 1.
+      shared: int32 [S], `shared_pages` of these slots, for the XLA path; None: every slot reads its own.
       backend: "tpu" (JAX's own Pallas kernel, which reads the live pages only), "interpret" (the same, interpreted on
-        any machine, for tests) or "xla" (reads all M pages of every slot, and masks by length); None: the kernel
-        where the mesh's devices are TPUs and it fits (`supported`), else XLA.
+        any machine, for tests) or "xla" (reads as many blocks of pages of every slot as the longest one has; pages that
+        neighbouring slots share are read once where that pays); None: the kernel where the mesh's devices are TPUs and
+        it fits (`supported`), else XLA.
 
     Returns:
       [S, H, head_dim] in the query's dtype; the softmax is float32.
@@ -48,7 +57,7 @@ def paged_attention(
         backend = "tpu" if platform() == "tpu" and fits else "xla"
     arrays = (query, key_pages, value_pages, layer, page_table, lengths)
     if backend == "xla":
-        return _xla(*arrays)
+        return _xla(*arrays, shared)
     if not fits:
         raise ValueError(
             f"the TPU paged attention takes bfloat16 pages with head_dim in multiples of {LANES} and a page table of "
@@ -61,30 +70,114 @@ def paged_attention(
     return _tpu(*arrays)
 
 
+def pages_for(num_tokens, page_size: int):
+    """ceil(num_tokens / page_size): pages that hold so many tokens."""
+    return -(-num_tokens // page_size)
+
+
 def supported(head_dim: int, dtype: jnp.dtype, table_shape: tuple[int, int]) -> bool:
     """Whether JAX's kernel takes such pages: whole lanes, the type it computes in, and a table that fits."""
     # It rounds whatever it reads to bfloat16, which a float32 cache was not chosen for.
     return head_dim % LANES == 0 and dtype == jnp.bfloat16 and table_shape[0] * table_shape[1] <= MAX_TABLE
 
 
-def _xla(query, key_pages, value_pages, layer, page_table, lengths):
+def _xla(query, key_pages, value_pages, layer, page_table, lengths, shared):
     num_slots, num_heads, head_dim = query.shape
-    num_kv_heads, _, _, page_size, _ = key_pages.shape
-    num_tokens = page_table.shape[1] * page_size
-    pages = jnp.maximum(page_table, 0)
+    num_kv_heads, num_layers, num_pages, page_size, _ = key_pages.shape
+    columns = max(1, XLA_BLOCK // page_size)  # pages of each slot read at once
+    num_columns = pages_for(page_table.shape[1], columns) * columns
+    table = jnp.pad(jnp.maximum(page_table, 0), ((0, 0), (0, num_columns - page_table.shape[1])))
+    query = jnp.moveaxis(query.reshape(num_slots, num_kv_heads, -1, head_dim), 1, 0) * head_dim**-0.5
+    # A page of one layer and kv head is one row of the flat view: pages are gathered as whole rows, in the order in
+    # which the products read them.
+    first_row = (jnp.arange(num_kv_heads)[:, None, None] * num_layers + layer) * num_pages
 
-    def gather(cache):
-        return cache[:, layer, pages].reshape(num_kv_heads, num_slots, num_tokens, head_dim)
+    def gather(cache, pages):
+        rows = cache.reshape(-1, page_size * head_dim).at[first_row + pages].get(mode="promise_in_bounds")
+        return rows.reshape(num_kv_heads, pages.shape[0], -1, head_dim)
 
-    query = query.reshape(num_slots, num_kv_heads, -1, head_dim)
-    # Scores as [.., t, g], not [.., g, t]: with few query heads per kv head the products take 1.4 to 1.6 times less
-    # time on a CPU.
-    scores = jnp.einsum("kstd,skgd->kstg", gather(key_pages), query, preferred_element_type=jnp.float32)
-    visible = jnp.arange(num_tokens) < lengths[:, None]
-    scores = jnp.where(visible[:, :, None], scores * head_dim**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=2).astype(value_pages.dtype)
-    out = jnp.einsum("kstg,kstd->skgd", weights, gather(value_pages))
-    return out.reshape(num_slots, num_heads, head_dim).astype(query.dtype)
+    def attend(query, pages, visible, carry):
+        """Adds a block to the running (maximum, denominator, numerator) of the softmax; query [K, R, g, head_dim],
+        pages [R, t / page_size], visible [R, t]."""
+        highest, total, out = carry
+        # As [.., t, g], not [.., g, t]: with few query heads per kv head the product takes a third of the time (CPU),
+        # and the barrier keeps XLA from turning it round again.
+        scores = jnp.einsum("krtd,krgd->krtg", gather(key_pages, pages), query, preferred_element_type=jnp.float32)
+        scores = jnp.swapaxes(lax.optimization_barrier(scores), 2, 3)
+        scores = jnp.where(visible[:, None], scores, LOWEST)
+        new_highest = jnp.maximum(highest, jnp.max(scores, axis=3))
+        weights = jnp.where(visible[:, None], jnp.exp(scores - new_highest[..., None]), 0)
+        rescale = jnp.exp(highest - new_highest)
+        total = total * rescale + jnp.sum(weights, axis=3)
+        weights = lax.optimization_barrier(weights.astype(value_pages.dtype))
+        values = gather(value_pages, pages)
+        product = jnp.einsum("krgt,krtd->krgd", weights, values, preferred_element_type=jnp.float32)
+        return new_highest, total, out * rescale[..., None] + product
+
+    def empty(query):
+        shape = query.shape[:3]
+        return jnp.full(shape, LOWEST), jnp.zeros(shape), jnp.zeros(query.shape, jnp.float32)
+
+    token = jnp.arange(columns * page_size)
+    carry, start = empty(query), jnp.zeros(num_slots, jnp.int32)
+    if shared is not None and num_slots % TILE == 0:
+        # Slots of a tile read the pages that all of them share once, in one product with all their queries.
+        tiles, alone = num_slots // TILE, lengths == 1
+        start, shared = jnp.where(alone, 0, shared), shared[::TILE]
+        # Of any slot that is not alone: the shared ones are the same.
+        tile_table = jnp.max(jnp.where(alone[:, None], 0, table).reshape(tiles, TILE, num_columns), axis=1)
+        together = query.reshape(num_kv_heads, tiles, -1, head_dim)
+
+        wide = max(1, SHARED_BLOCK // page_size)
+        tile_table = jnp.pad(tile_table, ((0, 0), (0, -num_columns % wide)))
+
+        def read_shared(block, carry):
+            pages = lax.dynamic_slice_in_dim(tile_table, block * wide, wide, axis=1)
+            visible = block * wide * page_size + jnp.arange(wide * page_size) < shared[:, None] * page_size
+            return attend(together, pages, visible, carry)
+
+        read = lax.fori_loop(0, pages_for(jnp.max(shared), wide), read_shared, empty(together))
+
+        def of_slots(read, none):
+            return jnp.where(alone.reshape(1, -1, *[1] * (none.ndim - 2)), none, read.reshape(none.shape))
+
+        carry = jax.tree.map(of_slots, read, carry)
+
+    def read_own(block, carry):
+        first = start[:, None] + block * columns
+        pages = jnp.take_along_axis(table, first + jnp.arange(columns), axis=1, mode="clip")
+        return attend(query, pages, first * page_size + token < lengths[:, None], carry)
+
+    own = pages_for(lengths, page_size) - start
+    _, total, out = lax.fori_loop(0, pages_for(jnp.max(own), columns), read_own, carry)
+    out = jnp.moveaxis(out / total[..., None], 0, 1)
+    return out.reshape(num_slots, num_heads, head_dim).astype(value_pages.dtype)
+
+
+def shared_pages(page_table: jax.Array, lengths: jax.Array, page_size: int) -> jax.Array:
+    """int32 [S]: how many of its first pages a slot had better read together with the others of its tile of neighbours;
+    equal within a tile, and zero for all where it does not pay.
+
+    Read together are the first whole pages that all slots of the tile name. Slots of one token, which free ones claim
+    to have, do not count: they read theirs alone.
+    """
+    if lengths.shape[0] % TILE:
+        return jnp.zeros_like(lengths)
+    columns = max(1, XLA_BLOCK // page_size)
+    tables, lengths = page_table.reshape(-1, TILE, page_table.shape[1]), lengths.reshape(-1, TILE)
+    alone, longest = lengths == 1, jnp.argmax(lengths, axis=1)
+    same = jnp.take_along_axis(tables, longest[:, None, None], axis=1) == tables
+    same = jnp.all(same | alone[..., None], axis=1)
+    # Every slot keeps its last token to itself, so that none is done before its own loop.
+    whole = jnp.min(jnp.where(alone, jnp.max(lengths), lengths) - 1, axis=1) // page_size
+    shared = jnp.minimum(jnp.sum(jnp.cumprod(same, axis=1), axis=1), whole)
+    shared = jnp.where(jnp.all(alone, axis=1), 0, shared).astype(jnp.int32)
+    # All tiles, and all slots, go round their loop as often as the one with the most to read.
+    held = pages_for(lengths, page_size)
+    own = jnp.where(alone, held, held - shared[:, None])
+    saved = pages_for(jnp.max(held), columns) - pages_for(jnp.max(own), columns)
+    pays = saved * SHARED_SPEED > pages_for(jnp.max(shared), columns)
+    return jnp.repeat(jnp.where(pays, shared, 0), TILE)
 
 
 def _tpu(query, key_pages, value_pages, layer, page_table, lengths):

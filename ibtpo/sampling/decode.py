@@ -20,7 +20,7 @@ from flax import nnx, struct
 from jax import lax
 from jax import numpy as jnp
 
-from ibtpo.kernels.paged_attention import paged_attention
+from ibtpo.kernels.paged_attention import paged_attention, shared_pages
 from ibtpo.models.attention import tree_attend
 from ibtpo.models.decoder import Attend
 from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard, replicate
@@ -178,18 +178,22 @@ def _write(pool: PagePool, layer, page, offset, keys, values) -> PagePool:
     )
 
 
-def _paged_attend(table: jax.Array, page: jax.Array, offset: jax.Array, lengths: jax.Array) -> Attend:
+def _paged_attend(page_size: int, table: jax.Array, page: jax.Array, offset: jax.Array, lengths: jax.Array) -> Attend:
     """An `attend` for one new token per slot: stores its keys and values at (page, offset) [S, 1], then reads the
     first `lengths` [S] tokens of the slot's pages `table` [S, M]. The cache is the `PagePool`."""
     query_axes = ("rows", "kv_heads", None, None)
+    find_shared = per_shard(lambda t, n: shared_pages(t, n, page_size), (("rows", None), ("rows",)), ("rows",))
+    shared = find_shared(table, lengths)  # the same for every layer
 
-    def grouped(query, keys, values, layer, table, lengths):
+    def grouped(query, keys, values, layer, table, lengths, shared):
         S, K, G, Dh = query.shape
-        out = paged_attention(query.reshape(S, K * G, Dh), keys, values, layer, table, lengths)
+        out = paged_attention(query.reshape(S, K * G, Dh), keys, values, layer, table, lengths, shared=shared)
         return out.reshape(S, K, G, Dh)
 
     attention = per_shard(
-        grouped, (query_axes, POOL_AXES.keys, POOL_AXES.keys, (), ("rows", None), ("rows",)), query_axes
+        grouped,
+        (query_axes, POOL_AXES.keys, POOL_AXES.keys, (), ("rows", None), ("rows",), ("rows",)),
+        query_axes,
     )
 
     def attend(query, key, value, layer, pool):
@@ -197,7 +201,7 @@ def _paged_attend(table: jax.Array, page: jax.Array, offset: jax.Array, lengths:
         # Query heads are split by the kv head they read, so that a device has both.
         S, _, H, Dh = query.shape
         K = key.shape[2]
-        out = attention(query.reshape(S, K, H // K, Dh), pool.keys, pool.values, layer, table, lengths)
+        out = attention(query.reshape(S, K, H // K, Dh), pool.keys, pool.values, layer, table, lengths, shared)
         return out.reshape(S, 1, H, Dh), pool
 
     return attend
@@ -284,8 +288,9 @@ def _adopt(slots: Slots, queue: Queue) -> tuple[Slots, Queue]:
 
 
 def _narrow(slots: Slots, width: int) -> Slots:
-    """The active slots first, and only `width` of them."""
-    order = jnp.argsort(~slots.active, stable=True)[:width]
+    """The active slots first, neighbours by row, so that those of one question read together what they share; and only
+    `width` of them."""
+    order = jnp.argsort(jnp.where(slots.active, slots.row, paging.NO_ROW))[:width]
     return jax.tree.map(lambda x: x[order], slots)
 
 
@@ -334,7 +339,7 @@ def decode_chunk(
         position = (current.length - 1)[:, None]
         page, offset = paging.page_and_offset(table, position, running[:, None], pool.page_size)
         # Free slots read one token, of whatever page; nobody looks at what comes of it.
-        attend = _paged_attend(table, page, offset, jnp.where(running, current.length, 1))
+        attend = _paged_attend(pool.page_size, table, page, offset, jnp.where(running, current.length, 1))
         hidden, pool = decoder(current.token[:, None], position, attend, pool)
         keys = jax.vmap(jax.random.fold_in)(current.key, current.length)
         # Each device draws for some of the slots, from their whole vocabularies. The logits travel, not the table.
@@ -415,7 +420,7 @@ def recompute(
     page, offset = paging.page_and_offset(table, positions, valid, pool.page_size)
     each = jnp.repeat(table, num_tokens, axis=0)
     lengths = jnp.where(valid, positions + 1, 1)
-    attend = _paged_attend(each, page.reshape(-1, 1), offset.reshape(-1, 1), lengths.reshape(-1))
+    attend = _paged_attend(pool.page_size, each, page.reshape(-1, 1), offset.reshape(-1, 1), lengths.reshape(-1))
     decoder = nnx.merge(graphdef, params)
     _, pool = decoder(tokens.reshape(-1, 1), positions.reshape(-1, 1), attend, pool)
     return constrain_tree(state.replace(pool=pool), STATE_AXES)

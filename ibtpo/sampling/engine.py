@@ -52,7 +52,7 @@ from ibtpo.tree import Response, Tree, build_tree
 
 AHEAD = 2  # decode chunks dispatched and not yet read: the one that runs and the one after it
 STANDBY = 1  # sequences standing by for each slot
-PREFILL_BATCH = 8  # prompts per prefill call, at least one per shard; fixed, so that it compiles once per length
+PREFILL_BATCH = 8  # prompts per prefill call, or one per shard: two programs for each length
 SMALLEST_PREFILL = 32  # prompt lengths are rounded up to this times a power of two
 
 
@@ -353,9 +353,9 @@ class TreeSampler:
             "recompute": _recompute.lower(self._graphdef, params, state, *self._empty_recompute()),
         }
 
-    def _empty_prefill(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, lengths, rows) of a prefill of nothing."""
-        batch = self.num_shards * max(1, PREFILL_BATCH // self.num_shards)
+    def _empty_prefill(self, width: int, per_shard: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens, lengths, rows) of a prefill of nothing; per_shard: prompts, default as many as there can be."""
+        batch = self.num_shards * (per_shard or max(1, PREFILL_BATCH // self.num_shards))
         return (
             np.zeros((batch, width), np.int32),
             np.zeros(batch, np.int32),
@@ -448,7 +448,7 @@ class _Run:
         self.dispatched = 0
         self.chunks: deque[tuple[int, bool, Future]] = deque()
         self.reader = ThreadPoolExecutor(1)
-        self.device_done = self.began
+        self.idle_since: float | None = self.began  # since when the device has had nothing to compute; None: it has
         self.grading: list[tuple[_Growing, _Draft]] = []
         self.left: deque[tuple[int, int]] = deque()  # (chunks dispatched when it left, tokens it had cached)
         self.pages_of_finished = [0, 0]  # sum, count
@@ -538,16 +538,17 @@ class _Run:
 
     def _prefill(self, by_shard: list[list[_Growing]]) -> None:
         """Takes what one prefill holds off each shard's list and prefills it."""
-        per_shard = max(1, PREFILL_BATCH // len(by_shard))
+        per_shard = max(1, PREFILL_BATCH // len(by_shard)) if max(map(len, by_shard)) > 1 else 1
         batch = {}
         for d, questions in enumerate(by_shard):
             batch |= {d * per_shard + i: q for i, q in enumerate(questions[:per_shard])}
             del questions[:per_shard]
         width = _prefill_width(max(len(q.question.tokens) for q in batch.values()))
-        tokens, lengths, rows = self.sampler._empty_prefill(width)
+        tokens, lengths, rows = self.sampler._empty_prefill(width, per_shard)
         for i, q in batch.items():
             lengths[i], rows[i] = len(q.question.tokens), q.prompt_row
             tokens[i, : lengths[i]] = q.question.tokens
+        self._busy()
         pool = _prefill(self.sampler._graphdef, self.params, self.state.pool, tokens, lengths, rows)
         self.state = self.state.replace(pool=pool)
         self.stats.prompt_tokens += int(lengths.sum())
@@ -568,6 +569,7 @@ class _Run:
                 sources[q.shard], rows[q.shard] = source, q.row(draft)
                 starts[q.shard], ends[q.shard] = start, start + len(part)
                 tokens[q.shard, : len(part)] = part
+                self._busy()
                 self.state = _recompute(
                     self.sampler._graphdef, self.params, self.state, sources, rows, tokens, starts, ends
                 )
@@ -643,9 +645,8 @@ class _Run:
         if most < sampler.num_slots and any(len(q.drafts) < sampler.group_size for qs in self.in_flight for q in qs):
             steps = max(1, options.chunk // 4)  # free slots wait for the host's choices: look sooner
         slots = min(most, sampler.num_slots) * sampler.num_shards
-        now = time.perf_counter()
-        if not self.chunks or self.chunks[-1][-1].done():
-            self.stats.stall_seconds += now - self.device_done
+        self.dispatched += 1  # first, so that no chunk that is read meanwhile thinks itself the last
+        self._busy()
         self.state, out = _decode_chunk(
             sampler._graphdef,
             self.params,
@@ -658,12 +659,18 @@ class _Run:
         )
         for shard, device in enumerate(self.on_device):
             self._take_pages(shard, len(device) * (1 + paging.pages_for(steps, options.page_size)))
-        self.dispatched += 1
-        self.chunks.append((self.dispatched, not self.pending, self.reader.submit(self._fetch, out)))
+        self.chunks.append((self.dispatched, not self.pending, self.reader.submit(self._fetch, out, self.dispatched)))
 
-    def _fetch(self, out: Chunk) -> Chunk:
+    def _busy(self) -> None:
+        """To be called when the device is given work that takes time."""
+        if self.idle_since is not None:
+            self.stats.stall_seconds += time.perf_counter() - self.idle_since
+            self.idle_since = None
+
+    def _fetch(self, out: Chunk, number: int) -> Chunk:
         out = jax.device_get(out)
-        self.device_done = time.perf_counter()
+        if number == self.dispatched:
+            self.idle_since = time.perf_counter()
         return out
 
     def _read(self) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 from flax import struct
 from jax import numpy as jnp
 
+from ibtpo.kernels.paged_attention import pages_for
+
 NO_PAGE = -1
 NO_ROW = np.iinfo(np.int32).max  # a row (or page) out of range of any pool: scatters pass it over
 
@@ -80,11 +82,6 @@ def pages_in_use(pool: PagePool) -> jax.Array:
     return jnp.sum(pool.ref_counts > 0, dtype=jnp.int32)
 
 
-def pages_for(num_tokens, page_size: int):
-    """ceil(num_tokens / page_size): pages that hold so many tokens."""
-    return -(-num_tokens // page_size)
-
-
 def _allocate(ref_counts: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gives each True of `wanted` (any shape) a free page of its own, with reference count 1.
 
@@ -119,23 +116,16 @@ def extend(pool: PagePool, rows: jax.Array, num_tokens: jax.Array) -> PagePool:
     return pool.replace(ref_counts=ref_counts, page_table=table)
 
 
-def trim(pool: PagePool, rows: jax.Array, num_tokens: jax.Array) -> PagePool:
-    """Gives back the pages of `rows` [F] beyond their first `num_tokens` [F] tokens.
-
-    `trim(pool, rows, 0)` releases the rows. A row out of range is passed over.
-    """
-    held = pool.page_table.at[rows].get(mode="fill", fill_value=NO_PAGE)
-    column = jnp.arange(pool.page_table.shape[1])
-    surplus = column >= pages_for(num_tokens, pool.page_size)[:, None]
-    return pool.replace(
-        ref_counts=_drop(pool.ref_counts, jnp.where(surplus, held, NO_PAGE)),
-        page_table=pool.page_table.at[rows].set(jnp.where(surplus, NO_PAGE, held), mode="drop"),
-    )
-
-
 def release(pool: PagePool, rows: jax.Array) -> PagePool:
-    """Gives back every page of `rows` [F]; those nobody else refers to become free."""
-    return trim(pool, rows, jnp.zeros(rows.shape, jnp.int32))
+    """Gives back every page of `rows` [F]; those nobody else refers to become free.
+
+    A row out of range is passed over. Rows are only ever given back whole: a row cut short could end within a
+    page that a fork of it shares, and would then write into the fork's tokens.
+    """
+    return pool.replace(
+        ref_counts=_drop(pool.ref_counts, pool.page_table.at[rows].get(mode="fill", fill_value=NO_PAGE)),
+        page_table=pool.page_table.at[rows].set(NO_PAGE, mode="drop"),
+    )
 
 
 def fork(pool: PagePool, sources: jax.Array, targets: jax.Array, num_tokens: jax.Array) -> tuple[PagePool, jax.Array]:

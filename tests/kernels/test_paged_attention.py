@@ -1,5 +1,7 @@
 """Paged attention, by XLA and by JAX's TPU kernel (interpreted), against float64 attention over the tokens."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -56,6 +58,64 @@ def test_paged_attention_matches_the_oracle(backend, dtype, head_dim, tolerance,
         expected = oracle(*rounded, layer, table, lengths)
         np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=tolerance)
         assert abs(expected).max() > 10 * tolerance
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_slots_that_share_pages_get_what_each_would_alone(seed, monkeypatch):
+    """Two tiles of slots, each sharing a random number of first pages; some slots are of one token or free."""
+    monkeypatch.setattr(module, "XLA_BLOCK", 2 * PAGE)
+    rng = np.random.default_rng(seed)
+    tiles, columns = 2, 9
+    slots = tiles * module.TILE
+    keys, values = rng.normal(size=(2, 2, LAYERS, 200, PAGE, 16)).astype(np.float32)
+    query = rng.normal(size=(slots, 4, 16)).astype(np.float32)
+    fresh = iter(rng.permutation(200))
+    table, lengths = np.full((slots, columns), -1, np.int32), np.ones(slots, np.int32)
+    for tile in range(tiles):
+        shared = int(rng.integers(0, columns - 1))
+        prefix = [next(fresh) for _ in range(shared)]
+        for s in range(tile * module.TILE, (tile + 1) * module.TILE):
+            kind = rng.choice(["normal", "one token", "free"], p=[0.8, 0.1, 0.1])
+            if kind == "normal":
+                lengths[s] = rng.integers(shared * PAGE + 1, columns * PAGE + 1)
+            if kind != "free":
+                held = -(-int(lengths[s]) // PAGE)
+                own = [next(fresh) for _ in range(max(held - shared, 1 if kind == "one token" else 0))]
+                table[s, :held] = (prefix + own if kind == "normal" else own)[:held]
+    pages = module.shared_pages(jnp.asarray(table), jnp.asarray(lengths), PAGE)
+    # Any number that is truly shared will do, whether it pays or not.
+    fewer = np.repeat([rng.integers(0, n + 1) for n in pages[:: module.TILE]], module.TILE).astype(np.int32)
+    expected = oracle(query, keys, values, 1, table, lengths)
+    attend = jax.jit(functools.partial(module.paged_attention, backend="xla"))
+    for shared in (None, pages, fewer):
+        out = np.asarray(attend(query, keys, values, jnp.int32(1), table, lengths, shared=shared))
+        assert np.isfinite(out).all()
+        occupied = table[:, 0] >= 0
+        np.testing.assert_allclose(out[occupied], expected[occupied], atol=1e-5)
+
+
+def test_shared_pages_are_found_where_they_pay_and_only_there(monkeypatch):
+    tile, page = module.TILE, 4
+    monkeypatch.setattr(module, "XLA_BLOCK", page)
+    own = 100 + np.arange(2 * tile * 8).reshape(2 * tile, 8)
+    lengths = np.full(2 * tile, 8 * page, np.int32)
+
+    def shared(table, lengths):
+        return module.shared_pages(jnp.asarray(table), jnp.asarray(lengths), page)[::tile].tolist()
+
+    table = own.copy()
+    assert shared(table, lengths) == [0, 0]
+    table[:tile, :7] = np.arange(7)
+    table[tile:, :6] = 10 + np.arange(6)
+    assert shared(table, lengths) == [7, 6]
+    short = lengths.copy()
+    short[3] = 3 * page  # its third page holds its own last token
+    assert shared(table, short) == [2, 6]
+    short[3] = 1  # free
+    assert shared(table, short) == [7, 6]
+    # One tile that shares nothing makes the other's sharing useless: all go round as often as the longest.
+    table[tile:] = own[tile:]
+    assert shared(table, lengths) == [0, 0]
 
 
 def test_the_kernel_reads_several_blocks_and_none_beyond_the_end():
