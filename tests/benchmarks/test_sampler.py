@@ -1,0 +1,192 @@
+"""The sampler's benchmarks: what they compute from the measurements, and that they measure."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from benchmarks import gpu, sampler
+
+TINY = dict(vocab_size=512, embed_dim=32, mlp_dim=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
+PART_GOALS = {
+    1: ["flat small: ratio to the better peer", "flat large: ratio to the better peer"],
+    2: ["groups, prompt of 128 x 8 responses: ratio to the better peer"],
+    3: [
+        "ib (4,9,1,1): time per generated token / flat 12's",
+        "ib (4,9,1,1): finished responses per second / flat 12's",
+        "ib (4,3,4,1): time per generated token / flat 12's",
+        "ib (4,3,4,1): finished responses per second / flat 12's",
+    ],
+    4: ["memory of ib (4,9,1,1): KV tokens in use / tokens held, pages of 8"],
+    5: [
+        "growth with questions: exponent",
+        "growth with responses: exponent",
+        "growth with tokens: exponent, attention's own growth included",
+    ],
+}
+
+
+def silent(_):
+    pass
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 1.3])
+def test_exponent_is_the_slope_of_the_logarithms(power):
+    sizes = [16, 32, 64, 256]
+    assert sampler.exponent(sizes, [0.3 * n**power for n in sizes]) == pytest.approx(power)
+    # Least squares: noise that neither rises nor falls changes nothing.
+    noisy = [n**power * f for n, f in zip([1, 2, 4, 8], [1.0, math.e, math.e, 1.0])]
+    assert sampler.exponent([1, 2, 4, 8], noisy) == pytest.approx(power)
+
+
+def test_goals_are_met_from_the_right_side():
+    assert sampler.make_goal("a", 1.5, 1.5, at_least=True)["met"] is True
+    assert sampler.make_goal("a", 1.49, 1.5, at_least=True)["met"] is False
+    assert sampler.make_goal("a", 1.1, 1.1, at_least=False)["met"] is True
+    assert sampler.make_goal("a", 1.11, 1.1, at_least=False)["met"] is False
+    # What counts is the value itself, not as it is shown.
+    assert sampler.make_goal("a", 1.10001, 1.1, at_least=False) == dict(name="a", value=1.1, goal=1.1, met=False)
+    assert sampler.make_goal("a", None, 1.5, at_least=True) == dict(name="a", value=None, goal=1.5, met=None)
+
+
+def test_steps_end_behind_separators_and_at_the_end():
+    import numpy as np
+
+    separator = sampler.SEPARATORS[0]
+    assert sampler.step_ends(np.array([100, separator, 200, separator])) == [2, 4]
+    assert sampler.step_ends(np.array([separator, 100])) == [1, 2]
+    assert sampler.step_ends(np.array([100, 0])) == [2]
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Engines that take a fixed time per token instead of computing: {command: seconds per token}."""
+    speeds = {"ours": 1e-3, "transformers": 2e-3, "tunix": 4e-3}
+
+    def run_jobs(command, jobs):
+        results = []
+        for job in jobs:
+            if isinstance(speeds[command[0]], str):
+                raise sampler.EngineError(speeds[command[0]])
+            tree = job.get("tree", {})
+            responses = tree.get("initial", 1) * job.get("questions", job.get("prompts"))
+            tokens = responses * job["new_tokens"]
+            # Trees of this engine finish six times as many responses for their tokens, which take twice the time.
+            is_ib = tree.get("strategy") == "ib"
+            seconds = tokens * speeds[command[0]] * (2 if is_ib else 1)
+            stats = dict(
+                generated_tokens=tokens, slot_steps=2 * tokens, tail_slot_steps=tokens, stall_seconds=seconds / 4
+            )
+            stats |= dict(responses=responses * (6 if is_ib else 1), preemptions=0, peak_pages=150)
+            stats |= dict(tokens_at_peak=1000)
+            results.append(
+                dict(
+                    name=job["name"],
+                    seconds=[seconds, 100.0, 0.0],
+                    tokens=tokens,
+                    peak_rss_mb=100.0,
+                    stats=stats,
+                    lengths=dict(mean=9.0, p10=1, p50=8, p90=20),
+                    versions={command[0]: "1.0"},
+                )
+            )
+        return results
+
+    monkeypatch.setattr(sampler, "run_jobs", run_jobs)
+    monkeypatch.setattr(sampler, "our_command", lambda: ["ours"])
+    monkeypatch.setattr(sampler, "peer_command", lambda name, log: [name])
+    return speeds
+
+
+def test_every_part_ends_in_its_goals(engines):
+    figures = sampler.run(quick=True, log=silent, show=silent)
+    goals = {goal["name"]: goal for goal in figures["goals"]}
+    assert list(goals) == [name for part in sampler.PARTS for name in PART_GOALS[part]]
+    for part in (1, 2):  # twice as fast as the faster of the two
+        for name in PART_GOALS[part]:
+            assert goals[name]["value"] == pytest.approx(2.0)
+            assert goals[name]["met"] == (goals[name]["goal"] <= 2.0)
+    for name in PART_GOALS[3]:
+        ratio = "per generated token" in name
+        assert (goals[name]["value"], goals[name]["met"]) == ((2.0, False) if ratio else (3.0, True))
+    assert goals[PART_GOALS[4][0]] == dict(name=PART_GOALS[4][0], value=150 * 8 / 1000, goal=1.1, met=False)
+    for name in PART_GOALS[5]:
+        assert goals[name]["value"] == pytest.approx(1.0) and goals[name]["met"]
+    assert figures["results"]["trees"]["flat 8"]["useful_share"] == 0.5
+    assert figures["versions"]["tunix"] == "1.0"
+    json.dumps(figures, allow_nan=False)
+
+
+def test_without_peers_ratios_are_unknown_and_a_failed_peer_is_named(engines):
+    figures = sampler.run(quick=True, parts=[1], peers=[], log=silent, show=silent)
+    assert [(goal["value"], goal["met"]) for goal in figures["goals"]] == [(None, None)] * 2
+    engines["transformers"] = "no module named torch"
+    figures = sampler.run(quick=True, parts=[1], log=silent, show=silent)
+    assert [goal["value"] for goal in figures["goals"]] == [4.0, 4.0]
+    assert figures["results"]["flat"]["small"]["transformers"] == dict(error="no module named torch")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_engine_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(sampler, "SMALL", TINY)
+    # Fewer shapes than --quick has, to compile less.
+    tree_job = sampler.Benchmark.tree_job
+    few = dict(questions=3, warm_questions=3, slots=2, new_tokens=24)
+    monkeypatch.setattr(
+        sampler.Benchmark, "tree_job", lambda self, name, **changes: tree_job(self, name, **few | changes)
+    )
+    monkeypatch.setattr(sampler, "PAGE_SIZES", (8, 16))
+    monkeypatch.setattr(sys, "argv", ["sampler.py", "--quick", "--json", "--peers=none", "--parts=3,4"])
+    sampler.main()
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out)
+    assert [goal["name"] for goal in figures["goals"]] == PART_GOALS[3] + PART_GOALS[4]
+    assert all(goal["value"] > 0 and goal["met"] is not None for goal in figures["goals"])
+    assert "part 3" in captured.err and "flat 12" in captured.err
+    for name, tree in figures["results"]["trees"].items():
+        assert 0 < tree["useful_share"] <= 1 and 0 <= tree["stall_share"] < 1 and 0 <= tree["tail_share"] <= 1
+        assert 1 <= tree["lengths"]["p10"] <= tree["lengths"]["p90"] <= 24
+        if name.startswith("ib"):
+            assert tree["responses_to_flat_12"] > 0
+    sizes = {int(size): r["ratio"] for size, r in figures["results"]["memory"].items()}
+    assert list(sizes) == [8, 16] and all(1 <= ratio < 3 for ratio in sizes.values())
+
+
+def test_a_failed_engine_says_why():
+    with pytest.raises(sampler.EngineError, match="unexpected keyword"):
+        sampler.run_jobs(
+            sampler.our_command(),
+            [dict(name="x", model=dict(TINY, width=1), questions=1, prompt_tokens=4, new_tokens=4)],
+        )
+
+
+def test_gpu_on_any_device(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--quick", "--json"])
+    gpu.main()
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out)
+    assert "tiny: decode" in captured.err
+    assert figures["goals"] == [dict(name="tiny: decode, share of memory bandwidth", value=None, goal=0.6, met=None)]
+    trees = figures["results"]["tiny"]["trees"]
+    assert set(trees) == {"flat 12", "ib (4,9,1,1)"}
+    assert all(tree["tokens_per_second"] > 0 and 0 < tree["useful_share"] <= 1 for tree in trees.values())
+
+
+def test_gpu_peaks_and_bytes():
+    assert gpu.peaks("NVIDIA H100 80GB HBM3") == (3.35e12, 989e12)
+    assert gpu.peaks("NVIDIA A100-SXM4-80GB") == (2.039e12, 312e12)
+    assert gpu.peaks("NVIDIA H200")[0] == 4.8e12 and gpu.peaks("NVIDIA L4")[1] == 121e12
+    assert gpu.peaks("NVIDIA L40") == gpu.peaks("NVIDIA H100 PCIe") == gpu.peaks("cpu") == (None, None)
+
+    from ibtpo.models.presets import PRESETS
+
+    small, large = (PRESETS[name] for name in gpu.MODELS)
+    # A tied table is multiplied by; an input table of its own is only looked up.
+    assert gpu.weight_bytes_per_step(small) == 2 * small.num_params
+    assert gpu.weight_bytes_per_step(large) == 2 * (large.num_params - 151_936 * 4096)
+    assert gpu.kv_bytes_per_token(large) == 147_456
+    # One slot, two steps behind the first token: 11 and 12 tokens are read.
+    expected = 2 * gpu.weight_bytes_per_step(small) + 23 * gpu.kv_bytes_per_token(small)
+    assert gpu.decode_bytes(small, 1, 10, 3) == expected
+    assert gpu.prefill_flops(small, 1000) == pytest.approx(2 * 1.41e9 * 1000, rel=0.05)
