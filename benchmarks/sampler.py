@@ -14,7 +14,8 @@
    least-squares line through the logarithms.
 
 Everyone uses random float32 weights of the same sizes, temperature 1 without truncation, log-probabilities, and all
-cores; in 1 and 2 no token ends a response, so that all draw as many. Each engine and workload of 1 and 2 has a process
+cores, our engine as one JAX device each, between which it splits the questions (in 2, where there is one question, it
+is one device of all cores); in 1 and 2 no token ends a response, so that all draw as many. Each engine and workload of 1 and 2 has a process
 of its own, in turn, runs once untimed and then --repeats times (fewer once --budget seconds are spent); medians are
 reported. In 3 and 5 the workloads of a process take turns, after a smaller untimed run. The peers are installed, at
 pinned versions, under build/benchmarks. --quick: much smaller workloads, once each.
@@ -32,6 +33,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -109,6 +111,7 @@ class Workload:
         import numpy as np
         from flax import nnx
 
+        from ibtpo import parallel
         from ibtpo.models.config import ModelConfig
         from ibtpo.models.decoder import Decoder
         from ibtpo.sampling.engine import Question, SamplerOptions, TreeSampler
@@ -116,7 +119,9 @@ class Workload:
 
         self.job, self.seconds, self.stats, self.lengths = job, [], [], []
         model = ModelConfig(family="qwen3", qk_norm=True, tie_embeddings=True, **job["model"])
-        graphdef, self.params = nnx.split(Decoder(model, rngs=nnx.Rngs(0)), nnx.Param)
+        graphdef, params = nnx.split(Decoder(model, rngs=nnx.Rngs(0)), nnx.Param)
+        mesh = parallel.use_mesh(types.SimpleNamespace(data=-1, fsdp=1, tensor=1))
+        self.params = parallel.shard_params(params, mesh)
         tree = TreeOptions(**dict(top_k=1, branch=1, max_new_tokens=job["new_tokens"]) | job["tree"])
         options = SamplerOptions(
             slots=job["slots"],
@@ -193,10 +198,10 @@ class EngineError(RuntimeError):
     """A process of an engine ended with an error."""
 
 
-def run_jobs(command: list[str], jobs: list[dict]) -> list[dict]:
-    """The results of the jobs, run by one process in their order."""
+def run_jobs(command: list[str], jobs: list[dict], *, devices: int = 1) -> list[dict]:
+    """The results of the jobs, run by one process in their order; with JAX, the cores make so many devices."""
     env = os.environ | dict(JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
-    env.pop("XLA_FLAGS", None)  # one device with all cores
+    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     result = subprocess.run(command, input=json.dumps(jobs), env=env, capture_output=True, text=True, timeout=3600)
     if result.returncode:
         raise EngineError("\n".join(result.stderr.splitlines()[-5:]) or f"exit code {result.returncode}")
@@ -254,7 +259,11 @@ class Benchmark:
         self._memory: dict[int, dict] = {}  # page size -> statistics of (4,9,1,1)
 
     def ours(self, jobs: list[dict]) -> list[dict]:
-        results = run_jobs(our_command(), [dict(page_size=PAGE_SIZE) | self.common | job for job in jobs])
+        # Every device has as many slots, and some of the questions.
+        most = min([os.cpu_count() or 1, *(job["questions"] // 2 for job in jobs)])
+        devices = max(n for n in range(1, max(1, most) + 1) if all(job["slots"] % n == 0 for job in jobs))
+        jobs = [dict(page_size=PAGE_SIZE) | self.common | job for job in jobs]
+        results = run_jobs(our_command(), jobs, devices=devices)
         self.versions |= results[0]["versions"]
         return results
 

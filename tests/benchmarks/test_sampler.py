@@ -64,7 +64,7 @@ def engines(monkeypatch):
     """Engines that take a fixed time per token instead of computing: {command: seconds per token}."""
     speeds = {"ours": 1e-3, "transformers": 2e-3, "tunix": 4e-3}
 
-    def run_jobs(command, jobs):
+    def run_jobs(command, jobs, devices=1):
         results = []
         for job in jobs:
             if isinstance(speeds[command[0]], str):
