@@ -14,10 +14,10 @@
    least-squares line through the logarithms.
 
 Everyone uses random float32 weights of the same sizes, temperature 1 without truncation, log-probabilities, and all
-cores, our engine as one JAX device each, between which it splits the questions (in 2, where there is one question, it
-is one device of all cores); in 1 and 2 no token ends a response, so that all draw as many. Each engine and workload of 1 and 2 has a process
-of its own, in turn, runs once untimed and then --repeats times (fewer once --budget seconds are spent); medians are
-reported. In 3 and 5 the workloads of a process take turns, after a smaller untimed run. The peers are installed, at
+cores; our engine as one JAX device each, between which it splits the questions (in 2, where there is one question, as
+one device). In 1 and 2 no token ends a response, so that all draw as many. Each engine and workload of 1 and 2 has a
+process of its own, in turn, runs once untimed and then --repeats times (fewer once --budget seconds are spent); medians
+are reported. In 3 and 5 the workloads of a process take turns, after a smaller untimed run. The peers are installed, at
 pinned versions, under build/benchmarks. --quick: much smaller workloads, once each.
 """
 

@@ -13,7 +13,7 @@ from ibtpo.parallel import platform
 
 LANES = 128
 BLOCK_TOKENS = 256  # the TPU kernel reads whole blocks of so many tokens (half of one is beyond the end, on average)
-XLA_BLOCK = 64  # tokens of each slot that the XLA path reads at once; it stops after the longest slot's last
+XLA_BLOCK = 64  # tokens of a slot that the XLA path reads at once
 SHARED_BLOCK = 256  # tokens of each tile that it reads at once
 TILE = 8  # neighbouring slots that the XLA path lets read together what all of them share
 SHARED_SPEED = 4  # so many times less it costs a tile to read a page together than each of its slots one of its own
@@ -42,8 +42,8 @@ def paged_attention(
       lengths: int32 [S], at least 1.
       shared: int32 [S], `shared_pages` of these slots, for the XLA path; None: every slot reads its own.
       backend: "tpu" (JAX's own Pallas kernel, which reads the live pages only), "interpret" (the same, interpreted on
-        any machine, for tests) or "xla" (reads as many blocks of pages of every slot as the longest one has; pages that
-        neighbouring slots share are read once where that pays); None: the kernel where the mesh's devices are TPUs and
+        any machine, for tests) or "xla" (reads whole blocks of the live pages; those that neighbouring slots share are
+        read once where that pays); None: the kernel where the mesh's devices are TPUs and
         it fits (`supported`), else XLA.
 
     Returns:
@@ -96,23 +96,28 @@ def _xla(query, key_pages, value_pages, layer, page_table, lengths, shared):
         rows = cache.reshape(-1, page_size * head_dim).at[first_row + pages].get(mode="promise_in_bounds")
         return rows.reshape(num_kv_heads, pages.shape[0], -1, head_dim)
 
-    def attend(query, pages, visible, carry):
-        """Adds a block to the running (maximum, denominator, numerator) of the softmax; query [K, R, g, head_dim],
-        pages [R, t / page_size], visible [R, t]."""
-        highest, total, out = carry
+    def attend(query, pages, visible):
+        """A block's (maximum, denominator, numerator) of the softmax; query [K, R, g, head_dim], pages
+        [R, t / page_size], visible [R, t]."""
         # As [.., t, g], not [.., g, t]: with few query heads per kv head the product takes a third of the time (CPU),
         # and the barrier keeps XLA from turning it round again.
         scores = jnp.einsum("krtd,krgd->krtg", gather(key_pages, pages), query, preferred_element_type=jnp.float32)
         scores = jnp.swapaxes(lax.optimization_barrier(scores), 2, 3)
         scores = jnp.where(visible[:, None], scores, LOWEST)
-        new_highest = jnp.maximum(highest, jnp.max(scores, axis=3))
-        weights = jnp.where(visible[:, None], jnp.exp(scores - new_highest[..., None]), 0)
-        rescale = jnp.exp(highest - new_highest)
-        total = total * rescale + jnp.sum(weights, axis=3)
+        highest = jnp.max(scores, axis=3)
+        weights = jnp.where(visible[:, None], jnp.exp(scores - highest[..., None]), 0)
+        total = jnp.sum(weights, axis=3)
         weights = lax.optimization_barrier(weights.astype(value_pages.dtype))
         values = gather(value_pages, pages)
-        product = jnp.einsum("krgt,krtd->krgd", weights, values, preferred_element_type=jnp.float32)
-        return new_highest, total, out * rescale[..., None] + product
+        return highest, total, jnp.einsum("krgt,krtd->krgd", weights, values, preferred_element_type=jnp.float32)
+
+    def merge(row, carry, block):
+        """Adds block [K, R, g, ..] to the running softmax of rows `row` [R], several of which may be one."""
+        highest, total, out = carry
+        new_highest = highest.at[:, row].max(block[0])
+        old, new = jnp.exp(highest - new_highest), jnp.exp(block[0] - new_highest[:, row])
+        total = (total * old).at[:, row].add(block[1] * new)
+        return new_highest, total, (out * old[..., None]).at[:, row].add(block[2] * new[..., None])
 
     def empty(query):
         shape = query.shape[:3]
@@ -134,7 +139,7 @@ def _xla(query, key_pages, value_pages, layer, page_table, lengths, shared):
         def read_shared(block, carry):
             pages = lax.dynamic_slice_in_dim(tile_table, block * wide, wide, axis=1)
             visible = block * wide * page_size + jnp.arange(wide * page_size) < shared[:, None] * page_size
-            return attend(together, pages, visible, carry)
+            return merge(jnp.arange(tiles), carry, attend(together, pages, visible))
 
         read = lax.fori_loop(0, pages_for(jnp.max(shared), wide), read_shared, empty(together))
 
@@ -143,13 +148,22 @@ def _xla(query, key_pages, value_pages, layer, page_table, lengths, shared):
 
         carry = jax.tree.map(of_slots, read, carry)
 
-    def read_own(block, carry):
-        first = start[:, None] + block * columns
-        pages = jnp.take_along_axis(table, first + jnp.arange(columns), axis=1, mode="clip")
-        return attend(query, pages, first * page_size + token < lengths[:, None], carry)
+    # What is left is read block by block, S blocks at a time, whatever slots they are of: the blocks of all slots are
+    # numbered through, so that the work follows the sum of the lengths and not the longest.
+    blocks = pages_for(pages_for(lengths, page_size) - start, columns)
+    ends = jnp.cumsum(blocks)
 
-    own = pages_for(lengths, page_size) - start
-    _, total, out = lax.fori_loop(0, pages_for(jnp.max(own), columns), read_own, carry)
+    def read_own(turn, carry):
+        number = turn * num_slots + jnp.arange(num_slots)
+        slot = jnp.searchsorted(ends, number, side="right", method="compare_all").clip(max=num_slots - 1)
+        first = start[slot] + (number - ends[slot] + blocks[slot]) * columns
+        pages = table[slot[:, None], (first[:, None] + jnp.arange(columns)).clip(max=num_columns - 1)]
+        visible = first[:, None] * page_size + token < lengths[slot][:, None]
+        visible &= (number < ends[-1])[:, None]
+        pages, visible = lax.optimization_barrier((pages, visible))  # once, not for each element they are used for
+        return merge(slot, carry, attend(query[:, slot], pages, visible))
+
+    _, total, out = lax.fori_loop(0, pages_for(ends[-1], num_slots), read_own, carry)
     out = jnp.moveaxis(out / total[..., None], 0, 1)
     return out.reshape(num_slots, num_heads, head_dim).astype(value_pages.dtype)
 
@@ -172,11 +186,11 @@ def shared_pages(page_table: jax.Array, lengths: jax.Array, page_size: int) -> j
     whole = jnp.min(jnp.where(alone, jnp.max(lengths), lengths) - 1, axis=1) // page_size
     shared = jnp.minimum(jnp.sum(jnp.cumprod(same, axis=1), axis=1), whole)
     shared = jnp.where(jnp.all(alone, axis=1), 0, shared).astype(jnp.int32)
-    # All tiles, and all slots, go round their loop as often as the one with the most to read.
+    # All tiles go round their loop as often as the one with the most to read; a slot reads its own blocks only.
     held = pages_for(lengths, page_size)
     own = jnp.where(alone, held, held - shared[:, None])
-    saved = pages_for(jnp.max(held), columns) - pages_for(jnp.max(own), columns)
-    pays = saved * SHARED_SPEED > pages_for(jnp.max(shared), columns)
+    saved = jnp.sum(pages_for(held, columns) - pages_for(own, columns))
+    pays = saved * SHARED_SPEED > pages_for(jnp.max(shared), columns) * lengths.size
     return jnp.repeat(jnp.where(pays, shared, 0), TILE)
 
 

@@ -645,6 +645,8 @@ class _Run:
         if most < sampler.num_slots and any(len(q.drafts) < sampler.group_size for qs in self.in_flight for q in qs):
             steps = max(1, options.chunk // 4)  # free slots wait for the host's choices: look sooner
         slots = min(most, sampler.num_slots) * sampler.num_shards
+        for shard, device in enumerate(self.on_device):
+            self._take_pages(shard, len(device) * (1 + paging.pages_for(steps, options.page_size)))
         self.dispatched += 1  # first, so that no chunk that is read meanwhile thinks itself the last
         self._busy()
         self.state, out = _decode_chunk(
@@ -657,8 +659,6 @@ class _Run:
             chunk=options.chunk,
             slots=next(n for n in sampler._widths if n >= slots),
         )
-        for shard, device in enumerate(self.on_device):
-            self._take_pages(shard, len(device) * (1 + paging.pages_for(steps, options.page_size)))
         self.chunks.append((self.dispatched, not self.pending, self.reader.submit(self._fetch, out, self.dispatched)))
 
     def _busy(self) -> None:

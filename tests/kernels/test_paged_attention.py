@@ -113,9 +113,11 @@ def test_shared_pages_are_found_where_they_pay_and_only_there(monkeypatch):
     assert shared(table, short) == [2, 6]
     short[3] = 1  # free
     assert shared(table, short) == [7, 6]
-    # One tile that shares nothing makes the other's sharing useless: all go round as often as the longest.
+    # Every tile takes part in the loop of those that share: one of two is worth it, one of four is not.
     table[tile:] = own[tile:]
-    assert shared(table, lengths) == [0, 0]
+    assert shared(table, lengths) == [7, 0]
+    table = np.concatenate([table, own + 1000])
+    assert shared(table, np.full(4 * tile, 8 * page, np.int32)) == [0, 0, 0, 0]
 
 
 def test_the_kernel_reads_several_blocks_and_none_beyond_the_end():
