@@ -9,8 +9,8 @@ Random bfloat16 weights and KV cache. For each model:
   time is that of the call less that of the same call with one new token, which prefills as much.
 - prefill: prompts of 1,024 tokens less prompts of 32, one new token each: tokens per second, and their matrix
   products and causal attention as a share of the device's bfloat16 peak.
-- trees: (4,9,1,1) of strategy "ib" against flat groups of 12 on 256 questions, at most 512 new tokens, lengths
-  spread by stop tokens of one part in 256 of the vocabulary.
+- trees: (4,9,1,1) of strategy "ib" against flat groups of 12 on 256 questions, at most 512 new tokens; lengths are
+  log-normal, with a median of 213 and a standard deviation of 0.5 of the logarithm.
 
 Medians of --repeats runs after an untimed one. A model that the device's memory does not hold is skipped, with the
 reason. Peaks are known for some GPUs; --bandwidth (bytes/s) and --flops (of bfloat16) give those of another. --quick: a
@@ -41,8 +41,8 @@ TINY = dict(vocab_size=512, embed_dim=64, mlp_dim=128, num_layers=2, num_heads=4
 PAGE_SIZE = 16
 CHUNK = 32
 SLACK = 4e9  # bytes for the programs' temporaries
-FULL = dict(slots=256, prompt=256, new=512, long=1024, prompts=64, questions=256, tree_new=512, mean_length=256)
-QUICK = dict(slots=2, prompt=32, new=16, long=64, prompts=2, questions=3, tree_new=16, mean_length=16)
+FULL = dict(slots=256, prompt=256, new=512, long=1024, prompts=64, questions=256, tree_new=512, median=213)
+QUICK = dict(slots=2, prompt=32, new=16, long=64, prompts=2, questions=3, tree_new=16, median=7)
 TREES = {
     "flat 12": dict(strategy="independent", initial=12, rounds=1),
     "ib (4,9,1,1)": dict(strategy="ib", initial=4, rounds=9),
@@ -82,17 +82,15 @@ class Bench:
     """One model on the device."""
 
     def __init__(self, model, sizes: dict[str, int], repeats: int):
-        import jax
-        from flax import nnx
         from jax import numpy as jnp
 
-        from ibtpo.models import hf
-        from ibtpo.models.decoder import Decoder
+        from benchmarks.lengths import timed_decoder
 
         self.model, self.sizes, self.repeats = model, sizes, repeats
+        self.stops = range(0, model.vocab_size, 256)
+        lengths = dict(prompt_tokens=sizes["prompt"], median=sizes["median"], longest=sizes["tree_new"])
         types = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-        self.graphdef, _ = hf.abstract(model, **types)
-        self.params = jax.jit(lambda: nnx.split(Decoder(model, rngs=nnx.Rngs(0), **types), nnx.Param)[1])()
+        self.graphdef, self.params = timed_decoder(model, stops=self.stops, **lengths, **types)
 
     def sampler(self, *, slots, prompt, new, tree, pool_tokens, questions_in_flight=0, stops=False):
         import numpy as np
@@ -120,7 +118,7 @@ class Bench:
                 questions_in_flight=questions_in_flight,
             ),
             TreeOptions(**dict(top_k=1, branch=1, max_new_tokens=new) | tree),
-            stop_ids=range(0, vocab, self.sizes["mean_length"]) if stops else [],
+            stop_ids=self.stops if stops else [],
             step_ends=step_ends,
             dtype=jnp.bfloat16,
         )

@@ -7,8 +7,8 @@
 2. groups: 8 or 32 responses of 128 tokens to one prompt of 128, 512 or 2,048 tokens. Time, tokens per second and the
    peak of the resident memory, against the same.
 3. trees: (4,9,1,1) and (4,3,4,1) of strategy "ib" against flat groups of 8 and 12; 256 questions, prompts of 64 tokens,
-   at most 384 new ones. 4 of the 512 tokens end a response, 32 end a step; random weights draw all about alike, so
-   lengths are widely spread. The reward is a hash of the response, 1 in three of ten. A pool of 131,072 tokens.
+   at most 384 new ones. Lengths are log-normal, with a median of 160 and a standard deviation of 0.5 of the logarithm;
+   32 of the 512 tokens end a step. The reward is a hash of the response, 1 in three of ten. 131,072 tokens of KV cache.
 4. memory: KV pages in use at the peak of (4,9,1,1), in tokens, over the tokens they hold, for three page sizes.
 5. growth: time for 16 to 1,024 questions, 4 to 64 responses, 64 to 1,024 tokens; the exponent is the slope of the
    least-squares line through the logarithms.
@@ -111,6 +111,7 @@ class Workload:
         import numpy as np
         from flax import nnx
 
+        from benchmarks.lengths import timed_decoder
         from ibtpo import parallel
         from ibtpo.models.config import ModelConfig
         from ibtpo.models.decoder import Decoder
@@ -119,7 +120,11 @@ class Workload:
 
         self.job, self.seconds, self.stats, self.lengths = job, [], [], []
         model = ModelConfig(family="qwen3", qk_norm=True, tie_embeddings=True, **job["model"])
-        graphdef, params = nnx.split(Decoder(model, rngs=nnx.Rngs(0)), nnx.Param)
+        if median := job.get("median_tokens"):
+            lengths = dict(prompt_tokens=job["prompt_tokens"], median=median, longest=job["new_tokens"])
+            graphdef, params = timed_decoder(model, stops=STOPS, **lengths)
+        else:
+            graphdef, params = nnx.split(Decoder(model, rngs=nnx.Rngs(0)), nnx.Param)
         mesh = parallel.use_mesh(types.SimpleNamespace(data=-1, fsdp=1, tensor=1))
         self.params = parallel.shard_params(params, mesh)
         tree = TreeOptions(**dict(top_k=1, branch=1, max_new_tokens=job["new_tokens"]) | job["tree"])
@@ -131,7 +136,7 @@ class Workload:
             max_prompt_tokens=job["prompt_tokens"],
             questions_in_flight=job.get("questions_in_flight", 0),
         )
-        stops = list(STOPS) if job.get("stops") else []
+        stops = list(STOPS) if median else []
         self.sampler = TreeSampler(graphdef, model, options, tree, stop_ids=stops, step_ends=step_ends)
         rng = np.random.default_rng(0)
         size = (job["questions"], job["prompt_tokens"])
@@ -160,7 +165,7 @@ class Workload:
         self.seconds.append(seconds)
         self.stats.append({name: value for name, value in vars(stats).items() if name != "seconds"})
         self.lengths = sorted(len(response.tokens) for tree in trees for response in tree.responses)
-        if not self.job.get("stops"):
+        if not self.job.get("median_tokens"):
             assert set(self.lengths) == {self.job["new_tokens"]}
 
     def result(self) -> dict:
@@ -353,10 +358,11 @@ class Benchmark:
         self.table("2. one prompt, several responses", rows)
 
     def tree_job(self, name: str, **changes) -> dict:
-        sizes = dict(questions=16, warm_questions=16, new_tokens=64, slots=16, prompt_tokens=32)
+        sizes = dict(questions=16, warm_questions=16, new_tokens=64, median_tokens=28, slots=16, prompt_tokens=32)
         if not self.quick:
-            sizes = dict(questions=256, warm_questions=32, new_tokens=384, slots=SLOTS, prompt_tokens=64)
-        return dict(name=name, model=SMALL, tree=TREES[name], stops=True, pool_tokens=POOL_TOKENS) | sizes | changes
+            sizes = dict(questions=256, warm_questions=32, slots=SLOTS, prompt_tokens=64)
+            sizes |= dict(new_tokens=384, median_tokens=160)
+        return dict(name=name, model=SMALL, tree=TREES[name], pool_tokens=POOL_TOKENS) | sizes | changes
 
     def trees(self) -> None:
         self.log("  trees: " + ", ".join(TREES))

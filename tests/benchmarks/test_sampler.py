@@ -190,3 +190,33 @@ def test_gpu_peaks_and_bytes():
     expected = 2 * gpu.weight_bytes_per_step(small) + 23 * gpu.kv_bytes_per_token(small)
     assert gpu.decode_bytes(small, 1, 10, 3) == expected
     assert gpu.prefill_flops(small, 1000) == pytest.approx(2 * 1.41e9 * 1000, rel=0.05)
+
+
+def test_lengths_are_log_normal_wherever_a_response_is_forked():
+    import jax
+    import numpy as np
+    from flax import nnx
+    from jax import numpy as jnp
+
+    from benchmarks.lengths import hazards, timed_decoder
+    from ibtpo.models.attention import tree_attend
+    from ibtpo.models.config import ModelConfig
+
+    hazard = hazards(100, 1000)
+    alive = np.cumprod(np.concatenate([[1.0], 1 - hazard[:-1]]))
+    lengths = alive * hazard  # the probability of each length
+    assert lengths.sum() == pytest.approx(1, abs=1e-4)
+    assert np.searchsorted(np.cumsum(lengths), 0.5) == pytest.approx(100, abs=1)
+    logarithm = np.log(np.maximum(np.arange(1001), 1))
+    deviation = np.sqrt((lengths * (logarithm - math.log(100)) ** 2).sum())
+    assert deviation == pytest.approx(0.5, abs=0.01)
+
+    # What the model says of the stop tokens together, at each token of a response.
+    config = ModelConfig(family="qwen3", qk_norm=True, tie_embeddings=True, **TINY)
+    graphdef, params = timed_decoder(config, stops=range(4), prompt_tokens=5, median=8, longest=20)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(4, 512, (1, 20)))
+    decoder = nnx.merge(graphdef, params)
+    hidden, _ = decoder(tokens, jnp.arange(20)[None], tree_attend(jnp.full((1, 20), 20)), ())
+    stopping = jax.nn.softmax(decoder.logits(hidden[0]))[:, :4].sum(1)
+    # The first token of a response to five tokens is drawn at position 4.
+    np.testing.assert_allclose(stopping[4:], hazards(8, 20)[1:17], rtol=0.5, atol=1e-6)
