@@ -79,6 +79,9 @@ def get_config() -> config_dict.ConfigDict:
     loss.clip_low = 0.2  # ratio is clipped below at 1 - clip_low
     loss.clip_high = 0.2  # ratio is clipped above at 1 + clip_high
     loss.dual_clip = 0.0  # c > 1 bounds the loss of a negative advantage A by -c A; 0: off
+    # Truncated importance sampling: weights at most so large for the gap between the sampler's and the trainer's
+    # log-probabilities (2 is usual); 0: off.
+    loss.importance_cap = 0.0
     loss.kl = 0.001  # weight of the KL (k3) to the frozen reference; 0: no reference is kept [paper]
     loss.ib_weight = 0.1  # lambda, weight of A_IB beside A_GL [paper]
     loss.ib_confidence = "behaviour"  # pi_ref in A_IB: behaviour, the sampling policy [ours] | reference

@@ -150,6 +150,7 @@ RULES: dict[str, Rule] = {
     "loss.clip_low": _real(lambda x: 0 < x < 1, "above 0 and below 1"),
     "loss.clip_high": _POSITIVE,
     "loss.dual_clip": _real(lambda x: x == 0 or x > 1, "above 1, or 0 for off"),
+    "loss.importance_cap": _NOT_NEGATIVE,
     "loss.kl": _NOT_NEGATIVE,
     "loss.ib_weight": _NOT_NEGATIVE,
     "loss.ib_confidence": _one_of("behaviour", "reference"),

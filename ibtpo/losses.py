@@ -24,12 +24,14 @@ MAX_LOG_RATIO = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """Constants of `policy_loss`; the ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    """Constants of `policy_loss`; the ratio is clipped to [1 - clip_low, 1 + clip_high], and with `importance_cap` > 0
+    the sampler's own numerics are corrected for by weights of at most so much."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl: float = 0.001
     dual_clip: float | None = None  # None or 0: off
+    importance_cap: float = 0.0  # 0: off
 
     def __post_init__(self):
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
@@ -41,13 +43,13 @@ class LossOptions:
                 f"loss.dual_clip={self.dual_clip} must exceed 1 (3 is usual): a smaller bound "
                 "stops the on-policy gradient too; 0 turns it off"
             )
-        if self.kl < 0:
-            raise ValueError(f"loss.kl={self.kl} must be at least 0")
+        if self.kl < 0 or self.importance_cap < 0:
+            raise ValueError(f"loss.kl={self.kl} and loss.importance_cap={self.importance_cap} must be at least 0")
 
     @classmethod
     def from_config(cls, loss) -> "LossOptions":
         """Reads the `loss` section of a config."""
-        return cls(clip_low=loss.clip_low, clip_high=loss.clip_high, kl=loss.kl, dual_clip=loss.dual_clip)
+        return cls(**{field.name: loss[field.name] for field in dataclasses.fields(cls)})
 
 
 def token_log_probs(
@@ -115,6 +117,7 @@ def policy_loss(
     batch: TokenBatch,
     ref_log_probs: jax.Array | None = None,
     *,
+    old_log_probs: jax.Array | None = None,
     entropy: jax.Array | None = None,
     options: LossOptions,
 ) -> tuple[jax.Array, Metrics]:
@@ -131,7 +134,13 @@ def policy_loss(
     both are linear in A. Dual clip bounds the loss of A < 0 by -c A; that loss is
     -A min(max(r, 1 - clip_low), c), so N's factor becomes min(max(r, 1 - clip_low), c).
 
-    Log-ratios are clamped to +-20 before exp, in r and in k3. Tokens of weight 0 contribute exactly
+    Truncated importance sampling (importance_cap > 0): what drew the tokens computes in other shapes, or in another
+    type, than what is trained, so that batch.log_probs are not quite the policy's own. Then the ratio is taken to the
+    trainer's, r = exp(log_probs - old_log_probs), and P and N are multiplied by the constants
+
+        min(exp(old_log_probs - batch.log_probs), importance_cap)
+
+    Log-ratios are clamped to +-20 before exp, in r, in these and in k3. Tokens of weight 0 contribute exactly
     nothing, whatever they hold.
 
     Args:
@@ -139,18 +148,21 @@ def policy_loss(
       batch: rows [B, T]; its weights are normalised already (`packing.token_weights`), so the loss
         is a plain sum.
       ref_log_probs: [B, T] of the frozen reference; None leaves the KL term and its metric out.
+      old_log_probs: [B, T], of the trainer with the parameters that drew the tokens; read with importance_cap > 0 only.
+        None: those parameters are the current ones.
       entropy: [B, T], only logged.
 
     Returns:
       (scalar loss, metrics). Means over tokens, weighted by W as the loss is: `kl`, `clip_fraction`
       (share of |A| whose gradient the clip removes), `ratio`, `entropy`, `sampler_gap` =
-      |log_probs - batch.log_probs|; `ratio_max` is a maximum.
+      |log_probs - batch.log_probs| and, with importance_cap > 0, `importance` and `importance_capped` (share at the
+      cap); `ratio_max` is a maximum.
 
     Raises:
       ValueError: options.kl > 0 without ref_log_probs.
 
-    Source: DeepSeekMath, arXiv 2402.03300 (objective, k3); arXiv 1912.09729 (dual clip);
-    docs/method.md (packing).
+    Source: DeepSeekMath, arXiv 2402.03300 (objective, k3); arXiv 1912.09729 (dual clip); truncated importance
+    sampling: Ionides 2008, Journal of Computational and Graphical Statistics 17 (2); docs/method.md (packing).
     """
     if options.kl > 0 and ref_log_probs is None:
         raise ValueError(f"loss.kl={options.kl} needs ref_log_probs; pass them or set loss.kl=0")
@@ -162,7 +174,14 @@ def policy_loss(
         difference = jnp.where(trained, a, 0) - jnp.where(trained, b, 0)
         return jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
-    log_ratio = clamped_difference(log_probs, batch.log_probs)
+    gap = log_ratio = clamped_difference(log_probs, batch.log_probs)
+    if options.importance_cap:
+        old = jax.lax.stop_gradient(log_probs if old_log_probs is None else old_log_probs)
+        log_ratio = clamped_difference(log_probs, old)
+        importance = jnp.exp(clamped_difference(old, batch.log_probs))
+        capped = importance > options.importance_cap
+        importance = jnp.minimum(importance, options.importance_cap)
+        positive, negative = positive * importance, negative * importance
     ratio = jnp.exp(log_ratio)
     upper, lower = 1 + options.clip_high, 1 - options.clip_low
     down = jnp.maximum(ratio, lower)
@@ -180,8 +199,11 @@ def policy_loss(
         "clip_fraction": ((weight * share).sum(), total),
         "ratio": ((weight * ratio).sum(), total),
         "ratio_max": (jnp.where(trained, ratio, 0).max(), jnp.ones_like(total)),
-        "sampler_gap": ((weight * jnp.abs(log_ratio)).sum(), total),
+        "sampler_gap": ((weight * jnp.abs(gap)).sum(), total),
     }
+    if options.importance_cap:
+        metrics["importance"] = ((weight * importance).sum(), total)
+        metrics["importance_capped"] = ((weight * capped).sum(), total)
     if entropy is not None:
         metrics["entropy"] = (jnp.where(trained, weight * entropy, 0).sum(), total)
     if ref_log_probs is not None:

@@ -114,11 +114,14 @@ def plain_log_probs(model, tokens):
 
 def plain_loss(model, ref_model, rows, options):
     lp, ref = plain_log_probs(model, rows["tokens"]), plain_log_probs(ref_model, rows["tokens"])
-    r, A = jnp.exp(lp - rows["old"]), rows["A"]
+    old = jax.lax.stop_gradient(lp) if options.importance_cap else rows["old"]
+    r, A = jnp.exp(lp - old), rows["A"]
     clipped = jnp.clip(r, 1 - options.clip_low, 1 + options.clip_high)
     loss = -jnp.minimum(r * A, clipped * A)
     if options.dual_clip:
         loss = jnp.where(A < 0, jnp.minimum(loss, -options.dual_clip * A), loss)
+    if options.importance_cap:
+        loss *= jnp.minimum(jnp.exp(old - rows["old"]), options.importance_cap)
     k3 = jnp.exp(ref - lp) - (ref - lp) - 1
     return jnp.where(rows["weight"] > 0, rows["weight"] * (loss + options.kl * k3), 0).sum()
 
@@ -142,6 +145,7 @@ def relative_error(tree, oracle):
 OPTIONS = {
     "plain": LossOptions(clip_low=0.2, clip_high=0.3, kl=0.1),
     "dual clip": LossOptions(clip_low=0.2, clip_high=0.3, kl=0.1, dual_clip=1.2),
+    "importance": LossOptions(clip_low=0.2, clip_high=0.3, kl=0.1, importance_cap=1.1),
 }
 
 
@@ -406,3 +410,20 @@ def test_impossible_options_are_refused():
 def test_metrics_of_microbatches_add_up():
     stacked = {"kl": (jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0])), "ratio_max": (jnp.array([4.0, 2.0]), jnp.ones(2))}
     assert losses.reduce_metrics(stacked) == {"kl": (3.0, 4.0), "ratio_max": (4.0, 1.0)}
+
+
+def test_importance_weights_are_to_the_trainers_own_log_probs():
+    batch, rng = small_batch(), np.random.default_rng(0)
+    new = batch.log_probs + rng.normal(scale=0.4, size=batch.log_probs.shape).astype(np.float32)
+    old = batch.log_probs + rng.normal(scale=0.4, size=batch.log_probs.shape).astype(np.float32)
+    options = LossOptions(clip_low=0.2, clip_high=0.3, kl=0.0, importance_cap=1.2)
+    loss, metrics = policy_loss(new, batch, old_log_probs=old, options=options)
+    ratio, gap = np.exp(new - old), np.exp(old - batch.log_probs)
+    objective = batch.positive * np.minimum(ratio, 1.3) + batch.negative * np.maximum(ratio, 0.8)
+    np.testing.assert_allclose(loss, -(objective * np.minimum(gap, 1.2)).sum(), rtol=1e-5)
+    mean = {name: float(total / weight) for name, (total, weight) in metrics.items()}
+    share = batch.weight / batch.weight.sum()
+    np.testing.assert_allclose(mean["importance"], (share * np.minimum(gap, 1.2)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(mean["importance_capped"], (share * (gap > 1.2)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(mean["ratio"], (share * ratio).sum(), rtol=1e-5)
+    assert 0.1 < mean["importance_capped"] < 0.9
