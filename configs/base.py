@@ -67,6 +67,8 @@ def get_config() -> config_dict.ConfigDict:
     sampling.max_new_tokens = 2048  # per response, its shared prefix included [paper]
     # Special tokens that end a response, "<|im_end|>,<|endoftext|>"; "": those of tokenizer and generation_config.json.
     sampling.stop_tokens = ""
+    # Texts that end one too, as a JSON list, '["</answer>"]'; the token in which one is complete is the last.
+    sampling.stop_strings = ""
     sampling.slots = 256  # responses decoded side by side
     sampling.pages = 0  # pages of the key-value cache; 0: enough for the questions in flight
     sampling.page_size = 64  # tokens per page, a power of two

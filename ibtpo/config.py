@@ -62,6 +62,16 @@ class Rule:
     choices: tuple[str, ...] = ()
 
 
+def stop_strings(text: str) -> list[str] | None:
+    """The texts of `sampling.stop_strings`; None if it is not a list of texts, or one of them is empty."""
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        return None
+    right = isinstance(found, list) and all(isinstance(x, str) and x for x in found)
+    return found if right else None
+
+
 def _whole(low: int) -> Rule:
     return Rule(int, lambda x: x >= low, f"a whole number of at least {low}")
 
@@ -138,6 +148,11 @@ RULES: dict[str, Rule] = {
         str,
         lambda x: not x or all(part.strip() for part in x.split(",")),
         'special tokens of the tokenizer separated by commas, or "" for its own end-of-sequence tokens',
+    ),
+    "sampling.stop_strings": Rule(
+        str,
+        lambda x: stop_strings(x) is not None,
+        """a JSON list of texts, '["</answer>"]', or "" for none""",
     ),
     "sampling.slots": _whole(1),
     "sampling.pages": _whole(0),

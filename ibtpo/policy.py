@@ -18,6 +18,7 @@ from jax import numpy as jnp
 from jax.sharding import Mesh
 
 from ibtpo import parallel
+from ibtpo.config import stop_strings
 from ibtpo.data.problems import Problem, check_chat_template, format_prompt
 from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, step_ends, token_bytes
 from ibtpo.models import hf
@@ -185,6 +186,8 @@ def make_sampler(policy: Policy, config, *, pages: int | None = None, **changes)
         options if pages is None else dataclasses.replace(options, pages=pages),
         TreeOptions.from_config(config, **changes),
         stop_ids=policy.stop_ids,
+        stop_strings=stop_strings(config.sampling.stop_strings),
+        token_bytes=policy.table,
         step_ends=policy.step_ends,
         answer_start=policy.answer_start,
         dtype=jnp.dtype(config.model.dtype),

@@ -27,6 +27,7 @@ from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard,
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.logits import SamplingParams, sample
 from ibtpo.sampling.pages import POOL_AXES, PagePool
+from ibtpo.sampling.stops import MATCHED
 
 
 @struct.dataclass
@@ -38,6 +39,7 @@ class Slots:
     length: [S] int32, tokens of the sequence, prompt and pending token included.
     limit: [S] int32, the length at which it must stop.
     key: [S] typed PRNG keys; the token at position i is drawn with fold_in(key, i).
+    stop_state: [S] int32, the response's state in the `StopTable`.
     active: [S] bool.
     """
 
@@ -46,6 +48,7 @@ class Slots:
     length: jax.Array
     limit: jax.Array
     key: jax.Array
+    stop_state: jax.Array
     active: jax.Array
 
 
@@ -54,7 +57,7 @@ class Queue:
     """Sequences standing by for a slot, first come first served by index.
 
     source: [W] int32, the row whose first `length - 1` cached tokens the sequence begins with, or its own row.
-    row, token, length, limit, key: [W], as in `Slots`.
+    row, token, length, limit, key, stop_state: [W], as in `Slots`.
     waiting: [W] bool, whether the entry holds a sequence.
     ready: [W] bool, whether its row has its cached tokens; not yet so where the pool had no page for the fork.
     """
@@ -65,6 +68,7 @@ class Queue:
     length: jax.Array
     limit: jax.Array
     key: jax.Array
+    stop_state: jax.Array
     waiting: jax.Array
     ready: jax.Array
 
@@ -83,7 +87,7 @@ class Starts:
     """Sequences to put into the queue, W entries of which the valid ones come first (within each shard).
 
     valid: [W] bool.
-    source, row, token, length, limit: as in `Queue`.
+    source, row, token, length, limit, stop_state: as in `Queue`.
     question, response: [W] int32, what the sequence's random draws depend on besides position.
     """
 
@@ -93,6 +97,7 @@ class Starts:
     token: jax.Array
     length: jax.Array
     limit: jax.Array
+    stop_state: jax.Array
     question: jax.Array
     response: jax.Array
 
@@ -102,6 +107,7 @@ class Chunk(NamedTuple):
 
     owner: [S, C] int32, the row whose next token a slot drew in a step, NO_ROW where it drew none.
     tokens: [S, C] int32 and log_probs: [S, C] float32, real where there is an owner.
+    stopped: [S, C] bool, whether the token ended its response, by `StopTable`.
     steps: int32 scalar, steps taken.
     pages_in_use: int32 [shards].
     starved: bool [shards], whether a sequence could not go on, or start, for want of a page.
@@ -110,13 +116,14 @@ class Chunk(NamedTuple):
     owner: jax.Array
     tokens: jax.Array
     log_probs: jax.Array
+    stopped: jax.Array
     steps: jax.Array
     pages_in_use: jax.Array
     starved: jax.Array
 
 
-SLOT_AXES = Slots(*[("rows",)] * 6)
-QUEUE_AXES = Queue(*[("rows",)] * 8)
+SLOT_AXES = Slots(*[("rows",)] * 7)
+QUEUE_AXES = Queue(*[("rows",)] * 9)
 STATE_AXES = SamplerState(pool=POOL_AXES, slots=SLOT_AXES, queue=QUEUE_AXES)
 
 _extend = per_shard(paging.extend, (POOL_AXES, ("rows",), ("rows",)), POOL_AXES)
@@ -150,7 +157,13 @@ def make_slots(num_slots: int) -> Slots:
     """So many free slots."""
     zeros = jnp.zeros(num_slots, jnp.int32)
     return Slots(
-        row=zeros, token=zeros, length=zeros + 1, limit=zeros, key=jax.vmap(jax.random.key)(zeros), active=zeros > 0
+        row=zeros,
+        token=zeros,
+        length=zeros + 1,
+        limit=zeros,
+        key=jax.vmap(jax.random.key)(zeros),
+        stop_state=zeros,
+        active=zeros > 0,
     )
 
 
@@ -164,6 +177,7 @@ def make_queue(num_entries: int) -> Queue:
         length=zeros + 1,
         limit=zeros,
         key=jax.vmap(jax.random.key)(zeros),
+        stop_state=zeros,
         waiting=zeros > 0,
         ready=zeros > 0,
     )
@@ -247,6 +261,7 @@ def start(state: SamplerState, starts: Starts, key: jax.Array) -> SamplerState:
         length=starts.length,
         limit=starts.limit,
         key=jax.vmap(sequence_key)(starts.question, starts.response),
+        stop_state=starts.stop_state,
         waiting=starts.valid,
         ready=starts.valid & (starts.row == starts.source),
     )
@@ -281,6 +296,7 @@ def _adopt(slots: Slots, queue: Queue) -> tuple[Slots, Queue]:
         length=take(slots.length, queue.length),
         limit=take(slots.limit, queue.limit),
         key=take(slots.key, queue.key),
+        stop_state=take(slots.stop_state, queue.stop_state),
         active=slots.active | taken,
     )
     entry = jnp.where(taken, entry, num_entries)
@@ -305,7 +321,7 @@ def decode_chunk(
     params,
     state: SamplerState,
     sampling: SamplingParams,
-    stop_ids: jax.Array,
+    stops: jax.Array,
     steps: jax.Array,
     *,
     chunk: int,
@@ -313,8 +329,9 @@ def decode_chunk(
 ) -> tuple[SamplerState, Chunk]:
     """Takes up to `steps` (int32 scalar, at most `chunk`) decode steps; stops early when nothing can go on.
 
-    A sequence ends at a token of `stop_ids` [any] (kept, as its last token) or at its limit, and its slot takes the
-    next of the queue. `slots`: how many of the slots take part, over all shards; each shard's must hold what is active.
+    A sequence ends at a token that `stops`, the `StopTable`'s transitions [A, V], says to (kept, as its last token) or
+    at its limit, and its slot takes the next of the queue. `slots`: how many of the slots take part, over all shards;
+    each shard's must hold what is active.
     """
     shards = num_row_shards()
     num_slots = state.slots.row.shape[0] // shards
@@ -347,14 +364,19 @@ def decode_chunk(
         token, log_prob = (constrain(x, "rows") for x in sample(logits, keys, sampling))
 
         length = current.length + running
+        stop_state = stops[current.stop_state, token].astype(jnp.int32)
+        stopped = running & (stop_state == MATCHED)
         out = out._replace(
             owner=out.owner.at[:, index].set(jnp.where(running, current.row, paging.NO_ROW)),
             tokens=out.tokens.at[:, index].set(token),
             log_probs=out.log_probs.at[:, index].set(log_prob),
+            stopped=out.stopped.at[:, index].set(stopped),
         )
-        stopped = running & (jnp.any(token[:, None] == stop_ids, axis=1) | (length >= current.limit))
         current = current.replace(
-            token=jnp.where(running, token, current.token), length=length, active=current.active & ~stopped
+            token=jnp.where(running, token, current.token),
+            length=length,
+            stop_state=jnp.where(running & ~stopped, stop_state, current.stop_state),
+            active=current.active & ~stopped & ~(running & (length >= current.limit)),
         )
         going = jnp.any(running) & (jnp.any(current.active) | jnp.any(queue.waiting & queue.ready))
         return index + 1, going, pool, taken, current, queue, out
@@ -368,6 +390,7 @@ def decode_chunk(
         owner=jnp.full((slots, chunk), paging.NO_ROW, jnp.int32),
         tokens=jnp.zeros((slots, chunk), jnp.int32),
         log_probs=jnp.zeros((slots, chunk), jnp.float32),
+        stopped=jnp.zeros((slots, chunk), bool),
         steps=jnp.int32(0),
         pages_in_use=jnp.zeros(shards, jnp.int32),
         starved=jnp.zeros(shards, bool),

@@ -47,6 +47,7 @@ from ibtpo.sampling.decode import (
     start,
 )
 from ibtpo.sampling.logits import SamplingParams
+from ibtpo.sampling.stops import StopTable
 from ibtpo.sampling.strategies import STRATEGIES, Fork, TreeOptions, num_responses, segment_forks
 from ibtpo.tree import Response, Tree, build_tree
 
@@ -65,11 +66,11 @@ class SamplerOptions:
     max_prompt_tokens: longest prompt. questions_in_flight: most at once, 0 for two per slot.
     """
 
-    slots: int
-    pages: int
-    page_size: int
-    chunk: int
-    max_prompt_tokens: int
+    slots: int = 64
+    pages: int = 0
+    page_size: int = 16
+    chunk: int = 32
+    max_prompt_tokens: int = 512
     questions_in_flight: int = 0
 
     @classmethod
@@ -214,7 +215,9 @@ class TreeSampler:
     ...                       stop_ids=[eos], step_ends=lambda tokens: step_ends(tokens, table, b"\\n\\n"))
     >>> trees, stats = sampler(params, questions, grade, key=jax.random.key(0), sampling=SamplingParams())
 
-    stop_ids: tokens that end a response. step_ends(tokens): exclusive ends of a response's steps.
+    stop_ids: tokens that end a response. stop_strings: texts that end it, over however many tokens; the token in which
+    one is complete is the response's last. They need token_bytes: what each token spells. step_ends(tokens): exclusive
+    ends of a response's steps.
     answer_start(tokens): index of the first token of the answer marker (default: none); strategy
     "entropy" never forks behind it. dtype: of the KV cache.
 
@@ -231,13 +234,15 @@ class TreeSampler:
         tree: TreeOptions,
         *,
         stop_ids: Sequence[int],
+        stop_strings: Sequence[str] = (),
+        token_bytes: Sequence[bytes] = (),
         step_ends: StepEnds,
         answer_start: Callable[[np.ndarray], int] = len,
         dtype=jnp.float32,
     ):
         self.options, self.tree, self.step_ends = options, tree, step_ends
         self.answer_start = answer_start
-        self.stop_ids = frozenset(int(i) for i in stop_ids)
+        self.stops = StopTable(model.vocab_size, stop_ids, stop_strings, token_bytes)
         self.group_size = num_responses(tree)
         self.max_length = options.max_prompt_tokens + tree.max_new_tokens
         self._graphdef, self._model, self._dtype = graphdef, model, dtype
@@ -261,7 +266,6 @@ class TreeSampler:
                 f"{options.max_prompt_tokens} need up to {worst} pages of {options.page_size} tokens. Raise "
                 f"sampling.pages to at least {worst * shards}, or set it to 0 to have it computed."
             )
-        self._stop_array = np.array(sorted(self.stop_ids), np.int32)
 
         self._initial_state = jax.jit(self._empty_state)
         # A chunk is run by the fewest of these slots that hold its sequences.
@@ -344,7 +348,7 @@ class TreeSampler:
                 params,
                 state,
                 SamplingParams().traced(),
-                self._stop_array,
+                self.stops.table,
                 np.int32(1),
                 chunk=self.options.chunk,
                 slots=self.options.slots,
@@ -629,6 +633,7 @@ class _Run:
                 starts.token[entry] = draft.tokens[-1] if draft.tokens else prompt[-1]
                 starts.length[entry] = len(prompt) + len(draft.tokens)
                 starts.limit[entry] = len(prompt) + draft.limit
+                starts.stop_state[entry] = sampler.stops.after(draft.tokens)
                 starts.question[entry] = q.question.id
                 starts.response[entry] = draft.index
                 draft.has_row = True
@@ -654,7 +659,7 @@ class _Run:
             self.params,
             self.state,
             self.sampling,
-            sampler._stop_array,
+            sampler.stops.table,
             np.int32(steps),
             chunk=options.chunk,
             slots=next(n for n in sampler._widths if n >= slots),
@@ -693,7 +698,9 @@ class _Run:
                 draft.tokens.extend(out.tokens[slot, first:last].tolist())
                 draft.log_probs.extend(out.log_probs[slot, first:last].tolist())
                 self.stats.generated_tokens += last - first
-                if draft.tokens[-1] in self.sampler.stop_ids or len(draft.tokens) == draft.limit:
+                if out.stopped[slot, last - 1]:
+                    draft.finish = "stop"
+                if draft.finish or len(draft.tokens) == draft.limit:
                     del device[row]
                     stopped.append((q, draft))
         self.starved = out.starved.tolist()
@@ -713,13 +720,10 @@ class _Run:
     def _stopped(self, q: _Growing, draft: _Draft) -> None:
         """A sequence left its slot: it ended, ran out of tokens, or paused at a segment's end."""
         draft.wanted = False
-        if draft.tokens[-1] in self.sampler.stop_ids:
-            draft.finish = "stop"
-        elif len(draft.tokens) == self.sampler.tree.max_new_tokens:
-            draft.finish = "length"
-        else:
+        if not draft.finish and len(draft.tokens) < self.sampler.tree.max_new_tokens:
             self._done_waiting(q)
             return
+        draft.finish = draft.finish or "length"
         self.stats.responses += 1
         self.stats.response_tokens += len(draft.tokens)
         tokens = np.asarray(draft.tokens, np.int32)
