@@ -111,9 +111,13 @@ def get_config() -> config_dict.ConfigDict:
     train.steps = 136  # updates; about one epoch of 17 thousand problems at 128 per step [paper: one epoch]
     train.questions_per_step = 128  # trees per update
     train.seed = 0  # of everything random
-    # Tokens of a packed row, which holds whole trees; 0: as the longest tree of the batch needs, in coarse steps.
+    # Tokens of a packed row, which holds trees, or pieces of one that is longer; 0: as the longest tree of the batch
+    # needs, in coarse steps.
     train.row_tokens = 0
     train.rows_per_step = 8  # rows of one microbatch; gradients of an update's microbatches are summed
+    # Updates in a row without a finite loss and gradient (skipped and counted) after which the run ends, and leaves the
+    # last one's batch in the workdir; 0: never.
+    train.max_skipped = 3
     train.token_block = 1024  # tokens of a row whose logits, over the whole vocabulary, exist at a time
 
     config.mesh = mesh = config_dict.ConfigDict()

@@ -35,12 +35,12 @@ from ibtpo.losses import LossOptions
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.optimizer import make_optimizer
-from ibtpo.packing import TokenBatch, row_length
+from ibtpo.packing import TokenBatch, pack, row_length
 from ibtpo.sampling.engine import SamplerOptions, TreeSampler
 from ibtpo.sampling.pages import POOL_AXES
 from ibtpo.sampling.strategies import TreeOptions, num_responses
 from ibtpo.state import create_state, make_log_probs, make_update
-from ibtpo.tree import Response, Tree, build_tree
+from ibtpo.tree import Response, Tree, build_tree, stack_trees
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "chips to compile for, by JAX's name, e.g. v5e:4x4 or v5p:2x2x2")
 _PROGRAMS = flags.DEFINE_list("programs", [], "compile only these of the programs, e.g. decode,update")
@@ -200,9 +200,10 @@ def visible_blocks(subtree_end: np.ndarray, blocks: tree_attention_tpu.Blocks) -
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one update trains on: rows of row_tokens tokens, trees_per_row representative trees in each.
+    """What one update trains on: rows of row_tokens tokens, with representative trees or pieces of them.
 
-    unique_tokens: of one row. pairs: visible (query, key) pairs of one row. subtree_end: [row_tokens].
+    unique_tokens: of one row. pairs: visible (query, key) pairs of one row. Of pieces, both count what is real only,
+      not the tokens repeated for them. subtree_end: [row_tokens].
     mean_length: tokens of a sequence in the cache at a decode step, mean over a tree's steps. mean_read: the same in
       whole blocks, as the TPU kernel reads them. blocks: of the training attention; visible, causal: `visible_blocks`.
     """
@@ -228,13 +229,21 @@ def make_work(config, model: ModelConfig) -> Work:
     size = len(own)
     largest = config.data.max_prompt_tokens + num_responses(options) * config.sampling.max_new_tokens
     row_tokens = config.train.row_tokens or row_length(largest)
-    per_row = row_tokens // size
-    subtree_end = np.arange(1, row_tokens + 1)
-    for index in range(per_row):
-        subtree_end[index * size : (index + 1) * size] = own + index * size
-    used = per_row * size
-    rows = -(-config.train.questions_per_step // per_row)
-    rows = -(-rows // config.train.rows_per_step) * config.train.rows_per_step
+    num_questions, multiple = config.train.questions_per_step, config.train.rows_per_step
+    if per_row := row_tokens // size:
+        subtree_end = np.arange(1, row_tokens + 1)
+        for index in range(per_row):
+            subtree_end[index * size : (index + 1) * size] = own + index * size
+        rows = -(-num_questions // per_row)
+        used, pairs = per_row * size, visible_pairs(subtree_end[: per_row * size])
+    else:  # trees in pieces: rows differ; the one that attends most stands for them, and what is real is their mean
+        few = min(num_questions, 8)
+        nothing = np.zeros((few, tree.node_parent.shape[1]), np.float32)
+        batch, _ = pack(stack_trees([tree] * few), nothing, nothing, nothing, row_tokens=row_tokens)
+        subtree_end = max(batch.subtree_end, key=visible_pairs)
+        rows = -(-len(batch.tokens) * num_questions // few)
+        used, pairs = num_questions * size // rows, num_questions * visible_pairs(own) // rows
+    rows = -(-rows // multiple) * multiple
     blocks = tree_attention_tpu.blocks_of(row_tokens, model.num_heads // model.num_kv_heads)
     visible, causal = visible_blocks(subtree_end, blocks)
     read = max(BLOCK_TOKENS // config.sampling.page_size, 1) * config.sampling.page_size
@@ -243,7 +252,7 @@ def make_work(config, model: ModelConfig) -> Work:
         rows=rows,
         row_tokens=row_tokens,
         unique_tokens=used,
-        pairs=visible_pairs(subtree_end[:used]),
+        pairs=pairs,
         subtree_end=subtree_end,
         tree_tokens=size,
         mean_length=float(cached.mean()),

@@ -188,6 +188,7 @@ RULES: dict[str, Rule] = {
     "train.questions_per_step": _whole(1),
     "train.seed": Rule(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 2**32 - 1"),
     "train.row_tokens": _whole(0),
+    "train.max_skipped": _whole(0),
     "train.rows_per_step": _whole(1),
     "train.token_block": _whole(1),
     "mesh.data": _AXIS,
@@ -272,10 +273,6 @@ def _check_value(key: str, value: Any) -> Any:
     return value
 
 
-def _largest_tree(config: ConfigDict) -> int:
-    return config.data.max_prompt_tokens + responses_per_question(config.tree) * config.sampling.max_new_tokens
-
-
 def _check_combinations(flat: Mapping[str, Any]) -> None:
     config = unflatten(flat)
     tree, sampling, train, mesh = config.tree, config.sampling, config.train, config.mesh
@@ -313,13 +310,11 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
             f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} tokens: set it to 0 (automatic) or at "
             f"least {pages}"
         )
-    largest = _largest_tree(config)
-    if 0 < train.row_tokens < largest:
+    if 0 < train.row_tokens < longest:
         raise ConfigError(
-            f"train.row_tokens={train.row_tokens} cannot hold the largest possible tree, {largest} tokens "
-            f"(data.max_prompt_tokens={config.data.max_prompt_tokens} + {num_responses} responses of "
-            f"sampling.max_new_tokens={sampling.max_new_tokens}): set it to 0 (as long as each "
-            f"batch's longest tree needs) or at least {largest}"
+            f"train.row_tokens={train.row_tokens} cannot hold one response of data.max_prompt_tokens + "
+            f"sampling.max_new_tokens = {longest} tokens: set it to 0 (as long as each batch's longest tree needs) or "
+            f"at least {longest}"
         )
     open_axes = [name for name in ("data", "fsdp", "tensor") if mesh[name] == -1]
     if len(open_axes) > 1:

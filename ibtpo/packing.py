@@ -2,11 +2,12 @@
 
 Dimension letters: Q questions, R responses, N nodes, B rows, T tokens.
 
-A row is a sequence of whole trees. Because token i attends to j iff j <= i < subtree_end[j], trees
-in one row never see each other, and shifting `subtree_end` and `parent_token` by the tree's offset
-is all that moving a tree takes.
+A row is a sequence of trees. Because token i attends to j iff j <= i < subtree_end[j], trees in one row never see each
+other, and shifting `subtree_end` and `parent_token` by the tree's offset is all that moving a tree takes. A tree longer
+than a row is cut into pieces: consecutive nodes, behind the tokens that they descend from, which weigh nothing there.
 """
 
+import itertools
 from typing import NamedTuple
 
 import flax.struct
@@ -50,16 +51,35 @@ class TokenBatch:
     weight: Array
 
 
-class Layout(NamedTuple):
-    """Where `pack` put each tree: columns offset[q] : offset[q] + length[q] of row row[q].
+class Piece(NamedTuple):
+    """What is packed as one: all of a tree, or some of its nodes and the path to them.
 
-    All [Q]; row is -1 for a tree left out. useful_share: share of the [B, T] cells with a token.
+    question: the tree. path: indices of the tokens that are there to be attended to only. start, stop: the piece's own
+    tokens. row, offset: column of the first token of the path, or else of its own.
     """
 
-    row: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
+    question: int
+    path: np.ndarray
+    start: int
+    stop: int
+    row: int = -1
+    offset: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.path) + self.stop - self.start
+
+
+class Layout(NamedTuple):
+    """Where `pack` put what.
+
+    pieces: those of all trees packed. useful_share: share of the [B, T] cells with a token of some piece's own.
+    repeated_share: tokens of paths, repeated for pieces, over own ones.
+    """
+
+    pieces: list[Piece]
     useful_share: float
+    repeated_share: float
 
 
 def response_weights(tree: Tree, *, aggregation: str, max_new_tokens: int) -> Array:
@@ -135,10 +155,13 @@ def pack(
     row_multiple: int = 1,
     select: Array | None = None,
 ) -> tuple[TokenBatch, Layout]:
-    """Packs whole trees into rows of `row_tokens` tokens, first-fit decreasing (on the host, NumPy).
+    """Packs trees into rows of `row_tokens` tokens, first-fit decreasing (on the host, NumPy).
 
-    The layout depends on the trees' lengths and `select` alone, so packing again with other weights
-    puts every token in the same cell; `unpack` is the way back.
+    A tree that is longer is cut between nodes into as few pieces as come of filling each in turn. Every token has its
+    weight in one piece only, and the tokens that it descends from beside it, so the gradient is that of the whole tree.
+
+    The layout depends on the trees and `select` alone, so packing again with other weights puts every token in the same
+    cell; `unpack` is the way back.
 
     Args:
       tree: [Q, ...].
@@ -150,7 +173,7 @@ def pack(
         a forward pass.
 
     Raises:
-      ValueError: a tree has more tokens than a row.
+      ValueError: a response and its prompt have more tokens than a row.
     """
     if row_multiple < 1:
         raise ValueError(f"row_multiple={row_multiple} must be at least 1")
@@ -159,27 +182,15 @@ def pack(
     length = (tree.step >= 0).sum(axis=1)
     if select is not None:
         length = np.where(np.asarray(select), length, 0)
-    num_questions = length.shape[0]
-    longest = int(length.max(initial=0))
-    if longest > row_tokens:
-        raise ValueError(
-            f"tree {int(length.argmax())} of this batch has {longest} tokens, but a row holds "
-            f"train.row_tokens={row_tokens}: raise train.row_tokens to at least {longest}, or "
-            "sample fewer or shorter responses"
-        )
-
-    row = np.full(num_questions, -1)
-    offset = np.zeros(num_questions, np.int64)
+    pieces = [piece for q in np.flatnonzero(length) for piece in _pieces(tree, q, int(length[q]), row_tokens)]
     used: list[int] = []
-    for q in np.argsort(-length, kind="stable"):
-        if length[q] == 0:
-            break
-        fits = (b for b, n in enumerate(used) if n + length[q] <= row_tokens)
-        b = next(fits, len(used))
+    for i in sorted(range(len(pieces)), key=lambda i: -pieces[i].length):
+        n = pieces[i].length
+        b = next((b for b, taken in enumerate(used) if taken + n <= row_tokens), len(used))
         if b == len(used):
             used.append(0)
-        row[q], offset[q] = b, used[b]
-        used[b] += int(length[q])
+        pieces[i] = pieces[i]._replace(row=b, offset=used[b])
+        used[b] += n
 
     num_rows = -(-max(len(used), 1) // row_multiple) * row_multiple
     shape = (num_rows, row_tokens)
@@ -194,24 +205,51 @@ def pack(
         negative=np.zeros(shape, values[1].dtype),
         weight=np.zeros(shape, values[2].dtype),
     )
-    for q in np.flatnonzero(row >= 0):
-        n, shift = int(length[q]), int(offset[q])
-        cells = (row[q], slice(shift, shift + n))
-        batch.tokens[cells] = tree.tokens[q, :n]
-        batch.positions[cells] = tree.positions[q, :n]
-        batch.subtree_end[cells] = tree.subtree_end[q, :n] + shift
-        batch.parent_token[cells] = tree.parent_token[q, :n] + shift
-        batch.log_probs[cells] = tree.log_probs[q, :n]
+    for piece in pieces:
+        q, source = piece.question, np.concatenate([piece.path, np.arange(piece.start, piece.stop)])
+        cells = (piece.row, slice(piece.offset, piece.offset + piece.length))
+        batch.tokens[cells] = tree.tokens[q, source]
+        batch.positions[cells] = tree.positions[q, source]
+        # Indices of the tree as columns of the row: how many of the piece's tokens come before.
+        batch.subtree_end[cells] = piece.offset + np.searchsorted(source, tree.subtree_end[q, source])
+        batch.parent_token[cells] = piece.offset + np.searchsorted(source, tree.parent_token[q, source])
+        batch.log_probs[cells] = tree.log_probs[q, source]
+        own = (piece.row, slice(piece.offset + len(piece.path), piece.offset + piece.length))
         for target, value in zip((batch.positive, batch.negative, batch.weight), values):
-            target[cells] = value[q, tree.step[q, :n]]
-    return batch, Layout(row, offset, length, float(length.sum()) / (num_rows * row_tokens))
+            target[own] = value[q, tree.step[q, piece.start : piece.stop]]
+    repeated = sum(len(piece.path) for piece in pieces)
+    useful = float(length.sum())
+    return batch, Layout(pieces, useful / (num_rows * row_tokens), repeated / max(useful, 1.0))
 
 
-def unpack(values: Array, layout: Layout, num_tokens: int) -> np.ndarray:
-    """Values of a packed batch, [B, T], in tree order, [Q, num_tokens]; 0 where nothing was packed."""
+def _pieces(tree: Tree, q: int, length: int, row_tokens: int) -> list[Piece]:
+    """The pieces of tree q, of `length` tokens: all of it, or else whole nodes as long as a row holds them."""
+    none = np.zeros(0, int)
+    if length <= row_tokens:
+        return [Piece(q, none, 0, length)]
+    starts = np.flatnonzero(np.diff(tree.step[q, :length], prepend=-1))
+    pieces, piece = [], Piece(q, none, 0, 0)
+    for start, stop in itertools.pairwise([*starts, length]):
+        if piece.length + stop - start > row_tokens:
+            pieces.append(piece)
+            piece = Piece(q, np.flatnonzero(tree.subtree_end[q, :start] > start), start, start)
+        if piece.length + stop - start > row_tokens:
+            longest = int(tree.positions[q, :length].max()) + 1
+            raise ValueError(
+                f"a response of tree {q} of this batch has {longest} tokens with its prompt, but a row holds "
+                f"train.row_tokens={row_tokens}: raise train.row_tokens to at least {longest}, or sample shorter "
+                "responses"
+            )
+        piece = piece._replace(stop=stop)
+    return [*pieces, piece]
+
+
+def unpack(values: Array, layout: Layout, num_questions: int, num_tokens: int) -> np.ndarray:
+    """Values of a packed batch, [B, T], in tree order, [num_questions, num_tokens]; 0 where nothing was packed."""
     values = np.asarray(values)
-    result = np.zeros((layout.row.shape[0], num_tokens), values.dtype)
-    for q in np.flatnonzero(layout.row >= 0):
-        n, shift = int(layout.length[q]), int(layout.offset[q])
-        result[q, :n] = values[layout.row[q], shift : shift + n]
+    result = np.zeros((num_questions, num_tokens), values.dtype)
+    for piece in layout.pieces:
+        begin = piece.offset + len(piece.path)
+        own = values[piece.row, begin : begin + piece.stop - piece.start]
+        result[piece.question, piece.start : piece.stop] = own
     return result

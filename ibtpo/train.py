@@ -11,6 +11,7 @@ that all of them see, and the first writes the other files to its own workdir.
 import dataclasses
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,6 +102,7 @@ class Trainer:
         self.state = parallel.shard_params(state, self.mesh)
         self.policy = self.policy.with_params(None)  # the state owns them: an update donates their memory
         self.position = Position(data=self.batches.state())
+        self.trained_on: tuple[packing.TokenBatch, Any] | None = None  # the last update's
 
     # The algorithm.
 
@@ -116,6 +118,7 @@ class Trainer:
         if config.loss.mask_uniform_groups:
             trained = ~group_is_uniform(tree)
         batch, ref_log_probs, packing_metrics = self.score(tree, trained)
+        self.trained_on = batch, ref_log_probs
         self.state, loss_metrics = self.apply_update(self.state, parallel.shard_batch(batch, self.mesh), ref_log_probs)
         loss_metrics = jax.device_get(loss_metrics)
         updated = time.monotonic()
@@ -181,7 +184,7 @@ class Trainer:
             batch, layout = pack(*[np.zeros(tree.node_parent.shape, np.float32)] * 3)
             ref_log_probs = self.reference_log_probs(self.state.ref_params, parallel.shard_batch(batch, self.mesh))
             if config.loss.ib_confidence == "reference":
-                reference = packing.unpack(ref_log_probs, layout, tree.tokens.shape[1])
+                reference = packing.unpack(ref_log_probs, layout, *tree.tokens.shape)
                 scored = tree.replace(log_probs=np.where(tree.step > 0, reference, 0))
         advantages = ADVANTAGES[config.loss.advantage](scored, self.advantage_options)
         batch, layout = pack(
@@ -193,7 +196,7 @@ class Trainer:
                 mask=trained,
             )
         )
-        return batch, ref_log_probs, {"row_use": layout.useful_share}
+        return batch, ref_log_probs, {"row_use": layout.useful_share, "row_repeats": layout.repeated_share}
 
     def evaluate(self) -> dict[str, float]:
         """Held-out accuracy of the current policy, as metrics."""
@@ -221,6 +224,12 @@ class Trainer:
     def save(self, store: checkpoints.Checkpoints) -> None:
         self.position.data = self.batches.state()
         store.save(self.state, dataclasses.asdict(self.position), self.config.to_dict())
+
+    def save_batch(self, path: pathlib.Path) -> None:
+        """Writes what the last update trained on: the fields of `TokenBatch`, and ref_log_probs if there are any."""
+        batch, ref_log_probs = self.trained_on
+        arrays = vars(batch) | ({} if ref_log_probs is None else {"ref_log_probs": jax.device_get(ref_log_probs)})
+        np.savez_compressed(path, **arrays)
 
 
 def train(config, workdir: str) -> None:
@@ -260,12 +269,23 @@ def train(config, workdir: str) -> None:
         ):
             if trainer.held_out and not resumed:
                 writer.write(0, trainer.evaluate())
+            skipped = 0  # updates in a row
             for step in range(first + 1, total + 1):
                 metrics = trainer.update()
+                skipped = skipped + 1 if metrics["train/skipped_updates"] else 0
                 trainer.position.seconds = time.monotonic() - clock
                 metrics["time/elapsed_s"] = trainer.position.seconds
                 if step % config.log.every == 0 or step == total:
                     writer.write(step, metrics)
+                if skipped and skipped == config.train.max_skipped:
+                    path = pathlib.Path(workdir) / f"skipped_{step}.npz"
+                    if first_host:
+                        trainer.save_batch(path)
+                    raise config_lib.ConfigError(
+                        f"updates {step - skipped + 1} to {step} had no finite loss and gradient, and were skipped "
+                        f"(train.max_skipped={skipped}); the last one's batch is in {path}. Run again to continue from "
+                        "the newest checkpoint, with a lower optimizer.learning_rate or loss.kl if it had diverged."
+                    )
                 shown = {"reward": "avg_rate_initial", "eff-rate": "eff_rate", "entropy": "entropy"}
                 progress.update(
                     step,

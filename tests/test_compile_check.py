@@ -93,6 +93,16 @@ def small(**changes):
     return resolve(config)
 
 
+def test_rows_shorter_than_a_tree_hold_pieces_of_it():
+    whole, pieces = (compile_check.make_work(small(train__row_tokens=n), MODEL) for n in (0, 32))
+    assert pieces.row_tokens == 32 < pieces.tree_tokens == whole.tree_tokens
+    assert pieces.rows % 2 == 0 and pieces.rows >= 4 * pieces.tree_tokens / 32
+    # Of four trees; means are rounded down, and rows up to whole microbatches.
+    real = 4 * pieces.tree_tokens
+    assert 0.9 * real <= pieces.rows * pieces.unique_tokens <= 1.2 * real
+    assert len(pieces.subtree_end) == 32 and compile_check.visible_pairs(pieces.subtree_end) >= pieces.pairs
+
+
 @pytest.fixture
 def check(monkeypatch):
     """Builds a Check of a small config on the CPU, told to be a chip."""

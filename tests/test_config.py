@@ -179,7 +179,7 @@ def test_float_keys_take_whole_numbers(key):
         (dict(optimizer__warmup_steps=200), "optimizer.warmup_steps=200", "136 or less"),
         (dict(sampling__page_size=48), "sampling.page_size=48", "power of two"),
         (dict(sampling__pages=3), "sampling.pages=3", "at least 48"),
-        (dict(train__row_tokens=4096), "train.row_tokens=4096", "at least 25600"),
+        (dict(train__row_tokens=2048), "train.row_tokens=2048", "at least 3072"),
         (dict(mesh__data=-1, mesh__fsdp=-1), "mesh.data=-1", "only one axis"),
         (dict(mesh__data=3), "sampling.slots=256", "e.g. 258"),
         (dict(mesh__data=16), "train.rows_per_step=8", "e.g. 16"),

@@ -132,9 +132,10 @@ def packed_loss(model, ref_model, batch, options):
     return policy_loss(log_probs, batch, jax.lax.stop_gradient(ref), options=options)[0]
 
 
-def packed_batch(tree, values, mask, aggregation):
+def packed_batch(tree, values, mask, aggregation, row_tokens=ROW_TOKENS):
     weights = token_weights(tree, values, aggregation=aggregation, max_new_tokens=MAX_NEW, mask=mask)
-    return pack(tree, *weights, row_tokens=ROW_TOKENS, row_multiple=NUM_QUESTIONS)[0]
+    rows = NUM_QUESTIONS if row_tokens == ROW_TOKENS else NUM_QUESTIONS * NUM_RESPONSES
+    return pack(tree, *weights, row_tokens=row_tokens, row_multiple=rows)[0]
 
 
 def relative_error(tree, oracle):
@@ -207,7 +208,7 @@ def float64_params(seed):
 
 
 def float64_packed(params, reference, batch, options):
-    index = jnp.arange(ROW_TOKENS)
+    index = jnp.arange(batch.tokens.shape[1])
     visible = (index <= index[:, None]) & (index[:, None] < jnp.asarray(batch.subtree_end)[:, None, :])
     return packed_loss(Float64Model(params, visible), Float64Model(reference, visible), batch, options)
 
@@ -222,19 +223,20 @@ def float64_gradient(kind, loss):
     return jax.jit(jax.value_and_grad(functools.partial(loss, options=OPTIONS[kind])))
 
 
+@pytest.mark.parametrize("row_tokens", [ROW_TOKENS, PLAIN_TOKENS], ids=["whole", "pieces"])
 @pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize("aggregation", ["response_mean", "token_mean", "fixed_length"])
 @pytest.mark.parametrize("advantage", ["ibtpo", "grpo", "random"])
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_packed_gradient_is_the_sum_over_responses_float64(advantage, aggregation, kind, seed):
+def test_packed_gradient_is_the_sum_over_responses_float64(advantage, aggregation, kind, row_tokens, seed):
     questions, tree, values, mask = random_batch(seed, advantage)
     tree = tree.replace(rewards=tree.rewards.astype(np.float64), log_probs=tree.log_probs.astype(np.float64))
     values = values.astype(np.float64)
     rows = plain_rows(questions, tree, values, mask, aggregation)
     with jax.enable_x64(True):
         params, reference = float64_params(0), float64_params(1)
-        batch = packed_batch(tree, values, mask, aggregation)
+        batch = packed_batch(tree, values, mask, aggregation, row_tokens)
         loss, gradient = float64_gradient(kind, float64_packed)(params, reference, batch)
         oracle, oracle_gradient = float64_gradient(kind, float64_plain)(params, reference, rows)
         assert loss.dtype == jnp.float64

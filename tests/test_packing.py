@@ -96,16 +96,14 @@ def test_packing_moves_every_tree_whole_and_shows_it_nothing_else(seed):
     num_rows = len(batch.tokens)
     assert num_rows % multiple == 0 and batch.tokens.shape == (num_rows, row_tokens)
 
+    assert [piece.question for piece in layout.pieces] == np.flatnonzero(select).tolist()
+    assert layout.repeated_share == 0
     taken = np.zeros((num_rows, row_tokens), int)
-    for q in range(len(select)):
-        n = int((tree.step[q] >= 0).sum())
-        if not select[q]:
-            assert layout.row[q] == -1
-            continue
-        b, begin = layout.row[q], layout.offset[q]
+    for piece in layout.pieces:
+        q, b, begin, n = piece.question, piece.row, piece.offset, piece.length
         cells = slice(begin, begin + n)
         taken[b, cells] += 1
-        assert layout.length[q] == n
+        assert n == int((tree.step[q] >= 0).sum())
         for name in ("tokens", "positions", "log_probs"):
             np.testing.assert_array_equal(getattr(batch, name)[b, cells], getattr(tree, name)[q, :n])
         np.testing.assert_array_equal(batch.parent_token[b, cells] - begin, tree.parent_token[q, :n])
@@ -122,7 +120,7 @@ def test_packing_moves_every_tree_whole_and_shows_it_nothing_else(seed):
     np.testing.assert_array_equal(batch.parent_token[empty], own[empty])
     assert not any(x[empty].any() for x in (batch.positive, batch.negative, batch.weight, batch.log_probs))
 
-    back = unpack(batch.tokens, layout, tree.tokens.shape[1])
+    back = unpack(batch.tokens, layout, *tree.tokens.shape)
     np.testing.assert_array_equal(back, np.where(select[:, None], tree.tokens, 0))
 
 
@@ -135,9 +133,9 @@ def test_first_fit_decreasing_fills_the_gaps():
     zeros = np.zeros(tree.node_parent.shape, np.float32)
     batch, layout = pack(tree, zeros, zeros, zeros, row_tokens=11)
     assert batch.tokens.shape == (2, 11) and layout.useful_share == pytest.approx(21 / 22)
-    assert layout.row.tolist() == [1, 0, 0, 1] and layout.offset.tolist() == [6, 0, 8, 0]
+    assert [(piece.row, piece.offset) for piece in layout.pieces] == [(1, 6), (0, 0), (0, 8), (1, 0)]
     again, same = pack(tree, zeros, zeros, zeros + 1, row_tokens=11)
-    assert same.row.tolist() == layout.row.tolist() and again.weight.sum() == 21
+    assert [piece[2:] for piece in same.pieces] == [piece[2:] for piece in layout.pieces] and again.weight.sum() == 21
 
 
 def test_nothing_selected_gives_rows_of_padding():
@@ -148,10 +146,44 @@ def test_nothing_selected_gives_rows_of_padding():
     assert batch.tokens.shape == (2, 8) and not batch.weight.any() and layout.useful_share == 0
 
 
-def test_a_tree_longer_than_a_row_is_refused_with_the_way_out():
+@given(seed=seeds)
+def test_a_tree_longer_than_a_row_is_cut_into_pieces_that_see_what_they_descend_from(seed):
+    rng, tree, advantages = random_trees(seed)
+    weights = token_weights(tree, advantages, aggregation="token_mean", max_new_tokens=MAX_NEW)
+    longest = int(tree.positions.max()) + 1
+    row_tokens = longest + int(rng.integers(0, 4))
+    batch, layout = pack(tree, *weights, row_tokens=row_tokens)
+    taken, owned = np.zeros(batch.tokens.shape, int), np.zeros(tree.tokens.shape, int)
+    for piece in layout.pieces:
+        q, b = piece.question, piece.row
+        source = np.r_[piece.path, piece.start : piece.stop].astype(int)
+        cells = slice(piece.offset, piece.offset + len(source))
+        taken[b, cells] += 1
+        owned[q, piece.start : piece.stop] += 1
+        for name in ("tokens", "positions", "log_probs"):
+            np.testing.assert_array_equal(getattr(batch, name)[b, cells], getattr(tree, name)[q, source])
+        np.testing.assert_array_equal(source[batch.parent_token[b, cells] - piece.offset], tree.parent_token[q, source])
+        sees, whole = visible(batch.subtree_end[b]), visible(tree.subtree_end[q])
+        np.testing.assert_array_equal(sees[cells, cells], whole[np.ix_(source, source)])
+        assert sees[cells].sum() == sees[cells, cells].sum()
+        own = slice(len(piece.path), None)
+        # Nothing that an own token sees in the tree is missing.
+        np.testing.assert_array_equal(sees[cells][own].sum(axis=1), whole[source[own]].sum(axis=1))
+        for name, value in zip(("positive", "negative", "weight"), weights):
+            packed = getattr(batch, name)[b, cells]
+            assert not packed[: len(piece.path)].any()
+            np.testing.assert_array_equal(packed[own], value[q][tree.step[q, piece.start : piece.stop]])
+    np.testing.assert_array_equal(owned, tree.step >= 0)  # every token belongs to one piece
+    assert taken.max() == 1
+    assert layout.useful_share == pytest.approx(owned.sum() / taken.size)
+    assert layout.repeated_share == pytest.approx((taken.sum() - owned.sum()) / owned.sum())
+    np.testing.assert_array_equal(unpack(batch.tokens, layout, *tree.tokens.shape), tree.tokens)
+
+
+def test_a_response_longer_than_a_row_is_refused_with_the_way_out():
     _, tree, advantages = random_trees(2)
     weights = token_weights(tree, advantages, aggregation="token_mean", max_new_tokens=MAX_NEW)
-    longest = int((tree.step >= 0).sum(axis=1).max())
+    longest = int(tree.positions.max()) + 1
     with pytest.raises(ValueError, match=rf"has {longest} tokens.*raise train\.row_tokens to at least {longest}"):
         pack(tree, *weights, row_tokens=longest - 1)
     with pytest.raises(ValueError, match="row_multiple=0"):

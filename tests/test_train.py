@@ -1,5 +1,6 @@
 """The whole path on the tiny model: prompt, trees, scores, update, checkpoint, evaluation, export."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from configs import tiny
 from ibtpo import config as config_lib
 from ibtpo import evaluate as evaluate_lib
 from ibtpo import export as export_lib
-from ibtpo import metrics
+from ibtpo import metrics, packing
 from ibtpo import train as train_lib
 from ibtpo.data.problems import load_problems
 from ibtpo.kernels.tree_attention import tree_attention
@@ -126,10 +127,10 @@ def test_a_run_that_could_not_start_leaves_its_workdir_free(tiny_config, tmp_pat
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(method="grpo"),
+        dict(method="grpo", loss__importance_cap=2.0, sampling__stop_strings='["="]'),
         dict(tree__strategy="entropy", loss__aggregation="token_mean"),
         dict(tree__strategy="fixed_width", tree__segment_tokens=12, loss__kl=0.0),
-        dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0),
+        dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0, train__row_tokens=112),
         dict(
             tree__value="backup",
             tree__root="initial",
@@ -146,6 +147,29 @@ def test_other_methods_and_options_train(tiny_config, tmp_path, changes):
     assert np.isfinite(row["train/loss"]) and row["train/kv_pages_left"] == 0
     assert {"train/ib_score_root", "train/cov_root", "train/eff_rate"} <= row.keys()
     assert ("train/kl" in row) == (changes.get("loss__kl", 1) > 0)
+    assert (row["train/row_repeats"] > 0) == ("train__row_tokens" in changes)
+    if "loss__importance_cap" in changes:
+        assert row["train/importance"] == pytest.approx(1, abs=1e-5) and row["train/importance_capped"] == 0
+    if "sampling__stop_strings" in changes:  # nobody gets beyond the first sum's left side
+        assert row["train/response_length"] < 12 and row["train/truncation_rate"] < 1
+
+
+def test_updates_that_are_not_finite_end_the_run_and_leave_their_batch(tiny_config, tmp_path, monkeypatch):
+    """Updates 1, 3 and 4 of six have infinite weights, and two in a row are too many."""
+    weights, calls = packing.token_weights, itertools.count(1)
+
+    def broken(*args, **options):
+        found = weights(*args, **options)
+        return [np.full_like(x, np.inf) for x in found] if next(calls) in (1, 3, 4) else found
+
+    monkeypatch.setattr(packing, "token_weights", broken)
+    config = tiny_config(train__steps=6, train__max_skipped=2, loss__mask_uniform_groups=False)
+    with pytest.raises(config_lib.ConfigError, match=r"updates 3 to 4 had no finite loss .*skipped_4\.npz"):
+        train_lib.train(config, str(tmp_path))
+    assert [row["train/skipped_updates"] for row in rows(tmp_path)] == [1, 0, 1, 1]
+    with np.load(tmp_path / "skipped_4.npz") as saved:
+        assert saved["tokens"].shape == saved["ref_log_probs"].shape == saved["positive"].shape
+        assert not np.isfinite(saved["weight"]).all() and np.isfinite(saved["log_probs"]).all()
 
 
 def test_evaluate_reads_runs_and_folders_and_writes_every_response(finished_run, tiny_config, tmp_path, capsys):
