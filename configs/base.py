@@ -78,12 +78,15 @@ def get_config() -> config_dict.ConfigDict:
     config.loss = loss = config_dict.ConfigDict()
     # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo
     loss.advantage = config_dict.placeholder(str)
+    loss.objective = "clip"  # clip (PPO, GRPO, DAPO) | cispo | sapo | gspo (clip_low 3e-4, clip_high 4e-4)
     loss.clip_low = 0.2  # ratio is clipped below at 1 - clip_low
     loss.clip_high = 0.2  # ratio is clipped above at 1 + clip_high
     loss.dual_clip = 0.0  # c > 1 bounds the loss of a negative advantage A by -c A; 0: off
     # Truncated importance sampling: weights at most so large for the gap between the sampler's and the trainer's
     # log-probabilities (2 is usual); 0: off.
     loss.importance_cap = 0.0
+    loss.entropy_bonus = 0.0  # weight of the mean token entropy, which is rewarded
+    loss.entropy_advantage = 0.0  # weight of the mean of advantage times entropy, which is rewarded (IBRO: 5e-3)
     loss.kl = 0.001  # weight of the KL (k3) to the frozen reference; 0: no reference is kept [paper]
     loss.ib_weight = 0.1  # lambda, weight of A_IB beside A_GL [paper]
     loss.ib_confidence = "behaviour"  # pi_ref in A_IB: behaviour, the sampling policy [ours] | reference
@@ -99,7 +102,7 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.learning_rate = 1e-6  # peak [paper]
     optimizer.schedule = "constant"  # after the warm-up: constant | linear | cosine, to 0 at train.steps
-    optimizer.warmup_steps = 0  # linear warm-up from 0
+    optimizer.warmup_steps = 0  # linear warm-up from 0, in updates
     optimizer.b1 = 0.9  # AdamW, decay of the first moment
     optimizer.b2 = 0.95  # AdamW, decay of the second moment
     optimizer.eps = 1e-8  # AdamW, added to the root of the second moment
@@ -109,7 +112,11 @@ def get_config() -> config_dict.ConfigDict:
 
     config.train = train = config_dict.ConfigDict()
     train.steps = 136  # updates; about one epoch of 17 thousand problems at 128 per step [paper: one epoch]
-    train.questions_per_step = 128  # trees per update
+    train.questions_per_step = 128  # trees per step
+    train.epochs = 1  # times that a step's trees are trained on; the ratio is to the policy that drew them
+    train.minibatches = 1  # updates of each epoch, each on some of the trees, drawn anew
+    # DAPO's dynamic sampling: how often a question whose rewards are all equal is replaced by a new one; 0: never.
+    train.refills = 0
     train.seed = 0  # of everything random
     # Tokens of a packed row, which holds trees, or pieces of one that is longer; 0: as the longest tree of the batch
     # needs, in coarse steps.

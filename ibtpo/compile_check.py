@@ -229,7 +229,8 @@ def make_work(config, model: ModelConfig) -> Work:
     size = len(own)
     largest = config.data.max_prompt_tokens + num_responses(options) * config.sampling.max_new_tokens
     row_tokens = config.train.row_tokens or row_length(largest)
-    num_questions, multiple = config.train.questions_per_step, config.train.rows_per_step
+    num_questions = -(-config.train.questions_per_step // config.train.minibatches)
+    multiple = config.train.rows_per_step
     if per_row := row_tokens // size:
         subtree_end = np.arange(1, row_tokens + 1)
         for index in range(per_row):
@@ -386,8 +387,8 @@ class Check:
             for name in ("serve", "prefill", "start", "decode", "release", "recompute")
         }
         if self.needs_reference:
-            log_probs = make_log_probs(self.graphdef, **forward)
-            programs["reference"] = lambda: log_probs.lower(self.state.ref_params, self.batch())
+            score = make_log_probs(self.graphdef, **forward)
+            programs["reference"] = lambda: score.lower(self.state.ref_params, self.batch())
         update = make_update(
             self.graphdef,
             self.optimizer,
@@ -395,8 +396,11 @@ class Check:
             remat=config.model.remat,
             **forward,
         )
-        reference = [self._rows(jnp.float32, None, None)] if self.needs_reference else []
-        programs["update"] = lambda: update.lower(self.state, self.batch(), *reference)
+        log_probs = self._rows(jnp.float32, "rows", None)
+        reference = log_probs if self.needs_reference else None
+        several = config.train.epochs * config.train.minibatches > 1
+        old = dict(old_log_probs=log_probs) if loss.importance_cap > 0 and several else {}
+        programs["update"] = lambda: update.lower(self.state, self.batch(), reference, **old)
         return programs
 
     # What comes out.

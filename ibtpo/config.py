@@ -165,6 +165,9 @@ RULES: dict[str, Rule] = {
     "loss.clip_low": _real(lambda x: 0 < x < 1, "above 0 and below 1"),
     "loss.clip_high": _POSITIVE,
     "loss.dual_clip": _real(lambda x: x == 0 or x > 1, "above 1, or 0 for off"),
+    "loss.objective": _one_of("clip", "cispo", "sapo", "gspo"),
+    "loss.entropy_bonus": _NOT_NEGATIVE,
+    "loss.entropy_advantage": _NOT_NEGATIVE,
     "loss.importance_cap": _NOT_NEGATIVE,
     "loss.kl": _NOT_NEGATIVE,
     "loss.ib_weight": _NOT_NEGATIVE,
@@ -189,6 +192,9 @@ RULES: dict[str, Rule] = {
     "train.seed": Rule(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 2**32 - 1"),
     "train.row_tokens": _whole(0),
     "train.max_skipped": _whole(0),
+    "train.epochs": _whole(1),
+    "train.minibatches": _whole(1),
+    "train.refills": _whole(0),
     "train.rows_per_step": _whole(1),
     "train.token_block": _whole(1),
     "mesh.data": _AXIS,
@@ -297,10 +303,27 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
             f"tree.segment_tokens={tree.segment_tokens} is more than sampling.max_new_tokens="
             f"{sampling.max_new_tokens}, so no path would ever branch: lower it"
         )
-    if config.optimizer.warmup_steps > train.steps:
+    if config.loss.dual_clip and config.loss.objective != "clip":
         raise ConfigError(
-            f"optimizer.warmup_steps={config.optimizer.warmup_steps} is more than train.steps={train.steps}: the "
-            f"warm-up must end within the run; set it to {train.steps} or less"
+            f"loss.dual_clip={config.loss.dual_clip} bounds loss.objective='clip' only, not "
+            f"{config.loss.objective!r}: set it to 0"
+        )
+    if config.loss.objective == "gspo" and (config.loss.importance_cap or config.loss.entropy_advantage):
+        raise ConfigError(
+            f"loss.objective='gspo' has no loss.importance_cap={config.loss.importance_cap} and no "
+            f"loss.entropy_advantage={config.loss.entropy_advantage}: set both to 0"
+        )
+    updates = train.steps * train.epochs * train.minibatches
+    if config.optimizer.warmup_steps > updates:
+        raise ConfigError(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} is more than the run's {updates} updates "
+            f"(train.steps={train.steps}, train.epochs and train.minibatches of each): the warm-up must end within the "
+            f"run; set it to {updates} or less"
+        )
+    if train.minibatches > train.questions_per_step:
+        raise ConfigError(
+            f"train.minibatches={train.minibatches} is more than train.questions_per_step={train.questions_per_step}: "
+            "a minibatch has one tree at least"
         )
     longest = config.data.max_prompt_tokens + sampling.max_new_tokens
     pages = -(-longest // sampling.page_size)

@@ -145,6 +145,49 @@ def token_weights(
     return positive, negative, weights.sum(axis=1)
 
 
+def sequence_weights(
+    tree: Tree,
+    advantages: Array,
+    log_probs: Array,
+    *,
+    clip_low: float,
+    clip_high: float,
+    aggregation: str,
+    max_new_tokens: int,
+    mask: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """What `token_weights` is to a ratio of tokens, for one of whole responses (GSPO-token, arXiv 2507.18071).
+
+    With s_r = exp(mean over the tokens of response r of log_probs - tree.log_probs), a constant to the gradient, a
+    token of the response loses -min(s A, clip(s, 1 - clip_low, 1 + clip_high) A), where s is s_r exp(lp - sg(lp)). So
+    of the responses r through a node, those that are not clipped give w_r A_r s_r to what multiplies exp(lp - sg(lp)),
+    and the others w_r A_r clip(s_r) to a constant.
+
+    Args:
+      log_probs: [Q, T], by the current policy.
+      the others: as of `token_weights`.
+
+    Returns:
+      ([Q, N] the factor, [Q, N] the constant, [Q, N] weight = sum_r w_r).
+    """
+    tree, advantages = jax.tree.map(np.asarray, (tree, advantages))
+    weights = response_weights(tree, aggregation=aggregation, max_new_tokens=max_new_tokens)
+    if mask is not None:
+        weights = np.where(np.asarray(mask)[:, None], weights, 0)
+    num_questions, num_nodes = tree.node_parent.shape
+    through = on_path(tree) & (np.arange(num_nodes) > 0)  # [Q, R, N]
+    difference = np.where(tree.step > 0, np.asarray(log_probs) - tree.log_probs, 0)
+    of_node = np.zeros((num_questions, num_nodes), difference.dtype)
+    np.add.at(of_node, (np.arange(num_questions)[:, None], np.maximum(tree.step, 0)), difference)
+    total = np.where(through, of_node[:, None], 0).sum(axis=2)
+    ratio = np.exp(total / np.maximum(tree.response_length, 1))[:, :, None]
+    clipped = np.where(advantages > 0, ratio > 1 + clip_high, ratio < 1 - clip_low)
+    weights = np.where(through, weights[:, :, None], 0)
+    factor = np.where(clipped, 0, weights * advantages * ratio).sum(axis=1)
+    constant = np.where(clipped, weights * advantages * np.clip(ratio, 1 - clip_low, 1 + clip_high), 0).sum(axis=1)
+    return factor, constant, weights.sum(axis=1)
+
+
 def pack(
     tree: Tree,
     positive: Array,
@@ -252,4 +295,14 @@ def unpack(values: Array, layout: Layout, num_questions: int, num_tokens: int) -
         begin = piece.offset + len(piece.path)
         own = values[piece.row, begin : begin + piece.stop - piece.start]
         result[piece.question, piece.start : piece.stop] = own
+    return result
+
+
+def place(values: Array, layout: Layout, shape: tuple[int, int]) -> np.ndarray:
+    """The other way: values in tree order, [Q, T], in the rows, [B, T'] = `shape`, of the layout; 0 elsewhere."""
+    values = np.asarray(values)
+    result = np.zeros(shape, values.dtype)
+    for piece in layout.pieces:
+        source = np.concatenate([piece.path, np.arange(piece.start, piece.stop)])
+        result[piece.row, piece.offset : piece.offset + piece.length] = values[piece.question, source]
     return result

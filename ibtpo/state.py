@@ -19,7 +19,7 @@ class TrainState:
     """All of a run but the position of its data iterator, which is saved beside it.
 
     Attributes:
-      step: int32 [], updates attempted so far, skipped ones included; the loop's counter.
+      step: int32 [], batches of trees trained on so far, those of skipped updates included; the loop's counter.
       params: parameters of the policy, `nnx.split(decoder, nnx.Param)[1]`.
       opt_state: state of the optax transform.
       ref_params: parameters of the frozen reference, or None where nothing needs one.
@@ -115,7 +115,8 @@ def make_update(
     remat: str = "none",
     donate: bool = True,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Jitted update(state, batch, ref_log_probs=None) -> (state, metrics): one optimizer step.
+    """Jitted update(state, batch, ref_log_probs=None, old_log_probs=None, *, steps=1) -> (state, metrics): one
+    optimizer step. `steps`, 1 or 0, is added to state.step: 0 where more updates on the same trees follow.
 
     The gradient is that of the whole batch: microbatches of `rows_per_step` rows are visited in
     turn and their gradients added, in float32 at least; the loss weights are normalised already,
@@ -135,18 +136,26 @@ def make_update(
     `skipped_updates`, each (sum, weight). A skipped update reports its non-finite loss as it is.
     """
 
-    def loss_fn(params, batch, ref_log_probs):
+    def loss_fn(params, batch, ref_log_probs, old_log_probs):
         log_probs, entropy = token_log_probs(
             nnx.merge(graphdef, params),
             batch,
             temperature=temperature,
             token_block=token_block,
             remat=remat,
+            entropy_gradient=options.needs_entropy,
         )
-        return policy_loss(log_probs, batch, ref_log_probs, entropy=entropy, options=options)
+        return policy_loss(
+            log_probs, batch, ref_log_probs, old_log_probs=old_log_probs, entropy=entropy, options=options
+        )
 
     def update(
-        state: TrainState, batch: TokenBatch, ref_log_probs: jax.Array | None = None
+        state: TrainState,
+        batch: TokenBatch,
+        ref_log_probs: jax.Array | None = None,
+        old_log_probs: jax.Array | None = None,
+        *,
+        steps: jax.Array | int = 1,
     ) -> tuple[TrainState, Metrics]:
         _check_rows(batch.tokens.shape[0], rows_per_step)
 
@@ -168,7 +177,7 @@ def make_update(
         (loss, gradient), stacked = jax.lax.scan(
             add_microbatch,
             (jnp.zeros((), jnp.float32), constrain_params(zeros)),
-            _microbatches((batch, ref_log_probs), rows_per_step),
+            _microbatches((batch, ref_log_probs, old_log_probs), rows_per_step),
         )
         norm = optax.global_norm(gradient)
         # The moments have the parameters' type, and must keep it from update to update.
@@ -189,7 +198,7 @@ def make_update(
             "skipped_updates": (1 - finite.astype(jnp.float32), one),
         }
         state = state.replace(
-            step=state.step + 1,
+            step=state.step + steps,
             params=constrain_params(params),
             opt_state=constrain_params(opt_state),
             policy_version=state.policy_version + finite.astype(jnp.int32),

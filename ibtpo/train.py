@@ -11,7 +11,6 @@ that all of them see, and the first writes the other files to its own workdir.
 import dataclasses
 import pathlib
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from ibtpo.advantages import ADVANTAGES, AdvantageOptions, diagnostics, group_is
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.evaluate import evaluate, make_eval_sampler
-from ibtpo.losses import LossOptions
+from ibtpo.losses import LossOptions, reduce_metrics
 from ibtpo.optimizer import make_optimizer
 from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
 from ibtpo.sampling.logits import SamplingParams
@@ -78,7 +77,10 @@ class Trainer:
             value=tree.value,
             root=tree.root,
         )
-        optimizer, self.schedule = make_optimizer(config.optimizer, config.train.steps)
+        updates = config.train.epochs * config.train.minibatches  # of each batch of trees
+        # Before the first of them the policy's own log-probabilities are the old ones.
+        self.needs_old_log_probs = loss.importance_cap > 0 and updates > 1
+        optimizer, self.schedule = make_optimizer(config.optimizer, config.train.steps * updates)
         forward = dict(
             temperature=config.sampling.temperature,
             rows_per_step=config.train.rows_per_step,
@@ -91,7 +93,7 @@ class Trainer:
             remat=config.model.remat,
             **forward,
         )
-        self.reference_log_probs = make_log_probs(self.policy.graphdef, **forward)
+        self.log_probs = make_log_probs(self.policy.graphdef, **forward)
         state = create_state(
             self.policy.params,
             optimizer,
@@ -102,42 +104,51 @@ class Trainer:
         self.state = parallel.shard_params(state, self.mesh)
         self.policy = self.policy.with_params(None)  # the state owns them: an update donates their memory
         self.position = Position(data=self.batches.state())
-        self.trained_on: tuple[packing.TokenBatch, Any] | None = None  # the last update's
+        self.trained_on: tuple = ()  # what the last update was given
 
     # The algorithm.
 
     def update(self) -> dict[str, float]:
         """One step of the method: sample, grade, score, update. Returns its metrics."""
         config, started = self.config, time.monotonic()
-        problems = self.batches.next_batch()
-        trees, stats = self.sample(problems)
+        trees, stats = self.sample_batch()
         tree = stack_trees([t.tree for t in trees])
         sampled = time.monotonic()
 
         trained = np.ones(len(trees), bool)
         if config.loss.mask_uniform_groups:
             trained = ~group_is_uniform(tree)
-        batch, ref_log_probs, packing_metrics = self.score(tree, trained)
-        self.trained_on = batch, ref_log_probs
-        self.state, loss_metrics = self.apply_update(self.state, parallel.shard_batch(batch, self.mesh), ref_log_probs)
-        loss_metrics = jax.device_get(loss_metrics)
+        advantages, log_probs = self.score(tree, trained)
+        parts = self.minibatches(len(trees))
+        results, packings = [], []
+        for number, part in enumerate(parts, 1):
+            batch, extra, packing_metrics = self.pack(tree, advantages, log_probs, trained, part)
+            self.trained_on = batch, *extra
+            rows = [x if x is None else parallel.shard_batch(x, self.mesh) for x in (batch, *extra)]
+            # Of one update, no argument: one program less.
+            steps = {} if len(parts) == 1 else dict(steps=np.int32(number == len(parts)))
+            self.state, loss_metrics = self.apply_update(self.state, *rows, **steps)
+            results.append(loss_metrics)
+            packings.append(packing_metrics)
+        loss_metrics = reduce_metrics(jax.tree.map(lambda *x: np.stack(x), *jax.device_get(results)))
+        packing_metrics = {name: float(np.mean([p[name] for p in packings])) for name in packings[0]}
         updated = time.monotonic()
 
         self.position.generated_tokens += stats.generated_tokens
-        self.position.questions += len(problems)
         lengths = tree.response_length[tree.response_node >= 0]
         truncated = [r.finish == "length" for t in trees for r in t.responses]
         result = metrics_lib.reduce(loss_metrics | diagnostics(tree, self.advantage_options))
         result |= packing_metrics | {
             "learning_rate": float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
             "generated_tokens": self.position.generated_tokens,
-            "tokens_per_question": stats.generated_tokens / len(problems),
+            "tokens_per_question": stats.generated_tokens / stats.questions,
             "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
             "response_length": float(lengths.mean()),
             # Unguided responses are what independent sampling would give: their length prices it.
             "response_length_initial": float(tree.response_length[tree.response_round == 0].mean()),
             "truncation_rate": float(np.mean(truncated)),
             "masked_groups": 1 - float(trained.mean()),
+            "refilled": stats.questions - len(trees),
             "slot_use": stats.generated_tokens / stats.slot_steps,
             "slot_tail": stats.tail_slot_steps / stats.slot_steps,
             "preemptions": stats.preemptions,
@@ -150,10 +161,24 @@ class Trainer:
         result["time/sampler_stall_s"] = stats.stall_seconds
         return result
 
+    def sample_batch(self):
+        """Trees of the next questions; where the rewards of one are all equal, of others instead, up to train.refills
+        times (DAPO's dynamic sampling)."""
+        number = self.config.train.questions_per_step
+        trees, stats = self.sample(self.batches.take(number))
+        for _ in range(self.config.train.refills):
+            told_apart = [t for t in trees if not group_is_uniform(t.tree)[0]]
+            if len(told_apart) == number:
+                break
+            more, added = self.sample(self.batches.take(number - len(told_apart)))
+            trees, stats = told_apart + more, stats + added
+        return trees, stats
+
     def sample(self, problems: list[Problem]):
         """Grows a graded tree for each problem with the current policy."""
         # The position in the run is the question's id: the same problem draws anew in every epoch.
         first = self.position.questions
+        self.position.questions += len(problems)
         by_id = {first + i: problem for i, problem in enumerate(problems)}
         questions = [self.policy.question(id, p, self.config.data) for id, p in by_id.items()]
         return self.sampler(
@@ -165,38 +190,58 @@ class Trainer:
         )
 
     def score(self, tree: Tree, trained: np.ndarray):
-        """Advantages of every response at every step, packed into rows with their weights.
-
-        Returns (TokenBatch, reference log-probabilities of its tokens or None, metrics).
-        """
-        config = self.config
-
-        longest = int((tree.step >= 0).sum(axis=1).max())
-        row_tokens = config.train.row_tokens or packing.row_length(longest)
-
-        def pack(*weights):
-            return packing.pack(
-                tree, *weights, row_tokens=row_tokens, row_multiple=config.train.rows_per_step, select=trained
-            )
-
-        ref_log_probs, scored = None, tree
+        """(advantages [Q, R, N] of every response at every step, log-probabilities of the tokens [Q, T] by the
+        reference and by the trainer before the first update, each None where nothing needs it)."""
+        config, ref_log_probs, old_log_probs = self.config, None, None
         if self.needs_reference:
-            batch, layout = pack(*[np.zeros(tree.node_parent.shape, np.float32)] * 3)
-            ref_log_probs = self.reference_log_probs(self.state.ref_params, parallel.shard_batch(batch, self.mesh))
-            if config.loss.ib_confidence == "reference":
-                reference = packing.unpack(ref_log_probs, layout, *tree.tokens.shape)
-                scored = tree.replace(log_probs=np.where(tree.step > 0, reference, 0))
-        advantages = ADVANTAGES[config.loss.advantage](scored, self.advantage_options)
-        batch, layout = pack(
-            *packing.token_weights(
-                tree,
-                advantages,
-                aggregation=config.loss.aggregation,
-                max_new_tokens=config.sampling.max_new_tokens,
-                mask=trained,
-            )
+            ref_log_probs = self.of_tokens(tree, trained, self.state.ref_params)
+        if self.needs_old_log_probs:
+            old_log_probs = self.of_tokens(tree, trained, self.state.params)
+        scored = tree
+        if config.loss.ib_confidence == "reference":
+            scored = tree.replace(log_probs=np.where(tree.step > 0, ref_log_probs, 0))
+        return ADVANTAGES[config.loss.advantage](scored, self.advantage_options), (ref_log_probs, old_log_probs)
+
+    def of_tokens(self, tree: Tree, trained: np.ndarray, params) -> np.ndarray:
+        """Log-probabilities [Q, T] by the model with `params` of the tokens of the trees to train on; 0 of others."""
+        batch, layout = self.pack_rows(tree, [np.zeros(tree.node_parent.shape, np.float32)] * 3, trained)
+        return packing.unpack(
+            self.log_probs(params, parallel.shard_batch(batch, self.mesh)), layout, *tree.tokens.shape
         )
-        return batch, ref_log_probs, {"row_use": layout.useful_share, "row_repeats": layout.repeated_share}
+
+    def minibatches(self, num_trees: int) -> list[np.ndarray]:
+        """The trees of each of the step's updates: all of them in every epoch, cut into random minibatches."""
+        train = self.config.train
+        if train.minibatches == 1:
+            return [np.arange(num_trees)] * train.epochs
+        rng = np.random.default_rng((train.seed, self.position.questions))
+        return [
+            np.sort(part)
+            for _ in range(train.epochs)
+            for part in np.array_split(rng.permutation(num_trees), train.minibatches)
+        ]
+
+    def pack(self, tree: Tree, advantages: np.ndarray, log_probs: tuple, trained: np.ndarray, part: np.ndarray):
+        """Rows of the trees `part`, weighted among themselves: (TokenBatch, (reference, old) log-probabilities of its
+        tokens or None, metrics)."""
+        config = self.config
+        tree, advantages, trained = jax.tree.map(lambda x: np.asarray(x)[part], (tree, advantages, trained))
+        options = dict(aggregation=config.loss.aggregation, max_new_tokens=config.sampling.max_new_tokens, mask=trained)
+        if config.loss.objective == "gspo":
+            options |= dict(clip_low=config.loss.clip_low, clip_high=config.loss.clip_high)
+            now = self.of_tokens(tree, trained, self.state.params)
+            weights = packing.sequence_weights(tree, advantages, now, **options)
+        else:
+            weights = packing.token_weights(tree, advantages, **options)
+        batch, layout = self.pack_rows(tree, weights, trained)
+        placed = [x if x is None else packing.place(x[part], layout, batch.tokens.shape) for x in log_probs]
+        return batch, placed, {"row_use": layout.useful_share, "row_repeats": layout.repeated_share}
+
+    def pack_rows(self, tree: Tree, weights, trained: np.ndarray):
+        """`packing.pack` of the trees to train on, in rows of the configured length or as long as the longest tree."""
+        train = self.config.train
+        row_tokens = train.row_tokens or packing.row_length(int((tree.step >= 0).sum(axis=1).max()))
+        return packing.pack(tree, *weights, row_tokens=row_tokens, row_multiple=train.rows_per_step, select=trained)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out accuracy of the current policy, as metrics."""
@@ -226,9 +271,11 @@ class Trainer:
         store.save(self.state, dataclasses.asdict(self.position), self.config.to_dict())
 
     def save_batch(self, path: pathlib.Path) -> None:
-        """Writes what the last update trained on: the fields of `TokenBatch`, and ref_log_probs if there are any."""
-        batch, ref_log_probs = self.trained_on
-        arrays = vars(batch) | ({} if ref_log_probs is None else {"ref_log_probs": jax.device_get(ref_log_probs)})
+        """Writes what the last update trained on: the fields of `TokenBatch`, and ref_log_probs and old_log_probs where
+        there are any."""
+        batch, *log_probs = self.trained_on
+        names = ("ref_log_probs", "old_log_probs")
+        arrays = vars(batch) | {name: x for name, x in zip(names, log_probs) if x is not None}
         np.savez_compressed(path, **arrays)
 
 

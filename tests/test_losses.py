@@ -19,7 +19,7 @@ from ibtpo.losses import LossOptions, policy_loss, token_log_probs
 from ibtpo.models.attention import tree_attend
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
-from ibtpo.packing import TokenBatch, pack, token_weights
+from ibtpo.packing import TokenBatch, pack, sequence_weights, token_weights, unpack
 from ibtpo.tree import Response, build_tree, stack_trees, tokens_of_response
 
 VOCAB, SEPARATOR = 7, 1
@@ -97,8 +97,9 @@ def plain_rows(questions, tree, values, mask, aggregation):
     return rows
 
 
-def plain_log_probs(model, tokens):
-    """log pi(token | prefix) of unpacked rows [B, P], causal attention over all earlier tokens; 0 at the first."""
+def plain_log_probs(model, tokens, *, entropy=False):
+    """log pi(token | prefix) of unpacked rows [B, P], causal attention over all earlier tokens; 0 at the first. Or the
+    entropy of what each was drawn from."""
     T = tokens.shape[1]
     causal = jnp.tril(jnp.ones((T, T), bool))
 
@@ -109,6 +110,8 @@ def plain_log_probs(model, tokens):
 
     hidden, _ = model(tokens, jnp.broadcast_to(jnp.arange(T), tokens.shape), attend)
     log_pi = jax.nn.log_softmax(model.logits(hidden[:, :-1]) / TEMPERATURE)
+    if entropy:
+        return jnp.pad(-(jnp.exp(log_pi) * log_pi).sum(-1), ((0, 0), (1, 0)))
     return jnp.pad(jnp.take_along_axis(log_pi, tokens[:, 1:, None], -1)[..., 0], ((0, 0), (1, 0)))
 
 
@@ -120,16 +123,27 @@ def plain_loss(model, ref_model, rows, options):
     loss = -jnp.minimum(r * A, clipped * A)
     if options.dual_clip:
         loss = jnp.where(A < 0, jnp.minimum(loss, -options.dual_clip * A), loss)
+    if options.objective == "cispo":
+        loss = -jax.lax.stop_gradient(jnp.clip(r, None, 1 + options.clip_high)) * A * lp
+    if options.objective == "sapo":
+        tau = jnp.where(A > 0, 1.0, 1.05)
+        loss = -A * jax.nn.sigmoid(tau * (r - 1)) * 4 / tau
     if options.importance_cap:
         loss *= jnp.minimum(jnp.exp(old - rows["old"]), options.importance_cap)
     k3 = jnp.exp(ref - lp) - (ref - lp) - 1
-    return jnp.where(rows["weight"] > 0, rows["weight"] * (loss + options.kl * k3), 0).sum()
+    loss += options.kl * k3
+    if options.needs_entropy:
+        entropy = plain_log_probs(model, rows["tokens"], entropy=True)
+        loss -= (options.entropy_bonus + options.entropy_advantage * A) * entropy
+    return jnp.where(rows["weight"] > 0, rows["weight"] * loss, 0).sum()
 
 
 def packed_loss(model, ref_model, batch, options):
-    log_probs, _ = token_log_probs(model, batch, temperature=TEMPERATURE, token_block=16)
+    log_probs, entropy = token_log_probs(
+        model, batch, temperature=TEMPERATURE, token_block=16, entropy_gradient=options.needs_entropy
+    )
     ref, _ = token_log_probs(ref_model, batch, temperature=TEMPERATURE, token_block=16)
-    return policy_loss(log_probs, batch, jax.lax.stop_gradient(ref), options=options)[0]
+    return policy_loss(log_probs, batch, jax.lax.stop_gradient(ref), entropy=entropy, options=options)[0]
 
 
 def packed_batch(tree, values, mask, aggregation, row_tokens=ROW_TOKENS):
@@ -146,6 +160,9 @@ def relative_error(tree, oracle):
 OPTIONS = {
     "plain": LossOptions(clip_low=0.2, clip_high=0.3, kl=0.1),
     "dual clip": LossOptions(clip_low=0.2, clip_high=0.3, kl=0.1, dual_clip=1.2),
+    "cispo": LossOptions("cispo", clip_high=0.3, kl=0.1),
+    "sapo": LossOptions("sapo", kl=0.1),
+    "entropy": LossOptions(kl=0.1, entropy_bonus=0.05, entropy_advantage=0.1),
     "importance": LossOptions(clip_low=0.2, clip_high=0.3, kl=0.1, importance_cap=1.1),
 }
 
@@ -181,6 +198,48 @@ def test_packed_gradient_is_the_sum_over_responses_float32(advantage, aggregatio
     oracle, oracle_gradient = gradients(kind, plain_loss)(params, rows)
     np.testing.assert_allclose(loss, oracle, rtol=1e-5, atol=1e-6)
     assert relative_error(gradient, oracle_gradient) <= 1e-5
+
+
+@pytest.mark.parametrize("row_tokens", [ROW_TOKENS, PLAIN_TOKENS], ids=["whole", "pieces"])
+@pytest.mark.parametrize("advantage", ["ibtpo", "grpo", "random"])
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_sequence_ratios_are_those_of_whole_responses_float64(advantage, row_tokens, seed):
+    """GSPO-token: every response by itself, its ratio held constant but for the token's own factor."""
+    questions, tree, values, mask = random_batch(seed, advantage)
+    tree = tree.replace(rewards=tree.rewards.astype(np.float64), log_probs=tree.log_probs.astype(np.float64))
+    values = values.astype(np.float64)
+    rows = plain_rows(questions, tree, values, mask, "response_mean")
+    low, high = 0.05, 0.1
+
+    def oracle(params):
+        visible = jnp.tril(jnp.ones((PLAIN_TOKENS, PLAIN_TOKENS), bool))
+        lp, A = plain_log_probs(Float64Model(params, visible), rows["tokens"]), rows["A"]
+        own = rows["old"] != 0  # a generated token, of a masked group too
+        constant = jax.lax.stop_gradient(lp)
+        mean = jnp.where(own, constant - rows["old"], 0).sum(1) / jnp.maximum(own.sum(1), 1)
+        s = jnp.exp(mean)[:, None] * jnp.exp(lp - constant)
+        loss = -jnp.minimum(s * A, jnp.clip(s, 1 - low, 1 + high) * A)
+        return jnp.where(rows["weight"] > 0, rows["weight"] * loss, 0).sum()
+
+    def packed(params, batch):
+        index = jnp.arange(batch.tokens.shape[1])
+        visible = (index <= index[:, None]) & (index[:, None] < jnp.asarray(batch.subtree_end)[:, None, :])
+        return token_log_probs(Float64Model(params, visible), batch, temperature=TEMPERATURE, token_block=16)[0]
+
+    with jax.enable_x64(True):
+        params = float64_params(0)
+        shape = dict(row_tokens=row_tokens, row_multiple=NUM_QUESTIONS * NUM_RESPONSES)
+        batch, layout = pack(tree, *[np.zeros(tree.node_parent.shape)] * 3, **shape)
+        now = unpack(packed(params, batch), layout, *tree.tokens.shape)
+        options = dict(clip_low=low, clip_high=high, aggregation="response_mean", max_new_tokens=MAX_NEW, mask=mask)
+        weights = sequence_weights(tree, values, now, **options)
+        batch, _ = pack(tree, *weights, **shape)
+        options = LossOptions("gspo", kl=0.0)
+        loss, gradient = jax.value_and_grad(lambda p: policy_loss(packed(p, batch), batch, options=options)[0])(params)
+        expected, expected_gradient = jax.value_and_grad(oracle)(params)
+        np.testing.assert_allclose(loss, expected, rtol=1e-11, atol=1e-12)
+        assert relative_error(gradient, expected_gradient) <= 1e-9
 
 
 class Float64Model:

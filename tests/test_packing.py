@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibtpo.packing import pack, response_weights, row_length, token_weights, unpack
+from ibtpo.packing import pack, place, response_weights, row_length, token_weights, unpack
 from ibtpo.tree import Response, build_tree, stack_trees, tokens_of_response
 
 MAX_NEW = 6
@@ -178,6 +178,7 @@ def test_a_tree_longer_than_a_row_is_cut_into_pieces_that_see_what_they_descend_
     assert layout.useful_share == pytest.approx(owned.sum() / taken.size)
     assert layout.repeated_share == pytest.approx((taken.sum() - owned.sum()) / owned.sum())
     np.testing.assert_array_equal(unpack(batch.tokens, layout, *tree.tokens.shape), tree.tokens)
+    np.testing.assert_array_equal(place(tree.tokens, layout, batch.tokens.shape), batch.tokens)
 
 
 def test_a_response_longer_than_a_row_is_refused_with_the_way_out():

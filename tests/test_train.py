@@ -13,11 +13,12 @@ from flax import nnx
 from jax import numpy as jnp
 
 from configs import tiny
+from ibtpo import checkpoints, metrics, packing
 from ibtpo import config as config_lib
 from ibtpo import evaluate as evaluate_lib
 from ibtpo import export as export_lib
-from ibtpo import metrics, packing
 from ibtpo import train as train_lib
+from ibtpo.advantages import group_is_uniform
 from ibtpo.data.problems import load_problems
 from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.policy import load_policy, make_sampler
@@ -127,8 +128,14 @@ def test_a_run_that_could_not_start_leaves_its_workdir_free(tiny_config, tmp_pat
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(method="grpo", loss__importance_cap=2.0, sampling__stop_strings='["="]'),
-        dict(tree__strategy="entropy", loss__aggregation="token_mean"),
+        dict(
+            method="grpo",
+            loss__importance_cap=2.0,
+            loss__mask_uniform_groups=False,
+            sampling__stop_strings='["="]',
+        ),
+        dict(method="grpo", loss__objective="gspo", loss__clip_low=3e-4, loss__clip_high=4e-4, train__epochs=2),
+        dict(tree__strategy="entropy", loss__aggregation="token_mean", train__epochs=2, train__minibatches=2),
         dict(tree__strategy="fixed_width", tree__segment_tokens=12, loss__kl=0.0),
         dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0, train__row_tokens=112),
         dict(
@@ -152,6 +159,59 @@ def test_other_methods_and_options_train(tiny_config, tmp_path, changes):
         assert row["train/importance"] == pytest.approx(1, abs=1e-5) and row["train/importance_capped"] == 0
     if "sampling__stop_strings" in changes:  # nobody gets beyond the first sum's left side
         assert row["train/response_length"] < 12 and row["train/truncation_rate"] < 1
+
+
+def test_several_updates_on_the_same_trees(tiny_config, tmp_path, monkeypatch):
+    """Two epochs of two minibatches: four updates of each step, and a ratio that is one in the first only."""
+    config = tiny_config(
+        train__steps=3, train__epochs=2, train__minibatches=2, loss__importance_cap=2.0, optimizer__learning_rate=1e-3
+    )
+    trainer = train_lib.Trainer(config)
+    seen, apply_update = [], trainer.apply_update
+
+    def record(state, batch, ref_log_probs, old_log_probs, *, steps):
+        seen.append((batch, np.asarray(old_log_probs), int(steps)))
+        return apply_update(state, batch, ref_log_probs, old_log_probs, steps=steps)
+
+    monkeypatch.setattr(trainer, "apply_update", record)
+    with trainer.grader:
+        metrics = trainer.update()
+    assert [steps for *_, steps in seen] == [0, 0, 0, 1]
+    assert (int(trainer.state.step), int(trainer.state.policy_version)) == (1, 4)
+    for batch, old, _ in seen:
+        here = np.asarray(batch.weight) > 0
+        np.testing.assert_allclose(old[here], np.asarray(batch.log_probs)[here], atol=1e-5)
+    # Every epoch has every trained token once, and minibatches are weighted among themselves.
+    tokens = [np.sort(np.asarray(batch.log_probs)[np.asarray(batch.weight) > 0]) for batch, *_ in seen]
+    first, second = (np.sort(np.concatenate(pair)) for pair in (tokens[:2], tokens[2:]))
+    np.testing.assert_array_equal(first, second)
+    assert len(tokens[0]) < len(first)
+    assert metrics["train/importance"] == pytest.approx(1, abs=1e-4)
+    assert metrics["train/ratio_max"] > 1.001
+    train_lib.train(config, str(tmp_path))
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert int(checkpoints.Checkpoints(tmp_path, keep=2).latest_step()) == 3
+
+
+def test_questions_that_teach_nothing_are_replaced(tiny_config, monkeypatch):
+    trainer = train_lib.Trainer(tiny_config(train__refills=3, method="grpo", tree__initial=2, tree__rounds=1))
+    sampled, sample = [], trainer.sample
+
+    def record(problems):
+        trees, stats = sample(problems)
+        sampled.append(trees)
+        return trees, stats
+
+    monkeypatch.setattr(trainer, "sample", record)
+    with trainer.grader:
+        trees, stats = trainer.sample_batch()
+    uniform = [[bool(group_is_uniform(t.tree)[0]) for t in trees] for trees in sampled]
+    assert sum(uniform[0]) > 0
+    assert [len(trees) for trees in sampled[1:]] == [sum(them) for them in uniform[: len(sampled) - 1]]
+    kept = [t for trees, them in zip(sampled, uniform) for t, equal in zip(trees, them) if not equal]
+    assert len(trees) == 4 and trees[: len(kept)] == kept
+    ids = [t.question.id for trees in sampled for t in trees]
+    assert ids == list(range(len(ids))) and stats.questions == len(ids)
 
 
 def test_updates_that_are_not_finite_end_the_run_and_leave_their_batch(tiny_config, tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ from ibtpo.data.problems import Problem
 class ProblemIterator:
     """Endless batches of problems: every epoch is shuffled anew, then cut into batches.
 
-    Batch k depends on (seed, k) and the problems alone, so the position is one number. A batch never
-    crosses epochs, hence holds no problem twice; the len(problems) % batch_size problems left over
-    differ from epoch to epoch.
+    Batch k depends on (seed, k) and the problems alone, so the position is two numbers: the batch, and how many of its
+    problems are taken. A batch never crosses epochs, hence holds no problem twice; the len(problems) % batch_size
+    problems left over differ from epoch to epoch.
     """
 
     def __init__(self, problems: Sequence[Problem], batch_size: int, seed: int):
@@ -28,16 +28,26 @@ class ProblemIterator:
             .batch(batch_size, drop_remainder=True, batch_fn=list)
             .repeat()
         )
-        self._next = 0
+        self._next = self._taken = 0
 
     def next_batch(self) -> list[Problem]:
-        batch = self._batches[self._next]
-        self._next += 1
-        return batch
+        """As many problems as a batch has."""
+        return self.take(self._identity["batch_size"])
+
+    def take(self, number: int) -> list[Problem]:
+        """The next `number` problems, of as many batches as it takes."""
+        taken: list[Problem] = []
+        while len(taken) < number:
+            part = self._batches[self._next][self._taken :][: number - len(taken)]
+            taken += part
+            self._taken += len(part)
+            if self._taken == self._identity["batch_size"]:
+                self._next, self._taken = self._next + 1, 0
+        return taken
 
     def state(self) -> dict[str, int]:
         """The position and what it refers to; JSON-able."""
-        return {"batch": self._next, **self._identity}
+        return {"batch": self._next, "taken": self._taken, **self._identity}
 
     def restore(self, state: dict[str, int]) -> None:
         """Continues where `state()` was taken.
@@ -51,4 +61,4 @@ class ProblemIterator:
                     f"the data position was saved with {key}={state[key]}, this run has {value}: "
                     "restore the setting, or start anew in another workdir"
                 )
-        self._next = int(state["batch"])
+        self._next, self._taken = int(state["batch"]), int(state.get("taken", 0))

@@ -68,3 +68,15 @@ def test_wrong_sizes_and_foreign_states_are_named():
     ]:
         with pytest.raises(ValueError, match=name):
             other.restore(state)
+
+
+def test_problems_taken_in_any_numbers_come_in_the_order_of_the_batches():
+    whole = ProblemIterator(_problems(7), 3, seed=1)
+    expected = [problem for _ in range(8) for problem in whole.next_batch()]
+    parts, taken = ProblemIterator(_problems(7), 3, seed=1), []
+    for number in (1, 4, 3, 2, 7):
+        taken += parts.take(number)
+        resumed = ProblemIterator(_problems(7), 3, seed=1)
+        resumed.restore(parts.state())
+        parts = resumed
+    assert taken == expected[:17] and parts.next_batch() == expected[17:20]
