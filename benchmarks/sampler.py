@@ -87,23 +87,6 @@ def step_ends(tokens) -> list[int]:
     return ends if ends and ends[-1] == len(tokens) else [*ends, len(tokens)]
 
 
-def forget_peak_rss() -> None:
-    """Starts the peak of the resident memory anew, where the system allows it."""
-    try:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-
-
-def peak_rss_mb() -> float | None:
-    """The peak of this process's resident memory; None where the system does not tell."""
-    try:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 class Workload:
     """One job of our engine: a sampler, its parameters and its questions."""
 
@@ -169,6 +152,8 @@ class Workload:
             assert set(self.lengths) == {self.job["new_tokens"]}
 
     def result(self) -> dict:
+        from benchmarks.peers.measure import peak_rss_mb
+
         at = {f"p{p}": self.lengths[min(len(self.lengths) - 1, p * len(self.lengths) // 100)] for p in (10, 50, 90)}
         return dict(
             name=self.job["name"],
@@ -183,6 +168,8 @@ class Workload:
 def work() -> None:
     """Reads a JSON list of jobs, warms all up, runs them in turn, and prints one JSON line per job."""
     import jax
+
+    from benchmarks.peers.measure import forget_peak_rss
 
     workloads = [Workload(job) for job in json.load(sys.stdin)]
     for workload in workloads:

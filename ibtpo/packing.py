@@ -111,6 +111,17 @@ def response_weights(tree: Tree, *, aggregation: str, max_new_tokens: int) -> Ar
     return xp.where(finished, weights, 0).astype(dtype)
 
 
+def _weights_on_paths(tree: Tree, aggregation: str, max_new_tokens: int, mask: Array | None) -> Array:
+    """[Q, R, N]: w_r of `response_weights` at the generated nodes that response r runs through; 0 elsewhere, and in
+    masked groups."""
+    xp = tree.rewards.__array_namespace__()
+    weights = response_weights(tree, aggregation=aggregation, max_new_tokens=max_new_tokens)
+    if mask is not None:
+        weights = xp.where(mask[:, None], weights, 0)
+    trained = on_path(tree) & (xp.arange(tree.node_parent.shape[1]) > 0)
+    return xp.where(trained, weights[:, :, None], 0)
+
+
 def token_weights(
     tree: Tree,
     advantages: Array,
@@ -134,12 +145,7 @@ def token_weights(
         denominators.
     """
     xp = tree.rewards.__array_namespace__()
-    weights = response_weights(tree, aggregation=aggregation, max_new_tokens=max_new_tokens)
-    if mask is not None:
-        weights = xp.where(mask[:, None], weights, 0)
-    num_nodes = tree.node_parent.shape[1]
-    trained = on_path(tree) & (xp.arange(num_nodes) > 0)
-    weights = xp.where(trained, weights[:, :, None], 0)  # [Q, R, N]
+    weights = _weights_on_paths(tree, aggregation, max_new_tokens, mask)
     positive = (weights * xp.maximum(advantages, 0)).sum(axis=1)
     negative = (weights * xp.minimum(advantages, 0)).sum(axis=1)
     return positive, negative, weights.sum(axis=1)
@@ -171,18 +177,14 @@ def sequence_weights(
       ([Q, N] the factor, [Q, N] the constant, [Q, N] weight = sum_r w_r).
     """
     tree, advantages = jax.tree.map(np.asarray, (tree, advantages))
-    weights = response_weights(tree, aggregation=aggregation, max_new_tokens=max_new_tokens)
-    if mask is not None:
-        weights = np.where(np.asarray(mask)[:, None], weights, 0)
+    weights = _weights_on_paths(tree, aggregation, max_new_tokens, mask)
     num_questions, num_nodes = tree.node_parent.shape
-    through = on_path(tree) & (np.arange(num_nodes) > 0)  # [Q, R, N]
     difference = np.where(tree.step > 0, np.asarray(log_probs) - tree.log_probs, 0)
     of_node = np.zeros((num_questions, num_nodes), difference.dtype)
     np.add.at(of_node, (np.arange(num_questions)[:, None], np.maximum(tree.step, 0)), difference)
-    total = np.where(through, of_node[:, None], 0).sum(axis=2)
+    total = np.where(on_path(tree), of_node[:, None], 0).sum(axis=2)  # the root's difference is 0
     ratio = np.exp(total / np.maximum(tree.response_length, 1))[:, :, None]
     clipped = np.where(advantages > 0, ratio > 1 + clip_high, ratio < 1 - clip_low)
-    weights = np.where(through, weights[:, :, None], 0)
     factor = np.where(clipped, 0, weights * advantages * ratio).sum(axis=1)
     constant = np.where(clipped, weights * advantages * np.clip(ratio, 1 - clip_low, 1 + clip_high), 0).sum(axis=1)
     return factor, constant, weights.sum(axis=1)

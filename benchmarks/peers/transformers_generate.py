@@ -24,22 +24,9 @@ import time
 import numpy as np
 import torch
 import transformers
+from measure import repeat
 
 VARIANTS = ("dynamic", "static", "shared")
-
-
-def forget_peak_rss() -> None:
-    """Starts the peak anew, where the system allows it."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
-
-
-def peak_rss_mb() -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 
 
 def make_model(sizes: dict[str, int]) -> transformers.Qwen3ForCausalLM:
@@ -108,15 +95,10 @@ def run(job: dict) -> dict:
     timed(variants[0], 0)
     warm = {variant: timed(variant, 0) for variant in variants}
     variant = min(warm, key=warm.get)
-    forget_peak_rss()
-    seconds = []
-    while len(seconds) < job["repeats"] and sum(seconds) < job["budget_s"]:
-        seconds.append(timed(variant, 1 + len(seconds)))
-    return dict(
+    measured = repeat(lambda seed: timed(variant, seed), job)
+    return measured | dict(
         name=job["name"],
-        seconds=seconds,
         tokens=job["prompts"] * job["responses"] * job["new_tokens"],
-        peak_rss_mb=round(peak_rss_mb(), 1),
         variant=variant,
         warm_seconds=warm,
         versions=dict(torch=torch.__version__, transformers=transformers.__version__),

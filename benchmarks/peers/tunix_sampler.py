@@ -19,20 +19,7 @@ import time
 import types
 
 import numpy as np
-
-
-def forget_peak_rss() -> None:
-    """Starts the peak anew, where the system allows it."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
-
-
-def peak_rss_mb() -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+from measure import repeat
 
 
 def import_without_package_init() -> None:
@@ -116,15 +103,10 @@ def run(job: dict) -> dict:
         return seconds
 
     timed(0)
-    forget_peak_rss()
-    seconds = []
-    while len(seconds) < job["repeats"] and sum(seconds) < job["budget_s"]:
-        seconds.append(timed(1 + len(seconds)))
-    return dict(
+    measured = repeat(timed, job)
+    return measured | dict(
         name=job["name"],
-        seconds=seconds,
         tokens=len(texts) * job["new_tokens"],
-        peak_rss_mb=round(peak_rss_mb(), 1),
         versions=dict(tunix=importlib.metadata.version("google-tunix"), tunix_jax=jax.__version__),
     )
 

@@ -153,34 +153,22 @@ def release(state: SamplerState, rows: jax.Array) -> SamplerState:
     return constrain_tree(per_shard(release, (STATE_AXES, ("rows",)), STATE_AXES)(state, rows), STATE_AXES)
 
 
+def _no_sequences(number: int) -> dict[str, jax.Array]:
+    """What a slot and an entry of the queue both hold of a sequence, of none."""
+    zeros = jnp.zeros(number, jnp.int32)
+    key = jax.vmap(jax.random.key)(zeros)
+    return dict(row=zeros, token=zeros, length=zeros + 1, limit=zeros, key=key, stop_state=zeros)
+
+
 def make_slots(num_slots: int) -> Slots:
     """So many free slots."""
-    zeros = jnp.zeros(num_slots, jnp.int32)
-    return Slots(
-        row=zeros,
-        token=zeros,
-        length=zeros + 1,
-        limit=zeros,
-        key=jax.vmap(jax.random.key)(zeros),
-        stop_state=zeros,
-        active=zeros > 0,
-    )
+    return Slots(**_no_sequences(num_slots), active=jnp.zeros(num_slots, bool))
 
 
 def make_queue(num_entries: int) -> Queue:
     """So many empty entries."""
-    zeros = jnp.zeros(num_entries, jnp.int32)
-    return Queue(
-        source=zeros,
-        row=zeros,
-        token=zeros,
-        length=zeros + 1,
-        limit=zeros,
-        key=jax.vmap(jax.random.key)(zeros),
-        stop_state=zeros,
-        waiting=zeros > 0,
-        ready=zeros > 0,
-    )
+    no, source = jnp.zeros(num_entries, bool), jnp.zeros(num_entries, jnp.int32)
+    return Queue(source=source, **_no_sequences(num_entries), waiting=no, ready=no)
 
 
 def _write(pool: PagePool, layer, page, offset, keys, values) -> PagePool:
