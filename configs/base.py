@@ -85,6 +85,7 @@ def get_config() -> config_dict.ConfigDict:
     # Truncated importance sampling: weights at most so large for the gap between the sampler's and the trainer's
     # log-probabilities (2 is usual); 0: off.
     loss.importance_cap = 0.0
+    loss.max_old_probability = 1.0  # train only tokens that were drawn with less (SPO: 0.9); 1: all
     loss.entropy_bonus = 0.0  # weight of the mean token entropy, which is rewarded
     loss.entropy_advantage = 0.0  # weight of the mean of advantage times entropy, which is rewarded (IBRO: 5e-3)
     loss.kl = 0.001  # weight of the KL (k3) to the frozen reference; 0: no reference is kept [paper]
@@ -92,9 +93,14 @@ def get_config() -> config_dict.ConfigDict:
     loss.ib_confidence = "behaviour"  # pi_ref in A_IB: behaviour, the sampling policy [ours] | reference
     loss.aggregation = "response_mean"  # response_mean (GRPO) | token_mean (DAPO) | fixed_length (Dr. GRPO)
     loss.mask_uniform_groups = True  # leave out questions whose rewards are all equal [ours]
+    loss.mask_truncated = False  # leave out responses cut off at max_new_tokens (DAPO's overlong filtering)
 
     config.reward = reward = config_dict.ConfigDict()
     reward.kind = "math"  # how a response is graded: math
+    # DAPO's soft overlong punishment, in the advantages only: from 0 at max_new_tokens - overlong_tokens down to
+    # -overlong_penalty at max_new_tokens. 0 tokens: off (DAPO: a quarter of max_new_tokens).
+    reward.overlong_tokens = 0
+    reward.overlong_penalty = 1.0
     reward.workers = 4  # grading processes
     reward.timeout = 5.0  # seconds per response, after which it counts as wrong
     reward.memory_mb = 2048  # memory limit of one grading process, MiB

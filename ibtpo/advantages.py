@@ -46,6 +46,17 @@ class AdvantageOptions:
     root: str = "all"
 
 
+def overlong_penalty(tree: Tree, *, max_new_tokens: int, tokens: int, penalty: float) -> Array:
+    """What is added to the rewards, [Q, R]: penalty * min(0, (max_new_tokens - tokens - length) / tokens).
+
+    0 for responses up to max_new_tokens - tokens long, -penalty for the longest, a line between; 0 on padding.
+    Source: DAPO, arXiv 2503.14476, eq. 13.
+    """
+    xp = namespace(tree.rewards)
+    excess = (max_new_tokens - tokens - tree.response_length).astype(tree.rewards.dtype) / tokens
+    return xp.where(response_mask(tree), penalty * xp.minimum(excess, 0), 0).astype(tree.rewards.dtype)
+
+
 def _spread_nodes(tree: Tree, advantage: Array) -> Array:
     """[Q, N] -> [Q, R, N] on every path, the root left out."""
     xp = namespace(advantage)

@@ -169,12 +169,16 @@ RULES: dict[str, Rule] = {
     "loss.entropy_bonus": _NOT_NEGATIVE,
     "loss.entropy_advantage": _NOT_NEGATIVE,
     "loss.importance_cap": _NOT_NEGATIVE,
+    "loss.max_old_probability": _PROBABILITY,
     "loss.kl": _NOT_NEGATIVE,
     "loss.ib_weight": _NOT_NEGATIVE,
     "loss.ib_confidence": _one_of("behaviour", "reference"),
     "loss.aggregation": _one_of("response_mean", "token_mean", "fixed_length"),
     "loss.mask_uniform_groups": _SWITCH,
+    "loss.mask_truncated": _SWITCH,
     "reward.kind": _one_of("math"),
+    "reward.overlong_tokens": _whole(0),
+    "reward.overlong_penalty": _POSITIVE,
     "reward.workers": _whole(1),
     "reward.timeout": _POSITIVE,
     "reward.memory_mb": _whole(1),
@@ -312,6 +316,11 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"loss.objective='gspo' has no loss.importance_cap={config.loss.importance_cap} and no "
             f"loss.entropy_advantage={config.loss.entropy_advantage}: set both to 0"
+        )
+    if config.reward.overlong_tokens > sampling.max_new_tokens:
+        raise ConfigError(
+            f"reward.overlong_tokens={config.reward.overlong_tokens} is more than sampling.max_new_tokens="
+            f"{sampling.max_new_tokens}, so the shortest response would be too long: lower it"
         )
     updates = train.steps * train.epochs * train.minibatches
     if config.optimizer.warmup_steps > updates:

@@ -7,6 +7,7 @@ microbatches add. The one exception is a name that ends in "_max": there the lar
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ class LossOptions:
     kl: float = 0.001
     dual_clip: float | None = None  # None or 0: off
     importance_cap: float = 0.0  # 0: off
+    max_old_probability: float = 1.0  # 1: every token is trained
     entropy_bonus: float = 0.0
     entropy_advantage: float = 0.0
 
@@ -57,6 +59,10 @@ class LossOptions:
         if self.dual_clip and self.objective != "clip":
             raise ValueError(
                 f"loss.dual_clip={self.dual_clip} belongs to loss.objective='clip', not {self.objective!r}"
+            )
+        if not 0 < self.max_old_probability <= 1:
+            raise ValueError(
+                f"loss.max_old_probability={self.max_old_probability} must be above 0 and at most 1 (1: every token)"
             )
         for name in ("kl", "importance_cap", "entropy_bonus", "entropy_advantage"):
             if getattr(self, name) < 0:
@@ -176,6 +182,9 @@ def policy_loss(
 
         min(exp(old_log_probs - batch.log_probs), importance_cap)
 
+    Tokens that the sampler gave a probability of options.max_old_probability or more are left out, if that is below 1;
+    what the others weigh stays as it is.
+
     Log-ratios are clamped to +-20 before exp, in r, in these and in k3. Tokens of weight 0 contribute exactly
     nothing, whatever they hold.
 
@@ -198,9 +207,9 @@ def policy_loss(
       ValueError: options.kl > 0 without ref_log_probs, or a weight of the entropy without it.
 
     Source: DeepSeekMath, arXiv 2402.03300 (objective, k3); MiniMax-M1, arXiv 2506.13585 (cispo); arXiv 2511.20347
-    (sapo); GSPO-token, arXiv 2507.18071; IBRO, arXiv 2507.18391 (entropy_advantage); arXiv 1912.09729 (dual clip);
-    truncated importance sampling: Ionides 2008, Journal of Computational and Graphical Statistics 17 (2);
-    docs/method.md (packing).
+    (sapo); GSPO-token, arXiv 2507.18071; SPO, arXiv 2505.23564 (max_old_probability); IBRO, arXiv 2507.18391
+    (entropy_advantage); arXiv 1912.09729 (dual clip); truncated importance sampling: Ionides 2008, Journal of
+    Computational and Graphical Statistics 17 (2); docs/method.md (packing).
     """
     if options.kl > 0 and ref_log_probs is None:
         raise ValueError(f"loss.kl={options.kl} needs ref_log_probs; pass them or set loss.kl=0")
@@ -208,6 +217,9 @@ def policy_loss(
         raise ValueError("loss.entropy_bonus and loss.entropy_advantage need the entropy; pass it or set them to 0")
     positive, negative, weight = map(jnp.asarray, (batch.positive, batch.negative, batch.weight))
     trained = weight > 0
+    if options.max_old_probability < 1:
+        trained &= jnp.asarray(batch.log_probs) < math.log(options.max_old_probability)
+        positive, negative, weight = (jnp.where(trained, x, 0) for x in (positive, negative, weight))
 
     def clamped_difference(a, b):
         # Selecting before the subtraction, not after exp, keeps NaN out of the gradient as well.

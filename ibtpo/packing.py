@@ -112,12 +112,12 @@ def response_weights(tree: Tree, *, aggregation: str, max_new_tokens: int) -> Ar
 
 
 def _weights_on_paths(tree: Tree, aggregation: str, max_new_tokens: int, mask: Array | None) -> Array:
-    """[Q, R, N]: w_r of `response_weights` at the generated nodes that response r runs through; 0 elsewhere, and in
-    masked groups."""
+    """[Q, R, N]: w_r of `response_weights` at the generated nodes that response r runs through; 0 elsewhere, and where
+    the mask [Q] or [Q, R] is False."""
     xp = tree.rewards.__array_namespace__()
     weights = response_weights(tree, aggregation=aggregation, max_new_tokens=max_new_tokens)
     if mask is not None:
-        weights = xp.where(mask[:, None], weights, 0)
+        weights = xp.where(mask if mask.ndim == 2 else mask[:, None], weights, 0)
     trained = on_path(tree) & (xp.arange(tree.node_parent.shape[1]) > 0)
     return xp.where(trained, weights[:, :, None], 0)
 
@@ -141,8 +141,8 @@ def token_weights(
       tree: [Q, ...], NumPy or JAX arrays.
       advantages: [Q, R, N], what response r gives node n.
       aggregation, max_new_tokens: see `response_weights`.
-      mask: bool [Q]; groups that are False are dropped from the loss, yet still counted in its
-        denominators.
+      mask: bool [Q] or [Q, R]; groups, or responses, that are False are dropped from the loss, yet still counted in
+        its denominators.
     """
     xp = tree.rewards.__array_namespace__()
     weights = _weights_on_paths(tree, aggregation, max_new_tokens, mask)

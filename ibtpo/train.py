@@ -18,7 +18,7 @@ import numpy as np
 from ibtpo import checkpoints, packing, parallel, report
 from ibtpo import config as config_lib
 from ibtpo import metrics as metrics_lib
-from ibtpo.advantages import ADVANTAGES, AdvantageOptions, diagnostics, group_is_uniform
+from ibtpo.advantages import ADVANTAGES, AdvantageOptions, diagnostics, group_is_uniform, overlong_penalty
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.evaluate import evaluate, make_eval_sampler
@@ -118,11 +118,16 @@ class Trainer:
         trained = np.ones(len(trees), bool)
         if config.loss.mask_uniform_groups:
             trained = ~group_is_uniform(tree)
+        truncated = np.zeros(tree.rewards.shape, bool)
+        for q, sampled_tree in enumerate(trees):
+            for response in sampled_tree.responses:
+                truncated[q, response.index] = response.finish == "length"
+        counted = trained[:, None] & (tree.response_node >= 0) & ~(truncated & config.loss.mask_truncated)
         advantages, log_probs = self.score(tree, trained)
         parts = self.minibatches(len(trees))
         results, packings = [], []
         for number, part in enumerate(parts, 1):
-            batch, extra, packing_metrics = self.pack(tree, advantages, log_probs, trained, part)
+            batch, extra, packing_metrics = self.pack(tree, advantages, log_probs, counted, part)
             self.trained_on = batch, *extra
             rows = [x if x is None else parallel.shard_batch(x, self.mesh) for x in (batch, *extra)]
             # Of one update, no argument: one program less.
@@ -130,13 +135,14 @@ class Trainer:
             self.state, loss_metrics = self.apply_update(self.state, *rows, **steps)
             results.append(loss_metrics)
             packings.append(packing_metrics)
+        gap = results[0]["sampler_gap"]  # later updates have another policy than the one that drew the tokens
         loss_metrics = reduce_metrics(jax.tree.map(lambda *x: np.stack(x), *jax.device_get(results)))
+        loss_metrics["sampler_gap"] = jax.device_get(gap)
         packing_metrics = {name: float(np.mean([p[name] for p in packings])) for name in packings[0]}
         updated = time.monotonic()
 
         self.position.generated_tokens += stats.generated_tokens
         lengths = tree.response_length[tree.response_node >= 0]
-        truncated = [r.finish == "length" for t in trees for r in t.responses]
         result = metrics_lib.reduce(loss_metrics | diagnostics(tree, self.advantage_options))
         result |= packing_metrics | {
             "learning_rate": float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
@@ -146,7 +152,7 @@ class Trainer:
             "response_length": float(lengths.mean()),
             # Unguided responses are what independent sampling would give: their length prices it.
             "response_length_initial": float(tree.response_length[tree.response_round == 0].mean()),
-            "truncation_rate": float(np.mean(truncated)),
+            "truncation_rate": float(truncated[tree.response_node >= 0].mean()),
             "masked_groups": 1 - float(trained.mean()),
             "refilled": stats.questions - len(trees),
             "slot_use": stats.generated_tokens / stats.slot_steps,
@@ -200,6 +206,14 @@ class Trainer:
         scored = tree
         if config.loss.ib_confidence == "reference":
             scored = tree.replace(log_probs=np.where(tree.step > 0, ref_log_probs, 0))
+        if config.reward.overlong_tokens:
+            penalty = overlong_penalty(
+                tree,
+                max_new_tokens=config.sampling.max_new_tokens,
+                tokens=config.reward.overlong_tokens,
+                penalty=config.reward.overlong_penalty,
+            )
+            scored = scored.replace(rewards=scored.rewards + penalty)
         return ADVANTAGES[config.loss.advantage](scored, self.advantage_options), (ref_log_probs, old_log_probs)
 
     def of_tokens(self, tree: Tree, trained: np.ndarray, params) -> np.ndarray:
@@ -221,12 +235,13 @@ class Trainer:
             for part in np.array_split(rng.permutation(num_trees), train.minibatches)
         ]
 
-    def pack(self, tree: Tree, advantages: np.ndarray, log_probs: tuple, trained: np.ndarray, part: np.ndarray):
-        """Rows of the trees `part`, weighted among themselves: (TokenBatch, (reference, old) log-probabilities of its
-        tokens or None, metrics)."""
+    def pack(self, tree: Tree, advantages: np.ndarray, log_probs: tuple, counted: np.ndarray, part: np.ndarray):
+        """Rows of the trees `part`, weighted among themselves, with the responses `counted` [Q, R]: (TokenBatch,
+        (reference, old) log-probabilities of its tokens or None, metrics)."""
         config = self.config
-        tree, advantages, trained = jax.tree.map(lambda x: np.asarray(x)[part], (tree, advantages, trained))
-        options = dict(aggregation=config.loss.aggregation, max_new_tokens=config.sampling.max_new_tokens, mask=trained)
+        tree, advantages, counted = jax.tree.map(lambda x: np.asarray(x)[part], (tree, advantages, counted))
+        trained = counted.any(axis=1)
+        options = dict(aggregation=config.loss.aggregation, max_new_tokens=config.sampling.max_new_tokens, mask=counted)
         if config.loss.objective == "gspo":
             options |= dict(clip_low=config.loss.clip_low, clip_high=config.loss.clip_high)
             now = self.of_tokens(tree, trained, self.state.params)

@@ -192,6 +192,8 @@ def test_float_keys_take_whole_numbers(key):
         (dict(sampling__top_p=1.5), "sampling.top_p=1.5", "above 0 and at most 1"),
         (dict(loss__dual_clip=0.5), "loss.dual_clip=0.5", "above 1"),
         (dict(loss__importance_cap=-1.0), "loss.importance_cap=-1.0", "at least 0"),
+        (dict(loss__max_old_probability=0.0), "loss.max_old_probability=0.0", "above 0 and at most 1"),
+        (dict(reward__overlong_tokens=4096), "reward.overlong_tokens=4096", "lower it"),
         (dict(sampling__stop_strings="</answer>"), "sampling.stop_strings=", "a JSON list of texts"),
         (dict(sampling__stop_strings='["a", ""]'), "sampling.stop_strings=", "a JSON list of texts"),
         (dict(data__prompt="no place"), "data.prompt='no place'", "{question}"),

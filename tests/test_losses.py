@@ -61,7 +61,7 @@ def random_tree(rng):
 
 
 def random_batch(seed, advantage, mask_some=True):
-    """(questions [(prompt, responses)], tree, advantages [Q, R, N], mask [Q])."""
+    """(questions [(prompt, responses)], tree, advantages [Q, R, N], mask [Q] or [Q, R])."""
     rng = np.random.default_rng(seed)
     made = [random_tree(rng) for _ in range(NUM_QUESTIONS)]
     tree = stack_trees([tree for _, _, tree in made], num_responses=NUM_RESPONSES)
@@ -70,7 +70,9 @@ def random_batch(seed, advantage, mask_some=True):
         values = rng.standard_normal(shape).astype(np.float32)  # off the path too: nothing may read it
     else:
         values = advantages.ADVANTAGES[advantage](tree, advantages.AdvantageOptions(ib_weight=0.5))
-    mask = rng.random(NUM_QUESTIONS) < 0.8 if mask_some else np.ones(NUM_QUESTIONS, bool)
+    mask = np.ones(NUM_QUESTIONS, bool)
+    if mask_some:  # questions, or single responses
+        mask = rng.random((NUM_QUESTIONS, NUM_RESPONSES) if seed % 2 else NUM_QUESTIONS) < 0.8
     return [(p, r) for p, r, _ in made], tree, values, mask
 
 
@@ -93,7 +95,7 @@ def plain_rows(questions, tree, values, mask, aggregation):
                 "token_mean": 1 / sum(lengths),
                 "fixed_length": 1 / (len(lengths) * MAX_NEW),
             }[aggregation]
-            rows["weight"][cells] = w * mask[q]
+            rows["weight"][cells] = w * (mask[q] if mask.ndim == 1 else mask[q, r.index])
     return rows
 
 
@@ -135,7 +137,8 @@ def plain_loss(model, ref_model, rows, options):
     if options.needs_entropy:
         entropy = plain_log_probs(model, rows["tokens"], entropy=True)
         loss -= (options.entropy_bonus + options.entropy_advantage * A) * entropy
-    return jnp.where(rows["weight"] > 0, rows["weight"] * loss, 0).sum()
+    rare = rows["old"] < (jnp.log(options.max_old_probability) if options.max_old_probability < 1 else jnp.inf)
+    return jnp.where((rows["weight"] > 0) & rare, rows["weight"] * loss, 0).sum()
 
 
 def packed_loss(model, ref_model, batch, options):
@@ -164,6 +167,7 @@ OPTIONS = {
     "sapo": LossOptions("sapo", kl=0.1),
     "entropy": LossOptions(kl=0.1, entropy_bonus=0.05, entropy_advantage=0.1),
     "importance": LossOptions(clip_low=0.2, clip_high=0.3, kl=0.1, importance_cap=1.1),
+    "rare tokens": LossOptions(clip_low=0.2, clip_high=0.3, kl=0.1, max_old_probability=1.1 / VOCAB),
 }
 
 

@@ -136,7 +136,7 @@ def test_a_run_that_could_not_start_leaves_its_workdir_free(tiny_config, tmp_pat
         ),
         dict(method="grpo", loss__objective="gspo", loss__clip_low=3e-4, loss__clip_high=4e-4, train__epochs=2),
         dict(tree__strategy="entropy", loss__aggregation="token_mean", train__epochs=2, train__minibatches=2),
-        dict(tree__strategy="fixed_width", tree__segment_tokens=12, loss__kl=0.0),
+        dict(tree__strategy="fixed_width", tree__segment_tokens=12, loss__kl=0.0, loss__max_old_probability=0.9),
         dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0, train__row_tokens=112),
         dict(
             tree__value="backup",
@@ -159,6 +159,49 @@ def test_other_methods_and_options_train(tiny_config, tmp_path, changes):
         assert row["train/importance"] == pytest.approx(1, abs=1e-5) and row["train/importance_capped"] == 0
     if "sampling__stop_strings" in changes:  # nobody gets beyond the first sum's left side
         assert row["train/response_length"] < 12 and row["train/truncation_rate"] < 1
+
+
+def test_long_and_truncated_responses(tiny_config, monkeypatch):
+    """The penalty reaches the advantages and nothing else; the truncated weigh nothing."""
+    config = tiny_config(
+        method="grpo",
+        loss__mask_truncated=True,
+        loss__mask_uniform_groups=False,
+        reward__overlong_tokens=24,
+        reward__overlong_penalty=0.5,
+        sampling__max_new_tokens=40,
+    )
+    trainer = train_lib.Trainer(config)
+    sampled, packed, sample, pack = [], [], trainer.sample, trainer.pack
+
+    def record_sample(problems):
+        trees, stats = sample(problems)
+        sampled.extend(trees)
+        return trees, stats
+
+    def record_pack(tree, advantages, *rest):
+        packed.append((advantages, pack(tree, advantages, *rest)))
+        return packed[-1][1]
+
+    monkeypatch.setattr(trainer, "sample", record_sample)
+    monkeypatch.setattr(trainer, "pack", record_pack)
+    with trainer.grader:
+        metrics = trainer.update()
+    (advantages, (batch, *_)), lengths, cut = packed[0], set(), 0
+    for of_question, sampled_tree in zip(advantages, sampled):
+        rewards = [r.reward for r in sampled_tree.responses]
+        shaped = np.array(
+            [x + 0.5 * min(0, (16 - len(r.tokens)) / 24) for x, r in zip(rewards, sampled_tree.responses)]
+        )
+        expected = (shaped - shaped.mean()) / (shaped.std() + 1e-6)
+        found = of_question[np.arange(len(rewards)), sampled_tree.tree.response_node[0, : len(rewards)]]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+        lengths |= {len(r.tokens) for r in sampled_tree.responses}
+        cut += sum(r.finish == "length" for r in sampled_tree.responses)
+        assert set(rewards) <= {0.0, 1.0}
+    whole = sum(len(r.tokens) for t in sampled for r in t.responses if r.finish != "length")
+    assert cut and len(lengths) > 2 and (np.asarray(batch.weight) > 0).sum() == whole
+    assert np.isfinite(metrics["train/loss"]) and 0 < metrics["train/truncation_rate"] < 1
 
 
 def test_several_updates_on_the_same_trees(tiny_config, tmp_path, monkeypatch):
@@ -188,6 +231,7 @@ def test_several_updates_on_the_same_trees(tiny_config, tmp_path, monkeypatch):
     assert len(tokens[0]) < len(first)
     assert metrics["train/importance"] == pytest.approx(1, abs=1e-4)
     assert metrics["train/ratio_max"] > 1.001
+    assert metrics["train/sampler_gap"] < 1e-5  # of the first update: the others have another policy
     train_lib.train(config, str(tmp_path))
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
     assert int(checkpoints.Checkpoints(tmp_path, keep=2).latest_step()) == 3
