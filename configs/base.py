@@ -100,7 +100,7 @@ def get_config() -> config_dict.ConfigDict:
     # DAPO's soft overlong punishment, in the advantages only: from 0 at max_new_tokens - overlong_tokens down to
     # -overlong_penalty at max_new_tokens. 0 tokens: off (DAPO: a quarter of max_new_tokens).
     reward.overlong_tokens = 0
-    reward.overlong_penalty = 1.0
+    reward.overlong_penalty = 1.0  # the most that is taken off
     reward.workers = 4  # grading processes
     reward.timeout = 5.0  # seconds per response, after which it counts as wrong
     reward.memory_mb = 2048  # memory limit of one grading process, MiB
