@@ -93,8 +93,11 @@ def _xla(query, key_pages, value_pages, layer, page_table, lengths, shared):
     first_row = (jnp.arange(num_kv_heads)[:, None, None] * num_layers + layer) * num_pages
 
     def gather(cache, pages):
-        rows = cache.reshape(-1, page_size * head_dim).at[first_row + pages].get(mode="promise_in_bounds")
-        return rows.reshape(num_kv_heads, pages.shape[0], -1, head_dim)
+        rows = lax.optimization_barrier(first_row + pages)  # once, not for each element that they fetch
+        found = cache.reshape(-1, page_size * head_dim).at[rows].get(
+            mode="promise_in_bounds", wrap_negative_indices=False
+        )
+        return found.reshape(num_kv_heads, pages.shape[0], -1, head_dim)
 
     def attend(query, pages, visible):
         """A block's (maximum, denominator, numerator) of the softmax; query [K, R, g, head_dim], pages

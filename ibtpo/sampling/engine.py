@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -143,13 +144,32 @@ class SamplerStats:
 
 
 # Compiled once per shape, whichever sampler asks. Donated: the pool is updated in place, never copied.
-_prefill = jax.jit(prefill, static_argnums=0, donate_argnums=2)
 _start = jax.jit(start, donate_argnums=0)
 _release = jax.jit(release, donate_argnums=0)
 _serving = jax.jit(parallel.serving, static_argnums=1)
 _pages_in_use = jax.jit(lambda pool: parallel.replicate(paging.pages_in_use(pool)))
-_decode_chunk = jax.jit(decode_chunk, static_argnums=0, donate_argnums=2, static_argnames=("chunk", "slots"))
-_recompute = jax.jit(recompute, static_argnums=0, donate_argnums=2)
+
+
+class _Programs(NamedTuple):
+    """What runs the model, compiled for one platform."""
+
+    prefill: Callable
+    decode_chunk: Callable
+    recompute: Callable
+
+
+@functools.cache
+def _programs(platform: str) -> _Programs:
+    # XLA's own small batched products of decode attention take 1.8 times as long on a CPU as those of this library of
+    # it, which is off by default (benchmarks/sampler.py).
+    library = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+    options = dict(static_argnums=0, donate_argnums=2, compiler_options=library if platform == "cpu" else None)
+    return _Programs(
+        prefill=jax.jit(prefill, **options),
+        decode_chunk=jax.jit(decode_chunk, static_argnames=("chunk", "slots"), **options),
+        recompute=jax.jit(recompute, **options),
+    )
+
 
 Grade = Callable[[Question, np.ndarray], "float | Future"]
 StepEnds = Callable[[np.ndarray], list[int]]
@@ -246,6 +266,7 @@ class TreeSampler:
         self.group_size = num_responses(tree)
         self.max_length = options.max_prompt_tokens + tree.max_new_tokens
         self._graphdef, self._model, self._dtype = graphdef, model, dtype
+        self.programs = _programs(parallel.platform())
 
         shards = self.num_shards = parallel.num_row_shards()
         if options.slots % shards:
@@ -341,9 +362,9 @@ class TreeSampler:
         prompts = self._empty_prefill(_prefill_width(self.options.max_prompt_tokens))
         return {
             "serve": serve,
-            "prefill": _prefill.lower(self._graphdef, params, state.pool, *prompts),
+            "prefill": self.programs.prefill.lower(self._graphdef, params, state.pool, *prompts),
             "start": _start.lower(state, self._empty_starts(), jax.eval_shape(lambda: jax.random.key(0))),
-            "decode": _decode_chunk.lower(
+            "decode": self.programs.decode_chunk.lower(
                 self._graphdef,
                 params,
                 state,
@@ -354,7 +375,7 @@ class TreeSampler:
                 slots=self.options.slots,
             ),
             "release": _release.lower(state, self._no_rows()),
-            "recompute": _recompute.lower(self._graphdef, params, state, *self._empty_recompute()),
+            "recompute": self.programs.recompute.lower(self._graphdef, params, state, *self._empty_recompute()),
         }
 
     def _empty_prefill(self, width: int, per_shard: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -553,7 +574,8 @@ class _Run:
             lengths[i], rows[i] = len(q.question.tokens), q.prompt_row
             tokens[i, : lengths[i]] = q.question.tokens
         self._busy()
-        pool = _prefill(self.sampler._graphdef, self.params, self.state.pool, tokens, lengths, rows)
+        sampler = self.sampler
+        pool = sampler.programs.prefill(sampler._graphdef, self.params, self.state.pool, tokens, lengths, rows)
         self.state = self.state.replace(pool=pool)
         self.stats.prompt_tokens += int(lengths.sum())
 
@@ -574,7 +596,7 @@ class _Run:
                 starts[q.shard], ends[q.shard] = start, start + len(part)
                 tokens[q.shard, : len(part)] = part
                 self._busy()
-                self.state = _recompute(
+                self.state = self.sampler.programs.recompute(
                     self.sampler._graphdef, self.params, self.state, sources, rows, tokens, starts, ends
                 )
                 self.stats.recomputed_tokens += len(part)
@@ -654,7 +676,7 @@ class _Run:
             self._take_pages(shard, len(device) * (1 + paging.pages_for(steps, options.page_size)))
         self.dispatched += 1  # first, so that no chunk that is read meanwhile thinks itself the last
         self._busy()
-        self.state, out = _decode_chunk(
+        self.state, out = sampler.programs.decode_chunk(
             sampler._graphdef,
             self.params,
             self.state,
