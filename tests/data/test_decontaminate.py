@@ -42,7 +42,7 @@ def test_matches_are_those_of_the_definition(training, evaluation, data):
     [
         "FIND the value of $\\left( \\dfrac{1}{2} \\right)^{3}+x$, if  $x=7$ .",
         "Find the value of \\((\\frac 1 2)^3 \\, + \\; x\\) if\n\\[x = 7\\]",
-        "\\textbf{Find} the value of ${(\\tfrac{1}{2})}^3+x$ if \\quad $x=7$.",
+        "\\textbf{Find} the value of ${(\\tfrac{1}{2})}^3+x$ if \\quad $\\!x=7$.",
     ],
 )
 def test_spelling_and_layout_do_not_count(copy):
