@@ -2,6 +2,7 @@
 # make demo       train the tiny model with the whole method on the CPU and draw its curves
 # make test       the test suite              make test-slow   the long tests as well
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
+# make test-peers our losses against those of Tunix and TRL, each in an environment of its own (several GB)
 # make lint       ruff                        make clean       remove what was built (not .venv, not runs)
 #
 # PYTHON=...  the interpreter of the environment (3.11 or 3.12)
@@ -10,7 +11,7 @@
 # TEST_JOBS=N test processes (0: one, no workers)
 
 .DELETE_ON_ERROR:
-.PHONY: env test-env demo test test-slow test-tpu lint clean help
+.PHONY: env test-env demo test test-slow test-tpu test-peers lint clean help
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -18,6 +19,7 @@ WORKDIR ?= runs/tiny
 DEMO_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
+PEERS_ARGS ?=
 
 # The first interpreter that runs and has a version the project supports: a name on the PATH may be a launcher for a
 # version that is not installed, so each is asked rather than looked up.
@@ -28,7 +30,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,10p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,11p'
 
 env: $(VENV)/.env
 test-env: $(VENV)/.test-env
@@ -65,6 +67,10 @@ test-tpu:
 $(VENV)/.tpu-env: requirements.txt requirements-test.txt requirements-tpu.txt | $(BIN)/python
 	$(PIP) -r requirements-test.txt -r requirements-tpu.txt
 	@touch $@
+
+# Not a part of the test suite: it installs other libraries. PEERS_ARGS=... e.g. "--quick --peers=trl"
+test-peers: env
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/losses.py $(PEERS_ARGS)
 
 lint: test-env
 	$(BIN)/python -m ruff check .

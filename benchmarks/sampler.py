@@ -205,9 +205,8 @@ def our_command() -> list[str]:
     return [sys.executable, str(pathlib.Path(__file__).resolve()), "--worker"]
 
 
-def peer_command(name: str, log) -> list[str]:
-    """The command of a peer; installs it if its requirements have changed or it is not there."""
-    script, pip_options = PEERS[name]
+def peer_python(name: str, pip_options: list[str], log) -> str:
+    """The interpreter of a peer's environment; made anew if its requirements have changed or it is not there."""
     requirements = ROOT / "benchmarks" / "peers" / f"requirements-{name}.txt"
     venv = FOLDER / f"venv-{name}"
     python, stamp = venv / "bin" / "python", venv / "installed"
@@ -218,7 +217,13 @@ def peer_command(name: str, log) -> list[str]:
         install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *pip_options]
         subprocess.run([*install, "-r", str(requirements)], stdout=sys.stderr, check=True)
         stamp.write_text(digest)
-    return [str(python), str(ROOT / "benchmarks" / "peers" / script)]
+    return str(python)
+
+
+def peer_command(name: str, log) -> list[str]:
+    """The command of a peer; installs it if need be."""
+    script, pip_options = PEERS[name]
+    return [peer_python(name, pip_options, log), str(ROOT / "benchmarks" / "peers" / script)]
 
 
 # The figures.

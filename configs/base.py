@@ -6,7 +6,8 @@ A run needs at least a model and a data source on top of it:
         --config.model.path=<folder in Hugging Face format> --config.data.source=jsonl:<problems>
 
 [paper] marks a value the paper reports, [ours] a choice of this project (docs/method.md). A placeholder has no
-value until `ibtpo.config.resolve` fills it from `method`; a value set here or on the command line wins.
+value until `ibtpo.config.resolve` fills it from `method`, by default with what its comment names first; a value set
+here or on the command line wins.
 """
 
 from ml_collections import config_dict
@@ -15,7 +16,8 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """The base configuration; the other files of this folder start from it."""
     config = config_dict.ConfigDict()
-    # Named combination that fills the placeholders below: "ibtpo" or "grpo".
+    # Named combination that fills the placeholders below: ibtpo | grpo | dr_grpo | dapo | rloo | gspo | cispo | sapo |
+    # ibro | treerl | treepo | tree_grpo | spo_tree | treerpo (docs/method.md, section 6).
     config.method = "ibtpo"
 
     config.model = model = config_dict.ConfigDict()
@@ -87,28 +89,35 @@ def get_config() -> config_dict.ConfigDict:
     config.loss = loss = config_dict.ConfigDict()
     # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo
     loss.advantage = config_dict.placeholder(str)
-    loss.objective = "clip"  # clip (PPO, GRPO, DAPO) | cispo | sapo | gspo (clip_low 3e-4, clip_high 4e-4)
-    loss.clip_low = 0.2  # ratio is clipped below at 1 - clip_low
-    loss.clip_high = 0.2  # ratio is clipped above at 1 + clip_high
+    loss.objective = config_dict.placeholder(str)  # clip (PPO, GRPO, DAPO) | cispo | sapo | gspo
+    loss.clip_low = config_dict.placeholder(float)  # ratio is clipped below at 1 - clip_low: 0.2; gspo 3e-4
+    # Ratio is clipped above at 1 + clip_high: 0.2; dapo and treepo 0.28, gspo 4e-4.
+    loss.clip_high = config_dict.placeholder(float)
     loss.dual_clip = 0.0  # c > 1 bounds the loss of a negative advantage A by -c A; 0: off
     # Truncated importance sampling: weights at most so large for the gap between the sampler's and the trainer's
     # log-probabilities (2 is usual); 0: off.
     loss.importance_cap = 0.0
-    loss.max_old_probability = 1.0  # train only tokens that were drawn with less (SPO: 0.9); 1: all
+    # Train only tokens that were drawn with less: 1, all; spo_tree 0.9.
+    loss.max_old_probability = config_dict.placeholder(float)
     loss.entropy_bonus = 0.0  # weight of the mean token entropy, which is rewarded
-    loss.entropy_advantage = 0.0  # weight of the mean of advantage times entropy, which is rewarded (IBRO: 5e-3)
-    loss.kl = 0.001  # weight of the KL (k3) to the frozen reference; 0: no reference is kept [paper]
+    # Weight of the mean of advantage times entropy, which is rewarded: 0; ibro 5e-3.
+    loss.entropy_advantage = config_dict.placeholder(float)
+    # Weight of the KL (k3) to the frozen reference: 0.001 [paper]; dapo, gspo and treepo 0, no reference is kept.
+    loss.kl = config_dict.placeholder(float)
     loss.ib_weight = 0.1  # lambda, weight of A_IB beside A_GL [paper]
     loss.ib_confidence = "behaviour"  # pi_ref in A_IB: behaviour, the sampling policy [ours] | reference
-    loss.aggregation = "response_mean"  # response_mean (GRPO) | token_mean (DAPO) | fixed_length (Dr. GRPO)
+    # response_mean (GRPO) | token_mean (dapo, cispo, treepo) | fixed_length (dr_grpo)
+    loss.aggregation = config_dict.placeholder(str)
+    # Shift and scale the advantages to mean 0 and deviation 1 over the trained tokens of a step: no; treepo yes.
+    loss.whiten_advantages = config_dict.placeholder(bool)
     loss.mask_uniform_groups = True  # leave out questions whose rewards are all equal [ours]
     loss.mask_truncated = False  # leave out responses cut off at max_new_tokens (DAPO's overlong filtering)
 
     config.reward = reward = config_dict.ConfigDict()
     reward.kind = "math"  # how a response is graded: math
-    # DAPO's soft overlong punishment, in the advantages only: from 0 at max_new_tokens - overlong_tokens down to
-    # -overlong_penalty at max_new_tokens. 0 tokens: off (DAPO: a quarter of max_new_tokens).
-    reward.overlong_tokens = 0
+    # DAPO's soft overlong punishment, in the advantages only: over the last share of max_new_tokens it falls from 0 to
+    # -overlong_penalty. 0, off; dapo 0.25.
+    reward.overlong_share = config_dict.placeholder(float)
     reward.overlong_penalty = 1.0  # the most that is taken off
     reward.workers = 4  # grading processes
     reward.timeout = 5.0  # seconds per response, after which it counts as wrong
@@ -130,8 +139,9 @@ def get_config() -> config_dict.ConfigDict:
     train.questions_per_step = 128  # trees per step
     train.epochs = 1  # times that a step's trees are trained on; the ratio is to the policy that drew them
     train.minibatches = 1  # updates of each epoch, each on some of the trees, drawn anew
-    # DAPO's dynamic sampling: how often a question whose rewards are all equal is replaced by a new one; 0: never.
-    train.refills = 0
+    # DAPO's dynamic sampling: how often questions whose rewards are all equal are replaced by new ones. 0, never;
+    # dapo 9.
+    train.refills = config_dict.placeholder(int)
     train.seed = 0  # of everything random
     # Tokens of a packed row, which holds trees, or pieces of one that is longer; 0: as the longest tree of the batch
     # needs, in coarse steps.

@@ -24,6 +24,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data.max_prompt_tokens = 64  # tokens; the longest question needs fewer
 
     config.tree.min_new_tokens = 8  # about one step of this task
+    config.tree.segment_tokens = 24  # about three steps; methods with segments only
 
     config.sampling.temperature = 1.0  # no truncation below, so sampler and trainer agree exactly
     config.sampling.top_k = 0  # off

@@ -17,6 +17,7 @@ from ibtpo.tree import (
     Tree,
     at_parent,
     namespace,
+    node_length,
     on_path,
     response_mask,
     sum_over_children,
@@ -46,7 +47,7 @@ class AdvantageOptions:
     root: str = "all"
 
 
-def overlong_penalty(tree: Tree, *, max_new_tokens: int, tokens: int, penalty: float) -> Array:
+def overlong_penalty(tree: Tree, *, max_new_tokens: int, tokens: float, penalty: float) -> Array:
     """What is added to the rewards, [Q, R]: penalty * min(0, (max_new_tokens - tokens - length) / tokens).
 
     0 for responses up to max_new_tokens - tokens long, -penalty for the longest, a line between; 0 on padding.
@@ -164,8 +165,7 @@ def treepo(tree: Tree, options: AdvantageOptions) -> Array:
     """TreePO: mean over the ancestors n of r of (R_r − mean R through n). Returns [Q, R, N].
 
     Ancestors that only r runs through are skipped, the question never. Depth counts nodes of the
-    tree. The source whitens over the batch afterwards; that belongs to the batch, not to a tree,
-    and is not done here. Source: arXiv 2508.17445.
+    tree. The source whitens over the batch afterwards (`whiten`). Source: arXiv 2508.17445.
     """
     xp = namespace(tree.tokens)
     path = on_path(tree)
@@ -229,6 +229,27 @@ ADVANTAGES = {
     "spo_tree": spo_tree,
     "treerpo": treerpo,
 }
+
+
+def whiten(tree: Tree, advantages: Array, mask: Array | None = None) -> Array:
+    """(A − mean)/(std + 1e-6) over the generated tokens of all responses of the batch, [Q, R, N].
+
+    A shared token counts once per response through it. 0 off the path, and where all are equal.
+
+    Args:
+      advantages: [Q, R, N].
+      mask: bool [Q, R], the responses that are counted and whose advantages are returned; the others' are 0.
+    """
+    xp = namespace(tree.rewards)
+    here = on_path(tree) & (tree.node_parent >= 0)[:, None, :]
+    here = here if mask is None else here & mask[:, :, None]
+    tokens = xp.where(here, node_length(tree)[:, None, :], 0).astype(advantages.dtype)
+    count = xp.maximum(xp.sum(tokens), 1)
+    centred = advantages - xp.sum(tokens * advantages) / count
+    std = xp.sqrt(xp.sum(tokens * centred**2) / count)
+    # Equal advantages differ from their mean by rounding alone, which must not be divided by.
+    rounding = 8 * xp.finfo(advantages.dtype).eps * xp.maximum(xp.max(xp.abs(advantages)), 1)
+    return xp.where(here & (std > rounding), centred / (std + EPSILON), 0)
 
 
 def group_is_uniform(tree: Tree) -> Array:

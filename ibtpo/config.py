@@ -25,8 +25,36 @@ from ml_collections import ConfigDict, config_flags
 from ibtpo.data.published import BENCHMARKS, DATASETS
 from ibtpo.models.presets import PRESETS
 
+# What every method is where it says nothing else: the paper's loss.
+_SHARED: dict[str, Any] = {
+    "loss.objective": "clip",
+    "loss.clip_low": 0.2,
+    "loss.clip_high": 0.2,
+    "loss.kl": 0.001,
+    "loss.aggregation": "response_mean",
+    "loss.max_old_probability": 1.0,
+    "loss.entropy_advantage": 0.0,
+    "loss.whiten_advantages": False,
+    "reward.overlong_share": 0.0,
+    "train.refills": 0,
+}
+# Eight independent responses; GRPO.
+_FLAT = _SHARED | {
+    "tree.strategy": "independent",
+    "tree.initial": 8,
+    "tree.rounds": 1,
+    "tree.top_k": 1,
+    "tree.branch": 1,
+    "loss.advantage": "grpo",
+}
+# Twelve responses, as many as IB-TPO's, in three rounds.
+_TREE = _SHARED | {"tree.initial": 4, "tree.rounds": 3, "tree.top_k": 4, "tree.branch": 1}
+_CLIP_HIGHER = {"loss.clip_high": 0.28, "loss.aggregation": "token_mean", "loss.kl": 0.0}
+
+# Sources and what differs from them: docs/method.md, section 6.
 METHODS: dict[str, dict[str, Any]] = {
-    "ibtpo": {
+    "ibtpo": _SHARED
+    | {
         "tree.strategy": "ib",
         "tree.initial": 4,
         "tree.rounds": 9,
@@ -34,14 +62,21 @@ METHODS: dict[str, dict[str, Any]] = {
         "tree.branch": 1,
         "loss.advantage": "ibtpo",
     },
-    "grpo": {
-        "tree.strategy": "independent",
-        "tree.initial": 8,
-        "tree.rounds": 1,
-        "tree.top_k": 1,
-        "tree.branch": 1,
-        "loss.advantage": "grpo",
-    },
+    "grpo": _FLAT,
+    "dr_grpo": _FLAT | {"loss.advantage": "dr_grpo", "loss.aggregation": "fixed_length"},
+    "dapo": _FLAT | _CLIP_HIGHER | {"reward.overlong_share": 0.25, "train.refills": 9},
+    "rloo": _FLAT | {"loss.advantage": "rloo"},
+    "gspo": _FLAT | {"loss.objective": "gspo", "loss.clip_low": 3e-4, "loss.clip_high": 4e-4, "loss.kl": 0.0},
+    "cispo": _FLAT | {"loss.objective": "cispo", "loss.aggregation": "token_mean"},
+    "sapo": _FLAT | {"loss.objective": "sapo"},
+    "ibro": _FLAT | {"loss.entropy_advantage": 5e-3},
+    "treerl": _TREE | {"tree.strategy": "entropy", "loss.advantage": "treerl"},
+    "treepo": _TREE
+    | _CLIP_HIGHER
+    | {"tree.strategy": "fixed_width", "loss.advantage": "treepo", "loss.whiten_advantages": True},
+    "tree_grpo": _TREE | {"tree.strategy": "random", "loss.advantage": "tree_grpo"},
+    "spo_tree": _TREE | {"tree.strategy": "fixed_width", "loss.advantage": "spo_tree", "loss.max_old_probability": 0.9},
+    "treerpo": _TREE | {"tree.strategy": "fixed_width", "loss.advantage": "treerpo"},
 }
 
 SAVED_NAME = "config.json"
@@ -191,10 +226,11 @@ RULES: dict[str, Rule] = {
     "loss.ib_weight": _NOT_NEGATIVE,
     "loss.ib_confidence": _one_of("behaviour", "reference"),
     "loss.aggregation": _one_of("response_mean", "token_mean", "fixed_length"),
+    "loss.whiten_advantages": _SWITCH,
     "loss.mask_uniform_groups": _SWITCH,
     "loss.mask_truncated": _SWITCH,
     "reward.kind": _one_of("math"),
-    "reward.overlong_tokens": _whole(0),
+    "reward.overlong_share": _real(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "reward.overlong_penalty": _POSITIVE,
     "reward.workers": _whole(1),
     "reward.timeout": _POSITIVE,
@@ -334,11 +370,6 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
             f"loss.objective='gspo' has no loss.importance_cap={config.loss.importance_cap} and no "
             f"loss.entropy_advantage={config.loss.entropy_advantage}: set both to 0"
         )
-    if config.reward.overlong_tokens > sampling.max_new_tokens:
-        raise ConfigError(
-            f"reward.overlong_tokens={config.reward.overlong_tokens} is more than sampling.max_new_tokens="
-            f"{sampling.max_new_tokens}, so the shortest response would be too long: lower it"
-        )
     updates = train.steps * train.epochs * train.minibatches
     if config.optimizer.warmup_steps > updates:
         raise ConfigError(
@@ -458,16 +489,20 @@ _PARSERS = {
 }
 
 
+def _type_of(config: ConfigDict, key: str) -> type:
+    """The type of a key's values, open or not."""
+    *sections, leaf = key.split(".")
+    for name in sections:
+        config = config[name]
+    return config.get_type(leaf)
+
+
 def _check_override(config: ConfigDict, no: bool, key: str, value: str | None, argument: str) -> None:
     """Raises a ConfigError that names key and type before absl would stop with a message of its own."""
     keys = flatten(config)
     if key not in keys:
         raise ConfigError(f"{argument}: unknown key {key}; {_nearest_key(key, keys)}")
-    *sections, leaf = key.split(".")
-    section = config
-    for name in sections:
-        section = section[name]
-    kind = section.get_type(leaf)
+    kind = _type_of(config, key)
     parser, words, example = _PARSERS.get(kind, (None, "text", '"..."'))
     if value is None and kind is bool:
         return
@@ -526,7 +561,7 @@ def parse_flags(
         if match := _OVERRIDE.fullmatch(argument):
             value = match["value"]
             following = rest[index + 1] if index + 1 < len(rest) else None
-            is_bool = isinstance(flatten(config).get(match["key"]), bool)
+            is_bool = match["key"] in flatten(config) and _type_of(config, match["key"]) is bool
             if value is None and not match["no"] and not is_bool and following and not following.startswith("-"):
                 value, index = following, index + 1
             _check_override(config, bool(match["no"]), match["key"], value, argument)

@@ -18,7 +18,7 @@ import numpy as np
 from ibtpo import checkpoints, packing, parallel, report
 from ibtpo import config as config_lib
 from ibtpo import metrics as metrics_lib
-from ibtpo.advantages import ADVANTAGES, AdvantageOptions, diagnostics, group_is_uniform, overlong_penalty
+from ibtpo.advantages import ADVANTAGES, AdvantageOptions, diagnostics, group_is_uniform, overlong_penalty, whiten
 from ibtpo.data.datasets import load_training
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
@@ -125,6 +125,8 @@ class Trainer:
                 truncated[q, response.index] = response.finish == "length"
         counted = trained[:, None] & (tree.response_node >= 0) & ~(truncated & config.loss.mask_truncated)
         advantages, log_probs = self.score(tree, trained)
+        if config.loss.whiten_advantages:
+            advantages = whiten(tree, advantages, counted)
         parts = self.minibatches(len(trees))
         results, packings = [], []
         for number, part in enumerate(parts, 1):
@@ -207,11 +209,12 @@ class Trainer:
         scored = tree
         if config.loss.ib_confidence == "reference":
             scored = tree.replace(log_probs=np.where(tree.step > 0, ref_log_probs, 0))
-        if config.reward.overlong_tokens:
+        if config.reward.overlong_share:
+            longest = config.sampling.max_new_tokens
             penalty = overlong_penalty(
                 tree,
-                max_new_tokens=config.sampling.max_new_tokens,
-                tokens=config.reward.overlong_tokens,
+                max_new_tokens=longest,
+                tokens=config.reward.overlong_share * longest,
                 penalty=config.reward.overlong_penalty,
             )
             scored = scored.replace(rewards=scored.rewards + penalty)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ibtpo import advantages as A
 from ibtpo.ib_score import ib_score
-from ibtpo.tree import on_path, response_mask, stack_trees
+from ibtpo.tree import on_path, response_mask, stack_trees, tokens_of_response
 from tests.tree_cases import (
     cases,
     make_tree,
@@ -234,13 +234,41 @@ def test_stacking_changes_nothing(name, responses, other):
     assert np.all(together[r:] == 0) and np.all(together[:, n:] == 0)
 
 
+@given(groups=st.lists(cases(rewards=REWARDS), min_size=1, max_size=3), seed=st.integers(0, 2**32 - 1))
+def test_whitening_is_over_every_token_of_every_response(groups, seed):
+    """Against a list of the advantages of all tokens, shared ones once per response."""
+    tree = stack_trees([make_tree64(responses) for responses in groups])
+    rng = np.random.default_rng(seed)
+    given = rng.standard_normal(on_path(tree).shape)
+    mask = rng.random(tree.rewards.shape) < 0.7
+    found = A.whiten(tree, given, mask)
+    of_response = {
+        (q, r): tree.step[q, tokens_of_response(tree, r, q)]
+        for q, responses in enumerate(groups)
+        for r in range(len(responses))
+        if mask[q, r]
+    }
+    tokens = np.concatenate([given[q, r, nodes] for (q, r), nodes in of_response.items()] or [[]])
+    expected = np.zeros_like(given)
+    if len(set(tokens)) > 1:
+        for (q, r), nodes in of_response.items():
+            expected[q, r, nodes] = (given[q, r, nodes] - tokens.mean()) / (tokens.std() + 1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_equal_advantages_are_not_whitened_into_noise():
+    tree = make_tree64(random_responses(1, 6))
+    assert not A.whiten(tree, np.full(on_path(tree).shape, 0.1)).any()
+
+
 def test_numpy_and_jit_agree():
     tree = padded(make_tree(random_responses(3, 7, fork_at="tokens")), 64, 16, 1)
     options = A.AdvantageOptions(value="backup", root="initial")
 
     def everything(tree):
         found = {name: fn(tree, options) for name, fn in A.ADVANTAGES.items()}
-        return found, A.group_is_uniform(tree), A.diagnostics(tree, options)
+        whitened = A.whiten(tree, found["treepo"])
+        return found, whitened, A.group_is_uniform(tree), A.diagnostics(tree, options)
 
     on_host = everything(tree)
     under_jit = jax.jit(everything)(to_jax(tree))

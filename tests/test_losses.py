@@ -14,7 +14,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.base import get_config
 from ibtpo import advantages, losses
+from ibtpo.config import METHODS, flatten, unflatten
 from ibtpo.losses import LossOptions, policy_loss, token_log_probs
 from ibtpo.models.attention import tree_attend
 from ibtpo.models.config import ModelConfig
@@ -204,46 +206,47 @@ def test_packed_gradient_is_the_sum_over_responses_float32(advantage, aggregatio
     assert relative_error(gradient, oracle_gradient) <= 1e-5
 
 
-@pytest.mark.parametrize("row_tokens", [ROW_TOKENS, PLAIN_TOKENS], ids=["whole", "pieces"])
-@pytest.mark.parametrize("advantage", ["ibtpo", "grpo", "random"])
-@settings(max_examples=15)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_sequence_ratios_are_those_of_whole_responses_float64(advantage, row_tokens, seed):
+def sequence_plain_loss(params, rows, options):
     """GSPO-token: every response by itself, its ratio held constant but for the token's own factor."""
-    questions, tree, values, mask = random_batch(seed, advantage)
-    tree = tree.replace(rewards=tree.rewards.astype(np.float64), log_probs=tree.log_probs.astype(np.float64))
-    values = values.astype(np.float64)
-    rows = plain_rows(questions, tree, values, mask, "response_mean")
-    low, high = 0.05, 0.1
+    visible = jnp.tril(jnp.ones((PLAIN_TOKENS, PLAIN_TOKENS), bool))
+    lp, A = plain_log_probs(Float64Model(params, visible), rows["tokens"]), rows["A"]
+    own = rows["old"] != 0  # a generated token, of a masked group too
+    constant = jax.lax.stop_gradient(lp)
+    mean = jnp.where(own, constant - rows["old"], 0).sum(1) / jnp.maximum(own.sum(1), 1)
+    s = jnp.exp(mean)[:, None] * jnp.exp(lp - constant)
+    loss = -jnp.minimum(s * A, jnp.clip(s, 1 - options.clip_low, 1 + options.clip_high) * A)
+    return jnp.where(rows["weight"] > 0, rows["weight"] * loss, 0).sum()
 
-    def oracle(params):
-        visible = jnp.tril(jnp.ones((PLAIN_TOKENS, PLAIN_TOKENS), bool))
-        lp, A = plain_log_probs(Float64Model(params, visible), rows["tokens"]), rows["A"]
-        own = rows["old"] != 0  # a generated token, of a masked group too
-        constant = jax.lax.stop_gradient(lp)
-        mean = jnp.where(own, constant - rows["old"], 0).sum(1) / jnp.maximum(own.sum(1), 1)
-        s = jnp.exp(mean)[:, None] * jnp.exp(lp - constant)
-        loss = -jnp.minimum(s * A, jnp.clip(s, 1 - low, 1 + high) * A)
-        return jnp.where(rows["weight"] > 0, rows["weight"] * loss, 0).sum()
 
-    def packed(params, batch):
+def sequence_packed(params, tree, values, mask, aggregation, row_tokens, options):
+    """(loss, gradient) of packed trees, whose weights need the current log-probabilities first."""
+
+    def log_probs(params, batch):
         index = jnp.arange(batch.tokens.shape[1])
         visible = (index <= index[:, None]) & (index[:, None] < jnp.asarray(batch.subtree_end)[:, None, :])
         return token_log_probs(Float64Model(params, visible), batch, temperature=TEMPERATURE, token_block=16)[0]
 
-    with jax.enable_x64(True):
-        params = float64_params(0)
-        shape = dict(row_tokens=row_tokens, row_multiple=NUM_QUESTIONS * NUM_RESPONSES)
-        batch, layout = pack(tree, *[np.zeros(tree.node_parent.shape)] * 3, **shape)
-        now = unpack(packed(params, batch), layout, *tree.tokens.shape)
-        options = dict(clip_low=low, clip_high=high, aggregation="response_mean", max_new_tokens=MAX_NEW, mask=mask)
-        weights = sequence_weights(tree, values, now, **options)
-        batch, _ = pack(tree, *weights, **shape)
-        options = LossOptions("gspo", kl=0.0)
-        loss, gradient = jax.value_and_grad(lambda p: policy_loss(packed(p, batch), batch, options=options)[0])(params)
-        expected, expected_gradient = jax.value_and_grad(oracle)(params)
-        np.testing.assert_allclose(loss, expected, rtol=1e-11, atol=1e-12)
-        assert relative_error(gradient, expected_gradient) <= 1e-9
+    shape = dict(row_tokens=row_tokens, row_multiple=NUM_QUESTIONS * NUM_RESPONSES)
+    batch, layout = pack(tree, *[np.zeros(tree.node_parent.shape)] * 3, **shape)
+    now = unpack(log_probs(params, batch), layout, *tree.tokens.shape)
+    clip = dict(clip_low=options.clip_low, clip_high=options.clip_high)
+    weighting = dict(aggregation=aggregation, max_new_tokens=MAX_NEW, mask=mask)
+    batch, _ = pack(tree, *sequence_weights(tree, values, now, **clip, **weighting), **shape)
+    return jax.value_and_grad(lambda p: policy_loss(log_probs(p, batch), batch, options=options)[0])(params)
+
+
+@pytest.mark.parametrize("row_tokens", [ROW_TOKENS, PLAIN_TOKENS], ids=["whole", "pieces"])
+@pytest.mark.parametrize("advantage", ["ibtpo", "grpo", "random"])
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), aggregation=st.sampled_from(["response_mean", "token_mean", "fixed_length"]))
+def test_sequence_ratios_are_those_of_whole_responses_float64(advantage, row_tokens, seed, aggregation):
+    options = LossOptions("gspo", clip_low=0.05, clip_high=0.1, kl=0.0)
+    check_float64(*random_batch(seed, advantage), aggregation, options, row_tokens)
+
+
+def in_float64(tree, values):
+    tree = tree.replace(rewards=tree.rewards.astype(np.float64), log_probs=tree.log_probs.astype(np.float64))
+    return tree, values.astype(np.float64)
 
 
 class Float64Model:
@@ -282,8 +285,8 @@ def float64_plain(params, reference, rows, options):
 
 
 @functools.cache
-def float64_gradient(kind, loss):
-    return jax.jit(jax.value_and_grad(functools.partial(loss, options=OPTIONS[kind])))
+def float64_gradient(options, loss):
+    return jax.jit(jax.value_and_grad(functools.partial(loss, options=options)))
 
 
 @pytest.mark.parametrize("row_tokens", [ROW_TOKENS, PLAIN_TOKENS], ids=["whole", "pieces"])
@@ -293,18 +296,39 @@ def float64_gradient(kind, loss):
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_packed_gradient_is_the_sum_over_responses_float64(advantage, aggregation, kind, row_tokens, seed):
-    questions, tree, values, mask = random_batch(seed, advantage)
-    tree = tree.replace(rewards=tree.rewards.astype(np.float64), log_probs=tree.log_probs.astype(np.float64))
-    values = values.astype(np.float64)
+    check_float64(*random_batch(seed, advantage), aggregation, OPTIONS[kind], row_tokens)
+
+
+def check_float64(questions, tree, values, mask, aggregation, options, row_tokens=ROW_TOKENS):
+    tree, values = in_float64(tree, values)
     rows = plain_rows(questions, tree, values, mask, aggregation)
     with jax.enable_x64(True):
         params, reference = float64_params(0), float64_params(1)
-        batch = packed_batch(tree, values, mask, aggregation, row_tokens)
-        loss, gradient = float64_gradient(kind, float64_packed)(params, reference, batch)
-        oracle, oracle_gradient = float64_gradient(kind, float64_plain)(params, reference, rows)
+        if options.objective == "gspo":
+            loss, gradient = sequence_packed(params, tree, values, mask, aggregation, row_tokens, options)
+            oracle, oracle_gradient = jax.value_and_grad(sequence_plain_loss)(params, rows, options)
+        else:
+            batch = packed_batch(tree, values, mask, aggregation, row_tokens)
+            loss, gradient = float64_gradient(options, float64_packed)(params, reference, batch)
+            oracle, oracle_gradient = float64_gradient(options, float64_plain)(params, reference, rows)
         assert loss.dtype == jnp.float64
         np.testing.assert_allclose(loss, oracle, rtol=1e-11, atol=1e-12)
         assert relative_error(gradient, oracle_gradient) <= 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_config_is_exact_on_packed_trees_float64(method):
+    """As a run puts them together: the options, advantages, aggregation and mask that the method fills in."""
+    loss = unflatten(flatten(get_config()) | METHODS[method]).loss
+    trained = 0
+    for seed in range(4):
+        questions, tree, values, _ = random_batch(seed, loss.advantage)
+        mask = np.asarray(tree.response_node >= 0) & ~np.asarray(advantages.group_is_uniform(tree))[:, None]
+        if loss.whiten_advantages:
+            values = advantages.whiten(tree, values, mask)
+        check_float64(questions, tree, values, mask, loss.aggregation, LossOptions.from_config(loss))
+        trained += mask.sum()
+    assert trained > 10
 
 
 def test_the_random_trees_exercise_both_clips_and_the_dual_clip():

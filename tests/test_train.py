@@ -23,6 +23,7 @@ from ibtpo.data.problems import load_problems
 from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.policy import load_policy, make_sampler
 from ibtpo.rewards.pool import Grader
+from ibtpo.tree import node_length
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +137,7 @@ def test_a_run_that_could_not_start_leaves_its_workdir_free(tiny_config, tmp_pat
         ),
         dict(method="grpo", loss__objective="gspo", loss__clip_low=3e-4, loss__clip_high=4e-4, train__epochs=2),
         dict(tree__strategy="entropy", loss__aggregation="token_mean", train__epochs=2, train__minibatches=2),
-        dict(tree__strategy="fixed_width", tree__segment_tokens=12, loss__kl=0.0, loss__max_old_probability=0.9),
+        dict(method="treepo", tree__top_k=1, tree__segment_tokens=12, loss__max_old_probability=0.9),
         dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0, train__row_tokens=112),
         dict(
             tree__value="backup",
@@ -148,17 +149,40 @@ def test_a_run_that_could_not_start_leaves_its_workdir_free(tiny_config, tmp_pat
         ),
     ],
 )
-def test_other_methods_and_options_train(tiny_config, tmp_path, changes):
-    train_lib.train(tiny_config(train__steps=1, **changes), str(tmp_path))
+def test_other_methods_and_options_train(tiny_config, tmp_path, monkeypatch, changes):
+    config, weights, token_weights = tiny_config(train__steps=1, **changes), [], packing.token_weights
+
+    def record(tree, *args, **options):
+        found = token_weights(tree, *args, **options)
+        weights.append((np.asarray(node_length(tree)), *found))
+        return found
+
+    monkeypatch.setattr(packing, "token_weights", record)
+    train_lib.train(config, str(tmp_path))
     row = rows(tmp_path)[-1]
     assert np.isfinite(row["train/loss"]) and row["train/kv_pages_left"] == 0
     assert {"train/ib_score_root", "train/cov_root", "train/eff_rate"} <= row.keys()
-    assert ("train/kl" in row) == (changes.get("loss__kl", 1) > 0)
+    assert ("train/kl" in row) == (config.loss.kl > 0)
+    if config.loss.whiten_advantages:
+        length, positive, negative, _ = weights[0]
+        assert abs((length * (positive + negative)).sum()) < 1e-5 < (length * positive).sum()
     assert (row["train/row_repeats"] > 0) == ("train__row_tokens" in changes)
     if "loss__importance_cap" in changes:
         assert row["train/importance"] == pytest.approx(1, abs=1e-5) and row["train/importance_capped"] == 0
     if "sampling__stop_strings" in changes:  # nobody gets beyond the first sum's left side
         assert row["train/response_length"] < 12 and row["train/truncation_rate"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", config_lib.METHODS)
+def test_every_method_trains_with_its_own_settings(tiny_config, tmp_path, method):
+    sizes = {key.replace(".", "__"): x for key, x in config_lib.METHODS[method].items() if key.startswith("tree.")}
+    config = tiny_config(method=method, train__steps=2, train__epochs=2, **sizes)
+    assert {key: config_lib.flatten(config)[key] for key in config_lib.METHODS[method]} == config_lib.METHODS[method]
+    train_lib.train(config, str(tmp_path))
+    for row in (row for row in rows(tmp_path) if "train/loss" in row):
+        assert np.isfinite(row["train/loss"]) and row["train/skipped_updates"] == row["train/kv_pages_left"] == 0
+        assert row["train/grad_norm"] > 0
 
 
 def test_long_and_truncated_responses(tiny_config, monkeypatch):
@@ -167,7 +191,7 @@ def test_long_and_truncated_responses(tiny_config, monkeypatch):
         method="grpo",
         loss__mask_truncated=True,
         loss__mask_uniform_groups=False,
-        reward__overlong_tokens=24,
+        reward__overlong_share=0.6,
         reward__overlong_penalty=0.5,
         sampling__max_new_tokens=40,
     )

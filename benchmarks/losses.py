@@ -1,0 +1,404 @@
+"""Our losses and advantages against those of other libraries, on the same arrays.
+
+    python benchmarks/losses.py [--quick] [--json] [--peers=tunix,trl]
+
+Random flat groups: four questions of four responses with 1 to 24 tokens, some cut off at the limit; the rewards of the
+first question are all equal, and the ratios lie on both sides of the clip range. A peer gets the log-probabilities (of
+the policy, of the policy that drew the tokens and of the reference), the mask and our advantages, and its own code
+gives the loss and, by differentiation, the gradient with respect to the policy's log-probabilities. Ours come from the
+trees of the same responses, packed into rows. Compared are
+
+    gradient:  |ours - theirs| / |theirs|, in the Euclidean norm
+    loss:      |ours - theirs| / max(|theirs|, sum of the absolute values of their gradient)
+
+(a loss is a sum of terms of either sign, which may all but cancel; the gradient has their sizes). The largest of all
+cases is reported, in float32 and, where the peer computes in the type it is given, in float64. The goal is 1e-5 in
+float32 and 1e-11 in float64; the exit code is 1 where a goal is not met or a peer fails. The peers are installed, at
+pinned versions, under build/benchmarks.
+
+Tunix (google-tunix 0.1.7): the registered policy loss "grpo", the aggregations and advantage estimators of tunix.rl.
+TRL (1.16.0): GRPOTrainer._compute_loss with a GRPOConfig. Where their definitions differ from ours, this is what is
+compared:
+
+- Standard deviation of a group: ours is the population's plus 1e-6, Tunix's the sample's plus 1e-6, TRL's the sample's
+  plus 1e-4. Losses are compared with our advantages; Tunix's own advantages are multiplied by its deviation over ours.
+- KL: both compute k3 as we do, Tunix if kl_loss_mode is "low_var_kl" (its default is k1). We clamp its exponent to
+  +-20, which no case reaches. TRL multiplies it by the ratio unless use_bias_correction_kl is off, as it is here.
+- Dual clip is epsilon_c of Tunix. TRL bounds the ratio by delta, for either sign of the advantage; with delta above
+  1 + epsilon_high that is the same.
+- The normaliser of fixed_length is the width of the arrays in Tunix and max_completion_length in TRL; the arrays are as
+  wide as max_new_tokens.
+- TRL's "dapo" and "cispo" divide by the tokens of the whole generation batch, "bnpo" by those of the microbatch; here
+  one is the other.
+- epsilon_high of TRL's "cispo" is the bound itself, 1 + clip_high.
+- GSPO: TRL differentiates the ratio of the whole response, Tunix and we that of each token (GSPO-token). With one
+  advantage per response, the gradients are the same.
+- SAPO: TRL rounds the temperature 1.05 to float32; the goal in float64 is 1e-7.
+- Truncated responses left out: TRL counts them in the denominators of "grpo" and "dr_grpo", as we do in all. Tunix
+  counts no empty response, and TRL's other types no token of them: not compared.
+- Entropy bonus: not compared, since it is no function of the given log-probabilities.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.sampler import peer_python  # noqa: E402
+from ibtpo.advantages import ADVANTAGES, AdvantageOptions  # noqa: E402
+from ibtpo.losses import LossOptions, policy_loss  # noqa: E402
+from ibtpo.packing import pack, place, sequence_weights, token_weights, unpack  # noqa: E402
+from ibtpo.tree import Response, Tree, build_tree, stack_trees, tokens_of_response  # noqa: E402
+
+QUESTIONS, RESPONSES, MAX_NEW, PROMPT = 4, 4, 24, (1, 2, 3)
+ROW_TOKENS = len(PROMPT) + RESPONSES * MAX_NEW  # any tree fits
+IMPORTANCE_CAP = 1.1
+# Name: (options of its pip install, types it computes in).
+PEERS = {"tunix": (["--no-deps"], ("float32",)), "trl": ([], ("float32", "float64"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One loss: our settings, and each peer's for the same; None where it has none.
+
+    loss: fields of `LossOptions`; tunix: fields of its algorithm config; trl: fields of GRPOConfig.
+    """
+
+    advantage: str
+    aggregation: str
+    loss: dict[str, Any]
+    tunix: dict[str, Any] | None = None
+    trl: dict[str, Any] | None = None
+    mask_truncated: bool = False
+    float64_goal: float = 1e-11
+
+    def goal(self, dtype: str) -> float:
+        return 1e-5 if dtype == "float32" else self.float64_goal
+
+
+MEAN = "sequence-mean-token-mean"
+SEQUENCE = {"importance_sampling_level": "sequence"}
+METHODS = {
+    "grpo": Method("grpo", "response_mean", {}, dict(loss_agg_mode=MEAN), dict(loss_type="grpo")),
+    "grpo, kl": Method(
+        "grpo", "response_mean", dict(kl=0.1), dict(loss_agg_mode=MEAN, beta=0.1), dict(loss_type="grpo", beta=0.1)
+    ),
+    "grpo, dual clip": Method(
+        "grpo",
+        "response_mean",
+        dict(dual_clip=1.4),
+        dict(loss_agg_mode=MEAN, epsilon_c=1.4),
+        dict(loss_type="grpo", delta=1.4),
+    ),
+    "grpo, importance": Method(
+        "grpo",
+        "response_mean",
+        dict(importance_cap=IMPORTANCE_CAP, kl=0.1),
+        dict(loss_agg_mode=MEAN, beta=0.1),
+        dict(loss_type="grpo", beta=0.1, use_vllm=True),
+    ),
+    "grpo, truncated out": Method("grpo", "response_mean", {}, trl=dict(loss_type="grpo"), mask_truncated=True),
+    "rloo": Method("rloo", "response_mean", {}, dict(loss_agg_mode=MEAN), dict(loss_type="grpo")),
+    "dr_grpo": Method(
+        "dr_grpo", "fixed_length", {}, dict(loss_agg_mode="sequence-mean-token-scale"), dict(loss_type="dr_grpo")
+    ),
+    "dr_grpo, kl, truncated out": Method(
+        "dr_grpo", "fixed_length", dict(kl=0.1), trl=dict(loss_type="dr_grpo", beta=0.1), mask_truncated=True
+    ),
+    "dapo": Method(
+        "grpo",
+        "token_mean",
+        dict(clip_high=0.28),
+        dict(loss_agg_mode="token-mean", epsilon_high=0.28),
+        dict(loss_type="dapo", epsilon_high=0.28),
+    ),
+    "token_mean, kl": Method(
+        "grpo", "token_mean", dict(kl=0.1), dict(loss_agg_mode="token-mean", beta=0.1), dict(loss_type="bnpo", beta=0.1)
+    ),
+    "gspo": Method(
+        "grpo",
+        "response_mean",
+        dict(objective="gspo", clip_low=3e-4, clip_high=4e-4),
+        dict(loss_agg_mode=MEAN, loss_algo="gspo-token", epsilon=3e-4, epsilon_high=4e-4),
+        dict(loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4, **SEQUENCE),
+    ),
+    "gspo, token_mean, kl": Method(
+        "grpo",
+        "token_mean",
+        dict(objective="gspo", clip_low=0.05, clip_high=0.1, kl=0.1),
+        dict(loss_agg_mode="token-mean", loss_algo="gspo-token", epsilon=0.05, epsilon_high=0.1, beta=0.1),
+        dict(loss_type="dapo", epsilon=0.05, epsilon_high=0.1, beta=0.1, **SEQUENCE),
+    ),
+    "cispo": Method("grpo", "token_mean", dict(objective="cispo"), trl=dict(loss_type="cispo", epsilon_high=1.2)),
+    "sapo": Method("grpo", "response_mean", dict(objective="sapo"), trl=dict(loss_type="sapo"), float64_goal=1e-7),
+}
+# Ours: the peer's name of the same estimator.
+TUNIX_ADVANTAGES = {"grpo": "grpo", "rloo": "rloo", "dr_grpo": "drgrpo"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Flat groups, float64. log_probs, old, ref, sampler: [Q, R, T], by the policy now, by the trainer when the tokens
+    were drawn, by the reference, by what drew them (read with importance weights only); length, rewards: [Q, R]."""
+
+    log_probs: np.ndarray
+    old: np.ndarray
+    ref: np.ndarray
+    sampler: np.ndarray
+    length: np.ndarray
+    rewards: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """[Q, R, T], the generated tokens."""
+        return np.arange(MAX_NEW) < self.length[:, :, None]
+
+    @property
+    def truncated(self) -> np.ndarray:
+        """[Q, R], the responses cut off at the limit."""
+        return self.length == MAX_NEW
+
+
+def random_case(seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+    groups = (QUESTIONS, RESPONSES)
+    log_probs = -rng.uniform(0.05, 4, (*groups, MAX_NEW))
+    old, ref = (log_probs + 0.3 * rng.standard_normal(log_probs.shape) for _ in range(2))
+    sampler = old + 0.1 * rng.standard_normal(old.shape)
+    length = rng.integers(1, MAX_NEW, groups)
+    length[rng.random(groups) < 0.2] = MAX_NEW
+    length[-1, 0] = MAX_NEW
+    rewards = rng.random(groups)
+    rewards[0] = 1.0
+    return Case(log_probs, old, ref, sampler, length, rewards)
+
+
+# Ours.
+
+
+def make_tree(case: Case, drawn: np.ndarray, dtype) -> Tree:
+    """The groups as trees that fork at the question only; drawn: log-probabilities of what drew the tokens."""
+
+    def of_question(q: int) -> Tree:
+        responses = [
+            Response(r, -1, 0, 0, np.full(n, 4), drawn[q, r, :n], "stop", case.rewards[q, r])
+            for r, n in enumerate(case.length[q])
+        ]
+        return build_tree(PROMPT, responses, lambda tokens: [len(tokens)])
+
+    tree = stack_trees([of_question(q) for q in range(QUESTIONS)], num_tokens=ROW_TOKENS, num_responses=RESPONSES)
+    tree = tree.replace(rewards=case.rewards.astype(dtype))
+    return tree.replace(log_probs=in_tree_order(tree, drawn.astype(dtype)))
+
+
+def in_tree_order(tree: Tree, values: np.ndarray) -> np.ndarray:
+    """[Q, R, T] of responses as [Q, T'] of the tree's tokens; 0 on the prompt."""
+    result = np.zeros(tree.tokens.shape, values.dtype)
+    for q, r in np.ndindex(QUESTIONS, RESPONSES):
+        result[q, tokens_of_response(tree, r, q)] = values[q, r, : tree.response_length[q, r]]
+    return result
+
+
+def of_responses(tree: Tree, values: np.ndarray) -> np.ndarray:
+    """The way back; 0 behind the end."""
+    result = np.zeros((QUESTIONS, RESPONSES, MAX_NEW), values.dtype)
+    for q, r in np.ndindex(QUESTIONS, RESPONSES):
+        result[q, r, : tree.response_length[q, r]] = values[q, tokens_of_response(tree, r, q)]
+    return result
+
+
+def response_advantages(case: Case, name: str, dtype) -> np.ndarray:
+    """[Q, R] of one of `ADVANTAGES`, that of each response's only step."""
+    tree = make_tree(case, case.old, dtype)
+    values = np.asarray(ADVANTAGES[name](tree, AdvantageOptions()))
+    return np.take_along_axis(values, tree.response_node[:, :, None], axis=2)[:, :, 0]
+
+
+@functools.cache
+def _value_and_grad(options: LossOptions):
+    def loss(log_probs, batch, ref, old):
+        return policy_loss(log_probs, batch, ref if options.kl else None, old_log_probs=old, options=options)[0]
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def our_loss(case: Case, method: Method, dtype) -> tuple[float, np.ndarray]:
+    """(loss, its gradient with respect to the log-probabilities [Q, R, T]), by way of packed trees."""
+    options = LossOptions(**dict(kl=0.0) | method.loss)
+    with jax.enable_x64(np.dtype(dtype) == np.float64):
+        tree = make_tree(case, case.sampler if options.importance_cap else case.old, dtype)
+        now, ref, old = (in_tree_order(tree, x.astype(dtype)) for x in (case.log_probs, case.ref, case.old))
+        advantages = ADVANTAGES[method.advantage](tree, AdvantageOptions())
+        mask = ~case.truncated if method.mask_truncated else None
+        weighting = dict(aggregation=method.aggregation, max_new_tokens=MAX_NEW, mask=mask)
+        if options.objective == "gspo":
+            clip = dict(clip_low=options.clip_low, clip_high=options.clip_high)
+            weights = sequence_weights(tree, advantages, now, **clip, **weighting)
+        else:
+            weights = token_weights(tree, advantages, **weighting)
+        batch, layout = pack(tree, *weights, row_tokens=ROW_TOKENS, row_multiple=QUESTIONS)
+        now, ref, old = (jnp.asarray(place(x, layout, batch.tokens.shape)) for x in (now, ref, old))
+        loss, gradient = _value_and_grad(options)(now, batch, ref, old)
+        assert loss.dtype == dtype
+        return float(loss), of_responses(tree, unpack(gradient, layout, *tree.tokens.shape))
+
+
+# Theirs.
+
+
+def peer_input(cases: list[Case], peer: str) -> dict[str, np.ndarray]:
+    """What a peer reads, see benchmarks/peers/*_losses.py."""
+    settings = {name: getattr(method, peer) for name, method in METHODS.items() if getattr(method, peer) is not None}
+    arrays = {"settings": np.array(json.dumps(settings)), "dtypes": np.array(PEERS[peer][1])}
+    for i, case in enumerate(cases):
+        flat = dict(log_probs=case.log_probs, old=case.old, ref=case.ref)
+        flat |= dict(importance=np.minimum(np.exp(case.old - case.sampler), IMPORTANCE_CAP))
+        arrays |= {f"{i}/{name}": x.reshape(-1, MAX_NEW) for name, x in flat.items()}
+        arrays[f"{i}/rewards"] = case.rewards
+        for name in settings:
+            method = METHODS[name]
+            mask = case.mask & ~(case.truncated[:, :, None] & method.mask_truncated)
+            arrays[f"{i}/{name}/mask"] = mask.reshape(-1, MAX_NEW)
+            advantages = response_advantages(case, method.advantage, np.float64)
+            arrays[f"{i}/{name}/advantages"] = advantages.reshape(-1)
+            arrays[f"{i}/{name}/use_importance"] = np.array("importance_cap" in method.loss)
+    return arrays
+
+
+def run_peer(peer: str, arrays: dict[str, np.ndarray], log) -> dict[str, np.ndarray]:
+    """The arrays that the peer writes for these."""
+    python = peer_python(peer, PEERS[peer][0], log)
+    with tempfile.TemporaryDirectory() as folder:
+        given, written = (os.path.join(folder, name) for name in ("in.npz", "out.npz"))
+        np.savez(given, **arrays)
+        script = ROOT / "benchmarks" / "peers" / f"{peer}_losses.py"
+        env = os.environ | dict(JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+        result = subprocess.run(
+            [python, str(script), given, written], env=env, capture_output=True, text=True, timeout=1800
+        )
+        if result.returncode:
+            raise RuntimeError(f"{peer} failed: " + "\n".join(result.stderr.splitlines()[-5:]))
+        with np.load(written) as found:
+            return dict(found)
+
+
+# The comparison.
+
+
+def relative_error(ours, theirs, scale=None) -> float:
+    """The Euclidean norm of the difference over `scale`, or that of the second; infinity if it is no number."""
+    scale = np.linalg.norm(theirs) if scale is None else scale
+    error = np.linalg.norm(ours - theirs) / scale
+    return float(error) if np.isfinite(error) else float("inf")
+
+
+def compare(cases: list[Case], peer: str, found: dict[str, np.ndarray]) -> list[dict]:
+    """Rows {method, dtype, loss, gradient} with the largest relative errors of all cases."""
+    rows = []
+    for name, method in METHODS.items():
+        for dtype in PEERS[peer][1] if getattr(method, peer) is not None else ():
+            errors = []
+            for i, case in enumerate(cases):
+                loss, gradient = our_loss(case, method, dtype)
+                their_loss, theirs = (found[f"{i}/{name}/{dtype}/{what}"] for what in ("loss", "gradient"))
+                theirs = theirs.reshape(gradient.shape)
+                size = max(abs(float(their_loss)), float(np.abs(theirs).sum()))
+                errors.append((relative_error(loss, their_loss, size), relative_error(gradient, theirs)))
+            of_loss, of_gradient = map(max, zip(*errors))
+            rows.append(dict(method=name, dtype=dtype, loss=of_loss, gradient=of_gradient))
+    return rows
+
+
+def compare_advantages(cases: list[Case], found: dict[str, np.ndarray]) -> list[dict]:
+    """Rows {advantage, error} of Tunix's estimators, in float64, the deviation taken from the sample's to ours."""
+    rows = []
+    for ours, theirs in TUNIX_ADVANTAGES.items():
+        errors = []
+        for i, case in enumerate(cases):
+            values = found[f"{i}/advantages/{theirs}"].reshape(QUESTIONS, RESPONSES)
+            if ours == "grpo":
+                sample, population = (case.rewards.std(axis=1, ddof=n, keepdims=True) + 1e-6 for n in (1, 0))
+                values = values * sample / population
+            errors.append(relative_error(response_advantages(case, ours, np.float64), values))
+        rows.append(dict(advantage=ours, error=max(errors)))
+    return rows
+
+
+def _goal(name: str, value: float | None, goal: float) -> dict:
+    """One entry of `goals`; what a peer that failed would have said is not met."""
+    shown = None if value is None else float(f"{value:.3g}")
+    return dict(name=name, value=shown, goal=goal, met=value is not None and value <= goal)
+
+
+def run(*, quick: bool = False, peers=tuple(PEERS), log=print, show=print) -> dict:
+    """The figures of the benchmark, `goals` among them."""
+    from ibtpo.report import summary_table
+
+    cases = [random_case(seed) for seed in range(2 if quick else 16)]
+    results, goals, versions = {}, [], dict(jax=jax.__version__)
+    for peer in peers:
+        log(f"{peer}: {len(cases)} cases")
+        try:
+            found = run_peer(peer, peer_input(cases, peer), log)
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            log(str(error))
+            results[peer] = dict(error=str(error))
+            goals.append(_goal(f"{peer}: runs", None, 0.0))
+            continue
+        versions |= json.loads(str(found["versions"]))
+        rows = compare(cases, peer, found)
+        results[peer] = dict(losses=rows)
+        for row in rows:
+            goal = METHODS[row["method"]].goal(row["dtype"])
+            name = f"{peer}, {row['method']}"
+            goals += [_goal(f"{name}: {what}, {row['dtype']}", row[what], goal) for what in ("loss", "gradient")]
+        show(f"\n{peer}: largest relative errors\n{summary_table(_shown(rows))}")
+        if peer == "tunix":
+            rows = results[peer]["advantages"] = compare_advantages(cases, found)
+            goals += [_goal(f"tunix, advantages of {row['advantage']}", row["error"], 1e-6) for row in rows]
+            show(f"\ntunix: advantages\n{summary_table(_shown(rows))}")
+    missed = [goal["name"] for goal in goals if not goal["met"]]
+    show("\n" + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    show(f"{len(goals) - len(missed)} of {len(goals)} goals met" + "".join(f"\n  not met: {name}" for name in missed))
+    return dict(quick=quick, versions=versions, cases=len(cases), results=results, goals=goals)
+
+
+def _shown(rows: list[dict]) -> list[dict]:
+    return [{k: f"{v:.1e}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two cases instead of sixteen")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object; the tables go to stderr")
+    parser.add_argument("--peers", default=",".join(PEERS), help="which peers, separated by commas")
+    arguments = parser.parse_args()
+    peers = arguments.peers.split(",")
+    if unknown := set(peers) - set(PEERS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; peers: {', '.join(PEERS)}")
+    figures = run(
+        quick=arguments.quick,
+        peers=peers,
+        log=lambda text: print(text, file=sys.stderr, flush=True),
+        show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+    )
+    if arguments.json:
+        print(json.dumps(figures))
+    sys.exit(not all(goal["met"] for goal in figures["goals"]))
+
+
+if __name__ == "__main__":
+    main()
