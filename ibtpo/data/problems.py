@@ -22,11 +22,13 @@ _CHUNK = 1024  # records read and tokenised together
 @dataclass(frozen=True)
 class Problem:
     """One question. `id` is its index in the source order of its split (JSON lines: line number - 1),
-    whatever else is dropped, so random draws keyed on it survive a change of `data.limit`."""
+    whatever else is dropped, so random draws keyed on it survive a change of `data.limit`.
+    `kind`: how its responses are graded, a key of `ibtpo.rewards.REWARDS`; "": by reward.kind."""
 
     id: int
     question: str
     answer: str
+    kind: str = ""
 
 
 class BadRecord(ValueError):
