@@ -9,10 +9,16 @@ bounded time on any text. Nothing here imports JAX: grading workers import this 
 import difflib
 from collections.abc import Callable
 
-from ibtpo.rewards import math
+from ibtpo.rewards import choice, math
 
-REWARDS: dict[str, Callable[[str, str], float]] = {"math": math.reward}
-FAST_PATHS: dict[str, Callable[[str, str], float | None]] = {"math": math.fast_reward}
+REWARDS: dict[str, Callable[[str, str], float]] = {
+    "math": math.reward,
+    "multiple_choice": choice.reward,
+}
+FAST_PATHS: dict[str, Callable[[str, str], float | None]] = {
+    "math": math.fast_reward,
+    "multiple_choice": choice.reward,
+}
 
 
 def get_reward(kind: str) -> Callable[[str, str], float]:

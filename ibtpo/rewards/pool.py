@@ -40,6 +40,7 @@ _WATCH_SECONDS = 0.2
 
 # ---------------------------------------------------------------------------------- inside a worker
 
+
 def _initialise(modules: tuple[str, ...], memory_mb: int) -> None:
     """Limits the worker and imports the modules of all rewards, so that no answer's time goes to that."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
