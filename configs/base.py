@@ -140,7 +140,9 @@ def get_config() -> config_dict.ConfigDict:
 
     config.eval = evaluation = config_dict.ConfigDict()
     evaluation.every = 20  # updates between evaluations (the first is before training); 0: never
-    evaluation.questions = 0  # of the held-out split; 0: all
+    # What ibtpo.evaluate runs, names separated by commas ("gsm8k,math_500,aime_2024"); "": the held-out split.
+    evaluation.benchmarks = ""
+    evaluation.questions = 0  # the first so many of the held-out split or of each benchmark; 0: all
     evaluation.samples = 32  # k of avg@k, independent responses per question [paper]
     evaluation.temperature = 0.7  # [paper]
     evaluation.top_k = 20  # [paper]
