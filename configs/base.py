@@ -28,12 +28,18 @@ def get_config() -> config_dict.ConfigDict:
     model.remat = "attention"
 
     config.data = data = config_dict.ConfigDict()
-    data.source = ""  # "tfds:chained_arithmetic" (generated) or "jsonl:<path>", {split} is replaced
+    # "tfds:chained_arithmetic" (generated), "tfds:<name>" of a published set (docs/data.md), "jsonl:<path>" or
+    # "parquet:<path>"; {split} in a path is replaced.
+    data.source = ""
+    # File or folder with the publisher's files of "tfds:<name>" and of benchmarks, {split} is replaced; what a folder
+    # lacks, and all where this is "", comes through the hub.
+    data.files = ""
+    data.check_rows = True  # refuse a published set with another number of rows; False: a warning
     data.dir = ""  # where TFDS keeps prepared data sets; "": the default of TFDS
-    data.train_split = "train"  # split sampled for training
-    data.eval_split = "test"  # held-out split
-    data.question_field = "question"  # field of a record with the question
-    data.answer_field = "answer"  # field of a record with the answer
+    data.train_split = "train"  # split sampled for training; of a TFDS source also a slice, "train[512:]"
+    data.eval_split = "test"  # held-out split, or a slice too
+    data.question_field = "question"  # field of a line or row with the question; dotted if nested, "prompt.0.content"
+    data.answer_field = "answer"  # field with the answer
     # Where the answer is in that field: a regular expression with one group, "boxed" (last \boxed{}), "" = verbatim.
     data.answer_pattern = ""
     # Text given to the model; {question} is replaced.

@@ -22,6 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from ibtpo.data.published import DATASETS
 from ibtpo.models.presets import PRESETS
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -93,6 +94,7 @@ _TEXT = Rule(str, lambda x: True, "text")
 _NAME = Rule(str, bool, "text that is not empty")
 _AXIS = Rule(int, lambda x: x == -1 or x >= 1, "a whole number of at least 1, or -1 for all remaining devices")
 _DTYPE = _one_of("float32", "bfloat16")
+_TFDS_SOURCES = ("tfds:chained_arithmetic", *(f"tfds:{name}" for name in DATASETS))
 
 RULES: dict[str, Rule] = {
     "method": _one_of(*METHODS),
@@ -103,9 +105,12 @@ RULES: dict[str, Rule] = {
     "model.remat": _one_of("none", "attention", "full"),
     "data.source": Rule(
         str,
-        lambda x: x == "tfds:chained_arithmetic" or re.fullmatch(r"jsonl:.+", x) is not None,
-        "tfds:chained_arithmetic or jsonl:<path>",
+        lambda x: re.fullmatch(r"(jsonl|parquet):.+", x) is not None or x in _TFDS_SOURCES,
+        f"jsonl:<path>, parquet:<path> or one of {', '.join(_TFDS_SOURCES)}",
+        _TFDS_SOURCES,
     ),
+    "data.files": _TEXT,
+    "data.check_rows": _SWITCH,
     "data.dir": _TEXT,
     "data.train_split": _NAME,
     "data.eval_split": _NAME,

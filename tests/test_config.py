@@ -200,7 +200,7 @@ def test_float_keys_take_whole_numbers(key):
         (dict(data__prompt="{question} {other}"), "data.prompt=", "doubled"),
         (dict(data__answer_pattern="#### .*"), "data.answer_pattern='#### .*'", "exactly one group"),
         (dict(data__answer_pattern="(("), "data.answer_pattern='(('", "exactly one group"),
-        (dict(data__source="tfds:gsm8k"), "data.source='tfds:gsm8k'", "tfds:chained_arithmetic"),
+        (dict(data__source="tfds:gsm8"), "data.source='tfds:gsm8'", "did you mean 'tfds:gsm8k'?"),
         (dict(data__source="gsm8k"), "data.source='gsm8k'", "jsonl:<path>"),
         (dict(model__path=""), "model.path=''", "Hugging Face"),
     ],

@@ -3,10 +3,6 @@
 Prepared as ArrayRecord files and read as a random-access source, without TensorFlow.
 """
 
-import contextlib
-import io
-import logging
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ibtpo.data import arithmetic
+from ibtpo.data import prepare as prepare_lib
 
 SPLIT_SIZES = {"train": 20_000, "validation": 512, "test": 1_024}
 # A question belongs to the split of its checksum modulo 16, so that no question is in two splits,
@@ -105,49 +102,9 @@ def load(difficulty: str, split: str, data_dir: str | None = None) -> Sequence[d
       ValueError: unknown difficulty or split.
     """
     arithmetic.get_difficulty(difficulty)
-    builder = prepare(difficulty, data_dir)
-    try:
-        builder.info.splits[split]
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"no split {split!r} of {builder.name}: use one of {sorted(builder.info.splits)} or a slice of it"
-        ) from error
-    return builder.as_data_source(split)
+    return prepare_lib.read_split(prepare(difficulty, data_dir), split)
 
 
 def prepare(config: str | ChainedArithmeticConfig, data_dir: str | None = None) -> ChainedArithmetic:
     """Generates the data unless they are there; safe when several processes do it at once."""
-
-    def make_builder() -> ChainedArithmetic:
-        with _quiet():
-            return ChainedArithmetic(config=config, data_dir=data_dir, file_format="array_record")
-
-    builder = make_builder()
-    with _quiet():
-        prepared, name = builder.is_prepared(), builder.info.full_name
-    if prepared:
-        return builder
-    print(f"Preparing {name} in {builder.data_dir}", file=sys.stderr)
-    try:
-        with _quiet():
-            builder.download_and_prepare(file_format="array_record")
-    except OSError:
-        # Each process writes a folder of its own and renames it at the end. The first one wins; the
-        # others, whose rename fails, find the same data there.
-        builder = make_builder()
-        if not builder.is_prepared():
-            raise
-    return builder
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps to itself what TFDS says of a few seconds' work: nested bars, "Unknown size", a folder still empty."""
-    tfds.disable_progress_bar()
-    logger, drop = logging.getLogger("absl"), lambda record: record.levelno >= logging.ERROR
-    logger.addFilter(drop)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.removeFilter(drop)
+    return prepare_lib.prepare(lambda: ChainedArithmetic(config=config, data_dir=data_dir, file_format="array_record"))

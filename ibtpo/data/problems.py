@@ -1,21 +1,27 @@
-"""Questions with their reference answers, from TFDS or JSON lines, and the prompts made of them."""
+"""Questions with their reference answers, from TFDS, JSON lines or parquet, and the prompts made of them."""
 
+import functools
 import itertools
-import json
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
-from ibtpo.data import chained_arithmetic
-from ibtpo.rewards.math import find_boxes
+from ibtpo.data import chained_arithmetic, published_problems
+from ibtpo.data.published import DATASETS
+from ibtpo.data.records import (
+    UNITS,
+    BadRecord,
+    compile_pattern,
+    extract_answer,
+    find_field,
+    find_question,
+    list_places,
+    read_records,
+)
 
-_GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
-_MAX_REPORTED_LINES = 20
 _CHUNK = 1024  # records read and tokenised together
 
 
@@ -23,16 +29,16 @@ _CHUNK = 1024  # records read and tokenised together
 class Problem:
     """One question. `id` is its index in the source order of its split (JSON lines: line number - 1),
     whatever else is dropped, so random draws keyed on it survive a change of `data.limit`.
-    `kind`: how its responses are graded, a key of `ibtpo.rewards.REWARDS`; "": by reward.kind."""
+
+    answer: the reference, a text whose form `kind` says. kind: reward kind (`ibtpo.rewards.REWARDS`), "" is the
+    config's `reward.kind`. prompt: template with {question}, "" is the config's `data.prompt`.
+    """
 
     id: int
     question: str
     answer: str
     kind: str = ""
-
-
-class BadRecord(ValueError):
-    """A record that cannot be used; the message says why."""
+    prompt: str = ""
 
 
 class PromptLengthError(ValueError):
@@ -45,35 +51,48 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
     Sources:
       "tfds:chained_arithmetic": generated at the first use into `data.dir`; `data.difficulty` names
         the difficulty.
-      "jsonl:<path>": one JSON object per line; "{split}" in the path is replaced by `split`, and a
-        path without it is the same file for every split. The question is `data.question_field`, the
-        answer is found in `data.answer_field` by `data.answer_pattern` (see `extract_answer`).
+      "tfds:<name>" of `published.DATASETS`: prepared at the first use into `data.dir` from the
+        publisher's files (`data.files`, or through the hub), with their own reward kind.
+      "jsonl:<path>", "parquet:<path>": one problem per line or row; "{split}" in the path is replaced
+        by `split`, and a path without it is the same file for every split. The question is
+        `data.question_field`, the answer is found in `data.answer_field` by `data.answer_pattern`
+        (see `extract_answer`); dotted names lead into nested fields (see `find_field`).
 
-    Lines that cannot be used are left out and reported in one warning, by file, reason and line
-    number. So are problems whose prompt exceeds `data.max_prompt_tokens` when `tokenizer` is given.
+    Records that cannot be used are left out and reported in one warning, by file, reason, count and
+    line number. So are problems whose prompt exceeds `data.max_prompt_tokens` when `tokenizer` is given.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unknown source, invalid split, difficulty or pattern, or no usable problem.
+      ValueError: unknown source, invalid split, difficulty or pattern, a number of rows that is not
+        the publisher's (`published_problems.load`), or no usable problem.
     """
-    kind, _, name = data_config.source.partition(":")
-    if kind == "jsonl" and name:
+    source, _, name = data_config.source.partition(":")
+    if source in ("jsonl", "parquet") and name:
         name = name.replace("{split}", split)
-        records = _read_jsonl(Path(name), data_config)
-    elif data_config.source == f"tfds:{chained_arithmetic.ChainedArithmetic.name}":
+        records, unit = _read_file(Path(name), data_config), UNITS[f".{source}"]
+    elif source == "tfds" and name == chained_arithmetic.ChainedArithmetic.name:
         examples = chained_arithmetic.load(data_config.difficulty or "normal", split, data_config.dir or None)
-        name = f"{name}, split {split}"
-        records = _read_examples(examples)
+        records, unit = _read_examples(examples, Problem), "example"
+    elif source == "tfds" and name in DATASETS:
+        dataset = DATASETS[name]
+        examples = published_problems.load(dataset, split, data_config)
+        make = functools.partial(Problem, kind=dataset.kind, prompt=dataset.prompt)
+        records, unit = _read_examples(examples, make), "example"
     else:
-        raise ValueError(f"unknown data.source {data_config.source!r}: use 'tfds:chained_arithmetic' or 'jsonl:<path>'")
-    return _usable(records, name, data_config, tokenizer)
+        raise ValueError(
+            f"unknown data.source {data_config.source!r}: use 'jsonl:<path>', 'parquet:<path>', or 'tfds:<name>' with "
+            f"one of {', '.join([chained_arithmetic.ChainedArithmetic.name, *DATASETS])}"
+        )
+    if source == "tfds":
+        name = f"{name}, split {split}"
+    return _usable(records, name, unit, data_config, tokenizer)
 
 
 def format_prompt(problem: Problem, data_config, tokenizer) -> list[int]:
-    r"""Token ids of the prompt: `data.prompt` with {question} filled in (as `str.format` does, so that
-    literal braces are doubled), as a user turn of the chat template if `data.chat_template` (after
-    `data.system_prompt` as a system turn, if there is one), else with the special tokens the tokenizer
-    puts before a text (none for Qwen, one for Llama 3).
+    r"""Token ids of the prompt: the problem's own template, or else `data.prompt`, with {question} filled in
+    (as `str.format` does, so that literal braces are doubled), as a user turn of the chat template if
+    `data.chat_template` (after `data.system_prompt` as a system turn, if there is one), else with the
+    special tokens the tokenizer puts before a text (none for Qwen, one for Llama 3).
 
     Raises:
       ValueError: the template is no valid format or lacks {question}, the chat template is missing.
@@ -97,44 +116,9 @@ def check_chat_template(data_config, tokenizer) -> None:
         )
 
 
-def extract_answer(value: Any, pattern: str) -> str:
-    r"""The reference answer in a record's field.
-
-    Args:
-      value: string or number; a whole number is written without a decimal point (27.0 -> "27").
-      pattern: "" takes the whole value, "boxed" the content of the last \boxed{...}, anything else is
-        a regular expression with one group whose last match counts, thousands commas removed
-        (GSM8K: r"####\s*(.+)").
-
-    Raises:
-      BadRecord: no answer there, or it is empty.
-    """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRecord(f"answer is a {type(value).__name__}, not a string or number")
-    text = str(value)
-    if pattern == "boxed":
-        answer, _ = find_boxes(text)
-        if answer is None:
-            raise BadRecord("no \\boxed{...} in the answer field")
-    elif pattern:
-        matches = _compile(pattern).findall(text)
-        if not matches:
-            raise BadRecord(f"data.answer_pattern {pattern!r} does not match")
-        answer = matches[-1].strip()
-        if _GROUPED_NUMBER.fullmatch(answer):
-            answer = answer.replace(",", "")
-    else:
-        answer = text
-    if not answer.strip():
-        raise BadRecord("empty answer")
-    return answer.strip()
-
-
 def _encode(problems: Sequence[Problem], data_config, tokenizer) -> list[list[int]]:
     """Token ids of the prompts, whatever their lengths; many at once cost much less than one by one."""
-    texts = [_fill(data_config.prompt, problem.question) for problem in problems]
+    texts = [_fill(problem.prompt or data_config.prompt, problem.question) for problem in problems]
     if data_config.chat_template:
         check_chat_template(data_config, tokenizer)
         system = [{"role": "system", "content": data_config.system_prompt}] if data_config.system_prompt else []
@@ -146,16 +130,6 @@ def _encode(problems: Sequence[Problem], data_config, tokenizer) -> list[list[in
         ]
     # A chat template spells its special tokens out.
     return tokenizer(texts, add_special_tokens=not data_config.chat_template)["input_ids"] if texts else []
-
-
-def _compile(pattern: str) -> re.Pattern:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"data.answer_pattern {pattern!r} is no regular expression: {error}") from error
-    if compiled.groups != 1:
-        raise ValueError(f"data.answer_pattern {pattern!r} has {compiled.groups} groups: it must have one")
-    return compiled
 
 
 def _fill(template: str, question: str) -> str:
@@ -171,59 +145,49 @@ def _fill(template: str, question: str) -> str:
     return filled
 
 
-def _read_examples(examples: Sequence[dict[str, bytes]]) -> Iterator[tuple[int, Problem]]:
+def _read_examples(
+    examples: Sequence[dict[str, bytes]], make: Callable[[int, str, str], Problem]
+) -> Iterator[tuple[int, Problem]]:
     """Yields (index, problem) of a TFDS data source, which reads many examples faster than one by one."""
     for begin in range(0, len(examples), _CHUNK):
         indices = range(begin, min(begin + _CHUNK, len(examples)))
         for index, example in zip(indices, examples.__getitems__(indices), strict=True):
-            yield index, Problem(index, example["question"].decode(), example["answer"].decode())
+            yield index, make(index, example["question"].decode(), example["answer"].decode())
 
 
-def _read_jsonl(path: Path, data_config) -> Iterator[tuple[int, Problem | BadRecord]]:
-    """Yields (line index, problem or what is wrong with the line); blank lines are skipped."""
+def _read_file(path: Path, data_config) -> Iterator[tuple[int, Problem | BadRecord]]:
+    """Yields (index, problem or what is wrong with the record) of JSON lines or parquet."""
     if data_config.answer_pattern not in ("", "boxed"):
-        _compile(data_config.answer_pattern)  # a wrong pattern is no fault of the first line
+        compile_pattern(data_config.answer_pattern)  # a wrong pattern is no fault of the first record
     if not path.is_file():
         raise FileNotFoundError(f"data.source names {str(path)!r}, which is no file (relative to {Path.cwd()})")
-    with path.open("rb") as file:
-        for index, line in enumerate(file):
-            if not line.strip():
-                continue
-            try:
-                yield index, _parse(index, line, data_config)
-            except BadRecord as error:
-                yield index, error
+    question_field, answer_field = data_config.question_field, data_config.answer_field
+    for index, record in read_records(path, (question_field, answer_field)):
+        try:
+            if isinstance(record, BadRecord):
+                raise record
+            question = find_question(record, (question_field,))
+            answer = extract_answer(find_field(record, (answer_field,)), data_config.answer_pattern)
+            yield index, Problem(index, question, answer)
+        except BadRecord as error:
+            yield index, error
 
 
-def _parse(index: int, line: bytes, data_config) -> Problem:
-    try:
-        record = json.loads(line)
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise BadRecord("not JSON") from error
-    if not isinstance(record, dict):
-        raise BadRecord("not a JSON object")
-    for field in (data_config.question_field, data_config.answer_field):
-        if field not in record:
-            raise BadRecord(f"no field {field!r}")
-    question = record[data_config.question_field]
-    if not isinstance(question, str) or not question.strip():
-        raise BadRecord("question is not a non-empty string")
-    return Problem(index, question, extract_answer(record[data_config.answer_field], data_config.answer_pattern))
-
-
-def _usable(records: Iterable[tuple[int, Problem | BadRecord]], name: str, data_config, tokenizer) -> list[Problem]:
-    """The problems among `records`, up to the limit; the others are reported together."""
+def _usable(
+    records: Iterable[tuple[int, Problem | BadRecord]], name: str, unit: str, data_config, tokenizer
+) -> list[Problem]:
+    """The problems among `records`, which are `unit`s of `name`, up to the limit; the others are reported together."""
     problems: list[Problem] = []
     bad: dict[str, list[int]] = defaultdict(list)
     _fill(data_config.prompt, "a question")  # a wrong template is no fault of the problems
     for index, record in _check_lengths(records, data_config, tokenizer):
         if isinstance(record, BadRecord):
-            bad[str(record)].append(index + 1)
+            bad[str(record)].append(index)
             continue
         problems.append(record)
         if data_config.limit and len(problems) >= data_config.limit:
             break
-    report = "; ".join(f"{reason}: {_lines(lines)}" for reason, lines in bad.items())
+    report = "; ".join(f"{reason} ({len(indices)}): {list_places(unit, indices)}" for reason, indices in bad.items())
     if not problems:
         raise ValueError(f"{name}: no usable problem ({report or 'it is empty'})")
     if bad:
@@ -247,9 +211,3 @@ def _check_lengths(
         for index, record in chunk:
             fits = isinstance(record, BadRecord) or 0 < len(next(prompts)) <= longest
             yield index, record if fits else too_long
-
-
-def _lines(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:_MAX_REPORTED_LINES]))
-    more = len(numbers) - _MAX_REPORTED_LINES
-    return f"line {shown}" + (f" and {more} more" if more > 0 else "")

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from ibtpo.data.problems import (
-    BadRecord,
     Problem,
     PromptLengthError,
-    extract_answer,
     format_prompt,
     load_problems,
 )
+from ibtpo.data.records import BadRecord, extract_answer
 from ibtpo.data.tokenizer import load_tokenizer
 from ibtpo.rewards.math import find_boxes
 
@@ -23,6 +22,8 @@ from ibtpo.rewards.math import find_boxes
 def _config(**values) -> ConfigDict:
     defaults = dict(
         source="",
+        files="",
+        check_rows=True,
         dir="",
         question_field="question",
         answer_field="answer",
@@ -103,7 +104,7 @@ def test_bad_lines_are_named_with_their_reasons(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         problems = load_problems(_config(source=source), "train")
     assert [problem.id for problem in problems] == [0, 5]
-    assert "x.jsonl: 3 records left out, 2 used (not JSON: line 2; no field 'answer': line 3, 5)" in caplog.text
+    assert "x.jsonl: 3 records left out, 2 used (not JSON (1): line 2; no field 'answer' (2): line 3, 5)" in caplog.text
 
 
 def test_long_prompts_are_left_out_and_reported(tmp_path, caplog, tokenizer):
@@ -111,7 +112,7 @@ def test_long_prompts_are_left_out_and_reported(tmp_path, caplog, tokenizer):
     config = _config(source=_write(tmp_path / "x.jsonl", rows))
     with caplog.at_level(logging.WARNING):
         assert [problem.id for problem in load_problems(config, "train", tokenizer)] == [0]
-    assert "prompt longer than data.max_prompt_tokens=64: line 2" in caplog.text
+    assert "prompt longer than data.max_prompt_tokens=64 (1): line 2" in caplog.text
     assert len(load_problems(config, "train")) == 2
 
 
@@ -149,7 +150,7 @@ def test_wrong_sources_are_named(tmp_path):
             load_problems(_config(source=source), "train")
     with pytest.raises(ValueError, match=r"empty\.jsonl: no usable problem \(it is empty\)"):
         load_problems(_config(source=_write(tmp_path / "empty.jsonl", [])), "train")
-    with pytest.raises(ValueError, match=r"bad\.jsonl: no usable problem \(not JSON: line 1\)"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl: no usable problem \(not JSON \(1\): line 1\)"):
         load_problems(_config(source=_write(tmp_path / "bad.jsonl", ["?\n"])), "train")
     for pattern, message in [("(", "no regular expression"), ("a", "has 0 groups"), ("(a)(b)", "has 2 groups")]:
         with pytest.raises(ValueError, match=message):

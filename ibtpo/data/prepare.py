@@ -1,0 +1,58 @@
+"""Preparing a TFDS data set once, however many processes ask, and reading it as a random-access source."""
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import tensorflow_datasets as tfds
+
+
+def prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
+    """Generates the data unless they are there; safe when several processes do it at once."""
+    with quiet():
+        builder = make_builder()
+        prepared, name = builder.is_prepared(), builder.info.full_name
+    if prepared:
+        return builder
+    print(f"Preparing {name} in {builder.data_dir}", file=sys.stderr)
+    try:
+        with quiet():
+            builder.download_and_prepare(file_format="array_record")
+    except OSError:
+        # Each process writes a folder of its own and renames it at the end. The first one wins; the
+        # others, whose rename fails, find the same data there.
+        with quiet():
+            builder = make_builder()
+        if not builder.is_prepared():
+            raise
+    return builder
+
+
+def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, bytes]]:
+    """The examples of a split, or of a TFDS slice of one ("train[:100]"), of a prepared builder.
+
+    Raises:
+      ValueError: no such split.
+    """
+    try:
+        builder.info.splits[split]
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"no split {split!r} of {builder.name}: use one of {sorted(builder.info.splits)} or a slice of it"
+        ) from error
+    return builder.as_data_source(split)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps to itself what TFDS says of a few seconds' work: nested bars, "Unknown size", a folder still empty."""
+    tfds.disable_progress_bar()
+    logger, drop = logging.getLogger("absl"), lambda record: record.levelno >= logging.ERROR
+    logger.addFilter(drop)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.removeFilter(drop)
