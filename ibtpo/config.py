@@ -73,6 +73,11 @@ def stop_strings(text: str) -> list[str] | None:
     return found if right else None
 
 
+def benchmarks(text: str) -> list[str]:
+    """The names of `eval.benchmarks`, in their order."""
+    return [name.strip() for name in text.split(",")] if text else []
+
+
 def _whole(low: int) -> Rule:
     return Rule(int, lambda x: x >= low, f"a whole number of at least {low}")
 
@@ -94,6 +99,7 @@ _TEXT = Rule(str, lambda x: True, "text")
 _NAME = Rule(str, bool, "text that is not empty")
 _AXIS = Rule(int, lambda x: x == -1 or x >= 1, "a whole number of at least 1, or -1 for all remaining devices")
 _DTYPE = _one_of("float32", "bfloat16")
+_BENCHMARKS = tuple(name for name, dataset in DATASETS.items() if dataset.eval_split)
 _TFDS_SOURCES = ("tfds:chained_arithmetic", *(f"tfds:{name}" for name in DATASETS))
 
 RULES: dict[str, Rule] = {
@@ -210,6 +216,12 @@ RULES: dict[str, Rule] = {
     "mesh.fsdp": _AXIS,
     "mesh.tensor": _AXIS,
     "eval.every": _whole(0),
+    "eval.benchmarks": Rule(
+        str,
+        lambda x: set(benchmarks(x)) <= set(_BENCHMARKS) and len(set(benchmarks(x))) == len(benchmarks(x)),
+        f'names separated by commas, each once, of {", ".join(_BENCHMARKS)}, or "" for the held-out split',
+        _BENCHMARKS,
+    ),
     "eval.questions": _whole(0),
     "eval.samples": _whole(1),
     "eval.temperature": _POSITIVE,

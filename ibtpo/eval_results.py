@@ -284,7 +284,7 @@ def read_responses(path: str | os.PathLike, generated_tokens: int = 0) -> Evalua
         return [[record[name] for record in row] for row in rows]
 
     return Evaluation(
-        problems=[Problem(id, *(row[0][name] for name in ("question", "answer", "kind"))) for id, row in questions.items()],
+        problems=[Problem(id, row[0]["question"], row[0]["answer"], row[0]["kind"]) for id, row in questions.items()],
         correct=np.array(column("correct"), float),
         answers=column("extracted"),
         texts=column("response"),
@@ -394,7 +394,7 @@ def pair(a: Evaluation, b: Evaluation) -> tuple[Evaluation, Evaluation]:
 
 def _excerpt(text: str, other: str) -> str:
     """The text from shortly before the first place where it differs from the other."""
-    at = len(os.path.commonprefix([text, other]))
+    at = next((i for i, pair in enumerate(zip(text, other)) if pair[0] != pair[1]), min(len(text), len(other)))
     begin = max(at - 20, 0)
     return ("..." if begin else "") + text[begin : at + 40] + ("..." if at + 40 < len(text) else "")
 

@@ -13,8 +13,8 @@ Prints a table per benchmark and one over all, and writes them to --workdir (def
 every response and its verdict as JSON lines and as a page to browse. A benchmark that is there already, from the same
 checkpoint, settings and problems, is not sampled again.
 
---compare, given twice, names two such folders, or workdirs that have one: it prints the paired differences, second minus
-first, with 95 % intervals, and needs no model. See docs/evaluation.md.
+--compare, given twice, names two such folders, or workdirs that have one: it prints the paired differences, second
+minus first, with 95 % intervals, and needs no model. See docs/evaluation.md.
 """
 
 import argparse
@@ -270,7 +270,7 @@ def evaluate_benchmarks(
 ) -> None:
     """Evaluates one benchmark after the other; each is written to `folder` and printed as soon as it is done, and one
     that is there already is read instead. checkpoint: from `identify`."""
-    first_host, shown = jax.process_index() == 0, eval_results.show_checkpoint(checkpoint)
+    first_host = jax.process_index() == 0
     summaries, metrics = {}, {}
     for number, (name, problems) in enumerate(benchmarks.items(), 1):
         stream = name if config.eval.benchmarks else ""

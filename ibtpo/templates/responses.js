@@ -15,7 +15,8 @@ const SORTS = {
   long: (a, b) => b.length - a.length,
 };
 const byId = (id) => document.getElementById(id);
-const state = { show: "all", sort: "order", search: "", inside: false };
+// What the address holds; open: id of the question opened last.
+const state = { show: "all", sort: "order", search: "", inside: false, open: "" };
 let questions = [];
 let shown = [];
 let drawn = 0;
@@ -60,6 +61,8 @@ function drawQuestion(q) {
   details.append(summary);
   details.addEventListener("toggle", () => {
     if (details.open && details.children.length === 1) fill(details, q);
+    state.open = details.open ? String(q.id) : "";
+    writeHash();
   });
   return details;
 }
@@ -71,8 +74,8 @@ async function fill(details, q) {
   body.append(make("div", "heading", q.instructions ? "instructions" : "reference answer"));
   body.append(make("pre", "reference", q.instructions ? q.instructions.join("\n") : q.answer));
   const chosen = q.correct.map((_, i) => i).filter((i) => SHOWN[state.show](q, i));
-  const count = chosen.length === q.correct.length ? `${chosen.length}` : `${chosen.length} of ${q.correct.length}`;
-  body.append(make("div", "heading", `${count} responses`));
+  const some = chosen.length === q.correct.length ? "" : ` (${chosen.length} of ${q.correct.length})`;
+  body.append(make("div", "heading", `responses${some}`));
   const content = await unpack(`q${q.place}`);
   for (const i of chosen) body.append(drawResponse(q, i, content, chosen.length === 1));
 }
@@ -137,12 +140,25 @@ async function filter() {
   byId("count").textContent = `${shown.length} of ${questions.length} questions`;
 }
 
+function openQuestion(id) {
+  const at = shown.findIndex((q) => String(q.id) === id);
+  if (at < 0) return;
+  while (drawn <= at) drawMore();
+  const details = byId("questions").children[at];
+  details.open = true;
+  details.scrollIntoView();
+}
+
+function writeHash() {
+  const parts = Object.entries(state).filter(([, value]) => value && value !== "all" && value !== "order");
+  const hash = parts.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
+  history.replaceState(null, "", `#${hash}`);
+}
+
 function changed() {
   for (const button of document.querySelectorAll("[data-show]"))
     button.setAttribute("aria-pressed", String(button.dataset.show === state.show));
-  const parts = Object.entries(state).filter(([, value]) => value && value !== "all" && value !== "order");
-  const hash = parts.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
-  history.replaceState(null, "", hash ? `#${hash}` : location.pathname);
+  writeHash();
   return filter();
 }
 
@@ -152,6 +168,7 @@ function readHash() {
   if (Object.hasOwn(SORTS, hash.get("sort") ?? "")) state.sort = hash.get("sort");
   state.search = hash.get("search") ?? "";
   state.inside = hash.get("inside") === "true";
+  state.open = hash.get("open") ?? "";
   byId("sort").value = state.sort;
   byId("search").value = state.search;
   byId("inside").checked = state.inside;
@@ -167,6 +184,7 @@ async function begin() {
   });
   readHash();
   await changed();
+  openQuestion(state.open);
 }
 
 let typing;
