@@ -35,8 +35,8 @@ _ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 # ------------------------------------------------------------------------------------ counting, languages
 
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st sr jr rev gen col sgt capt lt hon gov sen rep vol fig eq al approx vs inc ltd co corp dept est "
-    "e.g i.e cf viz jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k a.m p.m ph.d".split()
+    "mr mrs ms dr prof st sr jr rev gen col sgt capt lt hon gov sen rep vol fig eq al approx vs inc ltd co corp dept "
+    "est e.g i.e cf viz jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k a.m p.m ph.d".split()
 )
 _SENTENCE_END = re.compile(r"""(?:[.!?…]{1,50}["'”’)\]*_]{0,5}(?=\s|$))|[。！？।॥؟۔]{1,50}""")
 _LAST_WORD = re.compile(r"(?:^|(?<=[\s(\"'“‘*\[]))[^\s(\"'“‘*\[]{1,30}$")
