@@ -102,7 +102,8 @@ def get_config() -> config_dict.ConfigDict:
     loss.mask_truncated = False  # leave out responses cut off at max_new_tokens (DAPO's overlong filtering)
 
     config.reward = reward = config_dict.ConfigDict()
-    reward.kind = "math"  # how a response is graded: math
+    # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval).
+    reward.kind = "math"
     # DAPO's soft overlong punishment, in the advantages only: from 0 at max_new_tokens - overlong_tokens down to
     # -overlong_penalty at max_new_tokens. 0 tokens: off (DAPO: a quarter of max_new_tokens).
     reward.overlong_tokens = 0

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from ibtpo.data.published import DATASETS
 from ibtpo.models.presets import PRESETS
+from ibtpo.rewards import REWARDS
 
 METHODS: dict[str, dict[str, Any]] = {
     "ibtpo": {
@@ -187,7 +188,7 @@ RULES: dict[str, Rule] = {
     "loss.aggregation": _one_of("response_mean", "token_mean", "fixed_length"),
     "loss.mask_uniform_groups": _SWITCH,
     "loss.mask_truncated": _SWITCH,
-    "reward.kind": _one_of("math"),
+    "reward.kind": _one_of(*REWARDS),
     "reward.overlong_tokens": _whole(0),
     "reward.overlong_penalty": _POSITIVE,
     "reward.workers": _whole(1),

@@ -64,7 +64,7 @@ def test_every_key_has_a_rule_and_every_rule_a_key():
 
 def test_names_are_those_of_the_code():
     """The command line knows the names without importing JAX; the modules that own them agree."""
-    from ibtpo import advantages, optimizer, packing, rewards
+    from ibtpo import advantages, optimizer, packing
     from ibtpo.data import arithmetic
     from ibtpo.sampling import strategies
 
@@ -72,7 +72,6 @@ def test_names_are_those_of_the_code():
     assert set(RULES["tree.strategy"].choices) == set(strategies.STRATEGIES)
     assert set(RULES["loss.aggregation"].choices) == set(packing.AGGREGATIONS)
     assert set(RULES["optimizer.schedule"].choices) == set(optimizer.SCHEDULES)
-    assert set(RULES["reward.kind"].choices) == set(rewards.REWARDS)
     assert set(RULES["data.difficulty"].choices) == set(arithmetic.DIFFICULTIES)
 
 

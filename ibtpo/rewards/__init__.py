@@ -9,15 +9,17 @@ bounded time on any text. Nothing here imports JAX: grading workers import this 
 import difflib
 from collections.abc import Callable
 
-from ibtpo.rewards import choice, math
+from ibtpo.rewards import choice, instructions, math
 
 REWARDS: dict[str, Callable[[str, str], float]] = {
     "math": math.reward,
     "multiple_choice": choice.reward,
+    "instructions": instructions.reward,
 }
 FAST_PATHS: dict[str, Callable[[str, str], float | None]] = {
     "math": math.fast_reward,
     "multiple_choice": choice.reward,
+    "instructions": instructions.fast_reward,
 }
 
 
