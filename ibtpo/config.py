@@ -221,7 +221,6 @@ RULES: dict[str, Rule] = {
         str,
         lambda x: set(benchmarks(x)) <= set(_BENCHMARKS) and len(set(benchmarks(x))) == len(benchmarks(x)),
         f'names separated by commas, each once, of {", ".join(_BENCHMARKS)}, or "" for the held-out split',
-        _BENCHMARKS,
     ),
     "eval.questions": _whole(0),
     "eval.samples": _whole(1),

@@ -34,7 +34,7 @@ from jax.experimental import multihost_utils
 from ibtpo import __version__, checkpoints, eval_page, eval_results, parallel
 from ibtpo import config as config_lib
 from ibtpo.data.datasets import load_benchmark
-from ibtpo.data.problems import Problem, PromptLengthError, format_prompt, load_problems
+from ibtpo.data.problems import Problem, load_problems, prompt_lengths
 from ibtpo.eval_results import Evaluation
 from ibtpo.metrics import Progress
 from ibtpo.policy import Policy, load_policy, make_grade, make_grader, make_sampler
@@ -51,6 +51,8 @@ EXTRACT: dict[str, Callable[[str], str | None]] = {
     "math": math.extract_answer,
     "multiple_choice": choice.extract_choice,
 }
+# A response, reference and kind that no fast path decides.
+_NEEDS_WORKER = (r"\boxed{(x-1)(x+1)}", "x^2-1", "math")
 # What an evaluation's results depend on, and is recorded with them.
 _SETTINGS = ("model.", "data.", "sampling.", "reward.", "eval.", "train.seed")
 _NOT_RECORDED = ("eval.benchmarks", "eval.every")
@@ -114,33 +116,30 @@ def check_instructions(problems: Sequence[Problem], texts: Sequence[Sequence[str
 
 
 def load_benchmarks(config, tokenizer) -> dict[str, list[Problem]]:
-    """{name: problems} of eval.benchmarks, in the order given; without any, of data.source's eval_split.
+    """{name: problems} of eval.benchmarks, in the order given; without any, of data.source's eval_split. The first
+    eval.questions of each.
+
+    A prompt that is too long is an error in a benchmark, which would be another one without it; of a data.source it is
+    left out, as in training.
 
     Raises:
       FileNotFoundError, ValueError: a benchmark is not there, or cannot be used; the message names it.
     """
-    data, found = config.data, {}
+    data, count, found = config.data, config.eval.questions or None, {}
     for name in config_lib.benchmarks(config.eval.benchmarks):
         try:
-            found[name] = _checked(load_benchmark(name, data), data, tokenizer)
+            found[name] = load_benchmark(name, data)[:count]
+            lengths = np.array(prompt_lengths(found[name], data, tokenizer))
         except ValueError as error:
             raise config_lib.ConfigError(f"benchmark {name}: {error}") from error
+        if (too_long := lengths > data.max_prompt_tokens).any():
+            raise config_lib.ConfigError(
+                f"benchmark {name}: {too_long.sum():,} of {len(lengths):,} prompts are longer than "
+                f"data.max_prompt_tokens={data.max_prompt_tokens}: set it to {lengths.max()} or more"
+            )
     if not found:
-        found[source_name(data.source)] = load_problems(data, data.eval_split, tokenizer)
-    return {name: problems[: config.eval.questions or None] for name, problems in found.items()}
-
-
-def _checked(problems: list[Problem], data_config, tokenizer) -> list[Problem]:
-    """The problems, if every prompt fits: a benchmark without some of its questions would be another one."""
-    too_long = []
-    for problem in problems:
-        try:
-            format_prompt(problem, data_config, tokenizer)
-        except PromptLengthError as error:
-            too_long.append(error)
-    if too_long:
-        raise ValueError(f"{len(too_long)} of {len(problems)} prompts do not fit ({too_long[0]}): raise it")
-    return problems
+        found[source_name(data.source)] = load_problems(data, data.eval_split, tokenizer)[:count]
+    return found
 
 
 def source_name(source: str) -> str:
@@ -151,29 +150,22 @@ def source_name(source: str) -> str:
 
 
 def check_grading(benchmarks: Mapping[str, Sequence[Problem]], grader: Grader) -> None:
-    """Grades an empty response against every reference, so that what cannot be graded is found before anything is
-    sampled.
+    """Grades a blank response against every reference, and one that needs a worker, so that what cannot be graded is
+    found before anything is sampled.
 
     Raises:
-      ConfigError: a reference that is unusable; the message names the benchmark and, where it is known, the id.
+      ConfigError: a reference that cannot be used, with its benchmark and id; or no worker starts.
     """
     for name, problems in benchmarks.items():
-        failed, futures = grader.counts["crashed"], []
         for problem in problems:
             try:
-                futures.append(grader.submit("", problem.answer, problem.kind or None))
+                grader.submit("", problem.answer, problem.kind or None)
             except ValueError as error:
                 raise config_lib.ConfigError(f"benchmark {name}, id {problem.id}: {error}") from error
-        try:
-            for future in futures:
-                future.result()
-        except RuntimeError as error:  # no worker starts
-            raise config_lib.ConfigError(f"benchmark {name}: {error}") from error
-        if failed := grader.counts["crashed"] - failed:
-            raise config_lib.ConfigError(
-                f"benchmark {name}: nothing can be graded against {failed} of {len(problems)} reference answers: "
-                "its files are not those of the publisher, or reward.memory_mb is too small"
-            )
+    try:
+        grader.submit(*_NEEDS_WORKER).result()
+    except RuntimeError as error:
+        raise config_lib.ConfigError(str(error)) from error
 
 
 def is_model_folder(path: str | os.PathLike) -> bool:
@@ -283,7 +275,7 @@ def evaluate_benchmarks(
             print(f"{name}: finished before, read from {folder / name}")
         else:
             description = name if len(benchmarks) == 1 else f"{name} ({number} of {len(benchmarks)})"
-            evaluation = _with_progress(description, policy, problems, sampler, grader, config, stream)
+            evaluation = _with_progress(description, policy, problems, sampler, grader, config, stream=stream)
             if not first_host:
                 continue
         summaries[name], metrics[name] = evaluation.summary(), evaluation.metrics()
