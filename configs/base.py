@@ -104,6 +104,9 @@ def get_config() -> config_dict.ConfigDict:
     config.reward = reward = config_dict.ConfigDict()
     # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval).
     reward.kind = "math"
+    # Terms with weights that are added to it in the advantages only, "format:0.1,length:-0.05" (docs/extending.md); "":
+    # none. format: 1 for exactly one complete \boxed{}. length: tokens / max_new_tokens.
+    reward.terms = ""
     # DAPO's soft overlong punishment, in the advantages only: from 0 at max_new_tokens - overlong_tokens down to
     # -overlong_penalty at max_new_tokens. 0 tokens: off (DAPO: a quarter of max_new_tokens).
     reward.overlong_tokens = 0

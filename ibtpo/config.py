@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from ibtpo.data.published import DATASETS
 from ibtpo.models.presets import PRESETS
 from ibtpo.rewards import REWARDS
+from ibtpo.rewards.terms import TERMS, parse_terms
 
 METHODS: dict[str, dict[str, Any]] = {
     "ibtpo": {
@@ -189,6 +190,11 @@ RULES: dict[str, Rule] = {
     "loss.mask_uniform_groups": _SWITCH,
     "loss.mask_truncated": _SWITCH,
     "reward.kind": _one_of(*REWARDS),
+    "reward.terms": Rule(
+        str,
+        lambda x: parse_terms(x) is not None,
+        f'names with weights, "format:0.1,length:-0.05", of {", ".join(TERMS)}, or "" for none',
+    ),
     "reward.overlong_tokens": _whole(0),
     "reward.overlong_penalty": _POSITIVE,
     "reward.workers": _whole(1),

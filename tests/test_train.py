@@ -162,13 +162,14 @@ def test_other_methods_and_options_train(tiny_config, tmp_path, changes):
 
 
 def test_long_and_truncated_responses(tiny_config, monkeypatch):
-    """The penalty reaches the advantages and nothing else; the truncated weigh nothing."""
+    """The penalty and the terms reach the advantages and nothing else; the truncated weigh nothing."""
     config = tiny_config(
         method="grpo",
         loss__mask_truncated=True,
         loss__mask_uniform_groups=False,
         reward__overlong_tokens=24,
         reward__overlong_penalty=0.5,
+        reward__terms="format:0.1,length:-0.05",
         sampling__max_new_tokens=40,
     )
     trainer = train_lib.Trainer(config)
@@ -187,12 +188,17 @@ def test_long_and_truncated_responses(tiny_config, monkeypatch):
     monkeypatch.setattr(trainer, "pack", record_pack)
     with trainer.grader:
         metrics = trainer.update()
-    (advantages, (batch, *_)), lengths, cut = packed[0], set(), 0
+    (advantages, (batch, *_)), lengths, cut, boxes = packed[0], set(), 0, []
     for of_question, sampled_tree in zip(advantages, sampled):
         rewards = [r.reward for r in sampled_tree.responses]
+        boxed = [trainer.policy.text(r.tokens).count("boxed{") == 1 for r in sampled_tree.responses]
         shaped = np.array(
-            [x + 0.5 * min(0, (16 - len(r.tokens)) / 24) for x, r in zip(rewards, sampled_tree.responses)]
+            [
+                x + 0.5 * min(0, (16 - len(r.tokens)) / 24) + 0.1 * box - 0.05 * len(r.tokens) / 40
+                for x, box, r in zip(rewards, boxed, sampled_tree.responses)
+            ]
         )
+        boxes += boxed
         expected = (shaped - shaped.mean()) / (shaped.std() + 1e-6)
         found = of_question[np.arange(len(rewards)), sampled_tree.tree.response_node[0, : len(rewards)]]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
@@ -201,6 +207,10 @@ def test_long_and_truncated_responses(tiny_config, monkeypatch):
         assert set(rewards) <= {0.0, 1.0}
     whole = sum(len(r.tokens) for t in sampled for r in t.responses if r.finish != "length")
     assert cut and len(lengths) > 2 and (np.asarray(batch.weight) > 0).sum() == whole
+    assert metrics["train/term_format"] == pytest.approx(np.mean(boxes)) and 0 < np.mean(boxes) < 1
+    assert metrics["train/term_length"] == pytest.approx(metrics["train/response_length"] / 40)
+    graded = [r.reward for t in sampled for r in t.responses]
+    assert metrics["train/avg_rate"] == pytest.approx(np.mean(graded))
     assert np.isfinite(metrics["train/loss"]) and 0 < metrics["train/truncation_rate"] < 1
 
 
