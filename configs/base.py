@@ -38,6 +38,9 @@ def get_config() -> config_dict.ConfigDict:
     data.dir = ""  # where TFDS keeps prepared data sets; "": the default of TFDS
     data.train_split = "train"  # split sampled for training; of a TFDS source also a slice, "train[512:]"
     data.eval_split = "test"  # held-out split, or a slice too
+    # Evaluation sets whose problems are left out of training, and reported: benchmarks (docs/data.md) or sources like
+    # "jsonl:<path>", separated by commas; "": none.
+    data.decontaminate = ""
     data.question_field = "question"  # field of a line or row with the question; dotted if nested, "prompt.0.content"
     data.answer_field = "answer"  # field with the answer
     # Where the answer is in that field: a regular expression with one group, "boxed" (last \boxed{}), "" = verbatim.

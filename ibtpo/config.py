@@ -22,7 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ibtpo.data.published import DATASETS
+from ibtpo.data.published import BENCHMARKS, DATASETS
 from ibtpo.models.presets import PRESETS
 from ibtpo.rewards import REWARDS
 from ibtpo.rewards.terms import TERMS, parse_terms
@@ -101,8 +101,13 @@ _TEXT = Rule(str, lambda x: True, "text")
 _NAME = Rule(str, bool, "text that is not empty")
 _AXIS = Rule(int, lambda x: x == -1 or x >= 1, "a whole number of at least 1, or -1 for all remaining devices")
 _DTYPE = _one_of("float32", "bfloat16")
-_BENCHMARKS = tuple(name for name, dataset in DATASETS.items() if dataset.eval_split)
+_FILE_SOURCE = re.compile(r"(jsonl|parquet):.+")
 _TFDS_SOURCES = ("tfds:chained_arithmetic", *(f"tfds:{name}" for name in DATASETS))
+
+
+def _is_evaluation_set(name: str) -> bool:
+    return name in BENCHMARKS or _FILE_SOURCE.fullmatch(name) is not None
+
 
 RULES: dict[str, Rule] = {
     "method": _one_of(*METHODS),
@@ -113,7 +118,7 @@ RULES: dict[str, Rule] = {
     "model.remat": _one_of("none", "attention", "full"),
     "data.source": Rule(
         str,
-        lambda x: re.fullmatch(r"(jsonl|parquet):.+", x) is not None or x in _TFDS_SOURCES,
+        lambda x: _FILE_SOURCE.fullmatch(x) is not None or x in _TFDS_SOURCES,
         f"jsonl:<path>, parquet:<path> or one of {', '.join(_TFDS_SOURCES)}",
         _TFDS_SOURCES,
     ),
@@ -122,6 +127,12 @@ RULES: dict[str, Rule] = {
     "data.dir": _TEXT,
     "data.train_split": _NAME,
     "data.eval_split": _NAME,
+    "data.decontaminate": Rule(
+        str,
+        lambda x: not x or all(_is_evaluation_set(part.strip()) for part in x.split(",")),
+        f"names separated by commas, each jsonl:<path>, parquet:<path> or one of {', '.join(BENCHMARKS)}",
+        BENCHMARKS,
+    ),
     "data.question_field": _NAME,
     "data.answer_field": _NAME,
     "data.answer_pattern": Rule(
@@ -225,8 +236,8 @@ RULES: dict[str, Rule] = {
     "eval.every": _whole(0),
     "eval.benchmarks": Rule(
         str,
-        lambda x: set(benchmarks(x)) <= set(_BENCHMARKS) and len(set(benchmarks(x))) == len(benchmarks(x)),
-        f'names separated by commas, each once, of {", ".join(_BENCHMARKS)}, or "" for the held-out split',
+        lambda x: set(benchmarks(x)) <= set(BENCHMARKS) and len(set(benchmarks(x))) == len(benchmarks(x)),
+        f'names separated by commas, each once, of {", ".join(BENCHMARKS)}, or "" for the held-out split',
     ),
     "eval.questions": _whole(0),
     "eval.samples": _whole(1),

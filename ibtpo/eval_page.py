@@ -39,6 +39,7 @@ def responses_page(evaluation: Evaluation, summary: Mapping[str, float], name: s
         questions=f"{len(evaluation.problems):,}",
         k=evaluation.samples,
         metrics=eval_results.metric_rows(summary),
+        voted=not evaluation.followed,  # responses to instructions have no answer to extract
         index=eval_results.INDEX,
         responses_style=Markup(_asset("responses.css")),
         script=Markup(script),
@@ -84,8 +85,15 @@ def _index_entry(evaluation: Evaluation, q: int) -> dict:
         "extracted": evaluation.answers[q],
     }
     if evaluation.followed:
-        entry["instructions"] = json.loads(problem.answer)["instruction_id_list"]
+        reference = json.loads(problem.answer)
+        pairs = zip(reference["instruction_id_list"], reference["kwargs"])
+        entry["instructions"] = [" ".join([name, *_arguments(given)]) for name, given in pairs]
     return entry
+
+
+def _arguments(given: Mapping[str, Any]) -> list[str]:
+    """An instruction's arguments as text; those that are null are those of other instructions."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
 
 
 def _pack(value: Any) -> Markup:

@@ -25,6 +25,7 @@ import numpy as np
 from ibtpo import estimators
 from ibtpo.data.problems import Problem
 from ibtpo.report import summary_table
+from ibtpo.rewards.math import canonical
 
 SUMMARY, RESPONSES, PAGE, INDEX = "summary.json", "responses.jsonl", "responses.html", "index.html"
 _IN_TOKENS = ("mean_length",)  # the metrics that are numbers of tokens; all others are shares
@@ -93,7 +94,8 @@ class Evaluation:
             "pass_at_k": Metric(estimators.pass_at_k(self.correct, k)),
         }
         if not self.followed:
-            found["maj_at_k"] = Metric(estimators.maj_at_k(self.correct, self.answers, k))
+            votes = [[None if answer is None else canonical(answer) for answer in row] for row in self.answers]
+            found["maj_at_k"] = Metric(estimators.maj_at_k(self.correct, votes, k))
         found["mean_length"] = Metric(self.lengths.mean(axis=1))
         found["truncation_rate"] = Metric(self.truncated.mean(axis=1))
         for mode, verdicts in self.followed.items():
@@ -176,10 +178,10 @@ def metric_names(summary: Mapping[str, float]) -> list[str]:
 
 
 def show_value(metric: str, value: float, *, signed: bool = False, unit: bool = True) -> str:
-    """A metric's value as text: percent with one decimal, tokens with one decimal; a sign where it is a difference."""
-    scaled, name = (value, " tokens") if metric in _IN_TOKENS else (100 * value, " %")
-    scaled = round(scaled, 1) + 0.0  # no "-0.0"
-    return (f"{scaled:+.1f}" if signed else f"{scaled:.1f}") + (name if unit else "")
+    """A metric's value with one decimal: percent, or tokens. signed: a difference, in percentage points or tokens."""
+    scaled, name = (value, " tokens") if metric in _IN_TOKENS else (100 * value, " pp" if signed else " %")
+    scaled = round(scaled, 1) or 0.0  # no "-0.0"
+    return (f"{scaled:+.1f}" if signed and scaled else f"{scaled:.1f}") + (name if unit else "")
 
 
 def show_interval(metric: str, low: float, high: float, *, signed: bool = False) -> str:
@@ -441,7 +443,7 @@ def compare(folder_a: str | os.PathLike, folder_b: str | os.PathLike) -> str:
         k, questions = min(a.samples, b.samples), len(paired[name]["avg_at_k"][0].values)
         parts.append(f"{name}, {questions:,} questions\n{_difference_table({name: paired[name]}, k)}")
         if a.samples != b.samples:
-            parts[-1] += f"\nA has {a.samples} responses a question, B {b.samples}: pass and maj are of {k}"
+            parts[-1] += f"\n{a.samples} responses a question in A, {b.samples} in B; avg is over all of them"
         for side, one in (("A", a), ("B", b)):
             if left_out := len(one.problems) - questions:
                 parts[-1] += f"\nleft out, in {side} only: {left_out:,} questions"

@@ -19,6 +19,7 @@ from ibtpo import checkpoints, packing, parallel, report
 from ibtpo import config as config_lib
 from ibtpo import metrics as metrics_lib
 from ibtpo.advantages import AdvantageOptions, compute_advantages, diagnostics, group_is_uniform, overlong_penalty
+from ibtpo.data.datasets import load_training
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.evaluate import evaluate, make_eval_sampler
@@ -57,7 +58,7 @@ class Trainer:
         self.config, self.mesh = config, parallel.use_mesh(config.mesh)
         self.policy = load_policy(config, mesh=self.mesh)
         tokenizer = self.policy.tokenizer
-        self.problems = load_problems(config.data, config.data.train_split, tokenizer)
+        self.problems = load_training(config.data, tokenizer)
         self.held_out = []
         if config.eval.every:
             held_out = load_problems(config.data, config.data.eval_split, tokenizer)

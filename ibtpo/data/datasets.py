@@ -2,30 +2,84 @@
 
 import os
 
-from ibtpo.data.problems import Problem, load_problems
-from ibtpo.data.published import DATASETS, Dataset
+from absl import logging
 
-__all__ = ["DATASETS", "Dataset", "load_benchmark"]
+from ibtpo.data.decontaminate import find_matches
+from ibtpo.data.problems import Problem, load_problems
+from ibtpo.data.published import BENCHMARKS, DATASETS, Dataset
+from ibtpo.data.records import list_places
+
+__all__ = ["BENCHMARKS", "DATASETS", "Dataset", "load_benchmark", "load_training"]
 
 
 def load_benchmark(name: str, data_config, tokenizer=None) -> list[Problem]:
-    """The evaluation split of a published set, each problem with its reward kind and prompt.
+    """The evaluation split of a published set, each problem with its reward kind and prompt; `data.limit` is not
+    for it.
 
     Args:
-      name: a key of `DATASETS`.
+      name: one of `BENCHMARKS`.
       data_config: the config's `data` section. A folder in `data.files` is searched first; a single file there
         belongs to `data.source`, and to a benchmark only where that is it.
 
     Raises:
       ValueError: no such set, or one without an evaluation split; and as `load_problems`.
     """
-    known = [dataset.name for dataset in DATASETS.values() if dataset.eval_split]
-    if name not in known:
-        raise ValueError(f"unknown benchmark {name!r}: use one of {', '.join(known)}")
-    source = f"tfds:{name}"
-    with_source = data_config.copy_and_resolve_references()
-    with with_source.unlocked():
-        if data_config.source != source and not os.path.isdir(data_config.files):
-            with_source.files = ""
-        with_source.source, with_source.limit = source, 0
-    return load_problems(with_source, DATASETS[name].eval_split, tokenizer)
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}: use one of {', '.join(BENCHMARKS)}")
+    source, files = f"tfds:{name}", data_config.files
+    if data_config.source != source and not os.path.isdir(os.path.expanduser(files)):
+        files = ""
+    return load_problems(_changed(data_config, source=source, files=files), DATASETS[name].eval_split, tokenizer)
+
+
+def load_training(data_config, tokenizer=None) -> list[Problem]:
+    """The problems of `data.train_split`, without those that are in an evaluation set of `data.decontaminate`.
+
+    The sets are names of `BENCHMARKS` or sources of problems ("jsonl:<path>"), separated by commas. What matches is
+    said in `decontaminate.py`; how many were left out for each set is logged, and which.
+
+    Raises:
+      ValueError: no problem is left; and as `load_problems`, of an evaluation set too.
+    """
+    problems = load_problems(data_config, data_config.train_split, tokenizer)
+    names = split_names(data_config.decontaminate)
+    if not names:
+        return problems
+    questions, matched, counts = [problem.question for problem in problems], set(), []
+    for name in names:
+        matches = find_matches(questions, [problem.question for problem in _load_evaluation(name, data_config)])
+        found = sorted(matches.equal + matches.overlapping)
+        matched.update(found)
+        places = ": " + list_places("problem", [problems[index].id for index in found]) if found else ""
+        counts.append(
+            f"{name} {len(found)} ({len(matches.equal)} equal, {len(matches.overlapping)} overlapping{places})"
+        )
+    # What was asked for, so it is said also where nothing is found.
+    logging.warning(
+        "data.decontaminate: %d of %d training problems left out: %s", len(matched), len(problems), "; ".join(counts)
+    )
+    if len(matched) == len(problems):
+        raise ValueError(
+            f"data.decontaminate={data_config.decontaminate!r} leaves none of the {len(problems)} training problems: "
+            "is the evaluation set the training set?"
+        )
+    return [problem for index, problem in enumerate(problems) if index not in matched]
+
+
+def split_names(names: str) -> list[str]:
+    """The parts of a list of names separated by commas, without blanks; [] of ""."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _load_evaluation(name: str, data_config) -> list[Problem]:
+    """Every problem of a set that training is to keep clear of, however long its prompt."""
+    if ":" not in name:
+        return load_benchmark(name, data_config)
+    return load_problems(_changed(data_config, source=name), data_config.eval_split)
+
+
+def _changed(data_config, **values):
+    changed = data_config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.update(limit=0, **values)
+    return changed

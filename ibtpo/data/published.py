@@ -297,3 +297,6 @@ DATASETS: dict[str, Dataset] = {
         ),
     )
 }
+
+# The sets that models are evaluated on.
+BENCHMARKS = tuple(name for name, dataset in DATASETS.items() if dataset.eval_split)

@@ -71,9 +71,11 @@ class PublishedProblems(tfds.core.GeneratorBasedBuilder):
                     entry["count"] += 1
                     entry["indices"] += [index] * (len(entry["indices"]) < _MAX_PLACES)
                     continue
-                if dataset.unique and answers.setdefault(question, answer) is not answer:
-                    repeated, conflicting = repeated + 1, conflicting + (answers[question] != answer)
-                    continue
+                if dataset.unique:
+                    if question in answers:
+                        repeated, conflicting = repeated + 1, conflicting + (answers[question] != answer)
+                        continue
+                    answers[question] = answer
                 yield used, {"question": question, "answer": answer}
                 used += 1
         report = dict(records=records, repeated=repeated, conflicting=conflicting, bad=list(bad.values()))
@@ -147,8 +149,8 @@ def download(dataset: Dataset, split: str, searched: str = "") -> list[Path]:
             Path(huggingface_hub.hf_hub_download(dataset.repo, name, repo_type="dataset"))
             for name in dataset.files[split]
         ]
-    # Every way in which it fails: no network, offline mode, a gated or missing file, a broken transfer.
-    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError) as error:
+    # No network, offline mode, a gated or missing file, a broken transfer: all are one of the hub's OSErrors.
+    except OSError as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
             f"{dataset.title}, split {split!r}: {found}, and fetching {dataset.repo} failed ({type(error).__name__}: "

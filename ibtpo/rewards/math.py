@@ -242,6 +242,14 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     return False
 
 
+def canonical(answer: str) -> str:
+    """One spelling of an answer that many spellings share, to count votes by: a number's exact value ("1/2" for "0.50"
+    and a LaTeX fraction), of anything else the text without markup and blanks. Equal answers may still differ."""
+    text = _normalise(answer)
+    number = _number(text, plain_words=True)
+    return str(number[0]) if number else _spelling(text)
+
+
 # ---------------------------------------------------------------------------------------- slow path
 
 
