@@ -75,11 +75,6 @@ def stop_strings(text: str) -> list[str] | None:
     return found if right else None
 
 
-def benchmarks(text: str) -> list[str]:
-    """The names of `eval.benchmarks`, in their order."""
-    return [name.strip() for name in text.split(",")] if text else []
-
-
 def _whole(low: int) -> Rule:
     return Rule(int, lambda x: x >= low, f"a whole number of at least {low}")
 
@@ -107,6 +102,11 @@ _TFDS_SOURCES = ("tfds:chained_arithmetic", *(f"tfds:{name}" for name in DATASET
 
 def _is_evaluation_set(name: str) -> bool:
     return name in BENCHMARKS or _FILE_SOURCE.fullmatch(name) is not None
+
+
+def _are_benchmarks(text: str) -> bool:
+    names = [part.strip() for part in text.split(",")]
+    return not text or (set(names) <= set(BENCHMARKS) and len(set(names)) == len(names))
 
 
 RULES: dict[str, Rule] = {
@@ -236,7 +236,7 @@ RULES: dict[str, Rule] = {
     "eval.every": _whole(0),
     "eval.benchmarks": Rule(
         str,
-        lambda x: set(benchmarks(x)) <= set(BENCHMARKS) and len(set(benchmarks(x))) == len(benchmarks(x)),
+        _are_benchmarks,
         f'names separated by commas, each once, of {", ".join(BENCHMARKS)}, or "" for the held-out split',
     ),
     "eval.questions": _whole(0),

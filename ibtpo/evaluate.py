@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 
 from ibtpo import __version__, checkpoints, eval_page, eval_results, parallel
 from ibtpo import config as config_lib
-from ibtpo.data.datasets import load_benchmark
+from ibtpo.data.datasets import load_benchmark, split_names
 from ibtpo.data.problems import Problem, load_problems, prompt_lengths
 from ibtpo.eval_results import Evaluation
 from ibtpo.metrics import Progress
@@ -126,7 +126,7 @@ def load_benchmarks(config, tokenizer) -> dict[str, list[Problem]]:
       FileNotFoundError, ValueError: a benchmark is not there, or cannot be used; the message names it.
     """
     data, count, found = config.data, config.eval.questions or None, {}
-    for name in config_lib.benchmarks(config.eval.benchmarks):
+    for name in split_names(config.eval.benchmarks):
         try:
             found[name] = load_benchmark(name, data)[:count]
             lengths = np.array(prompt_lengths(found[name], data, tokenizer))
