@@ -25,7 +25,8 @@ let request = 0; // of the newest filtering; an older one that is still searchin
 function make(tag, name, text) {
   const element = document.createElement(tag);
   if (name) element.className = name;
-  if (text !== undefined) element.textContent = text;
+  // Lone surrogates, which JSON may hold and no document should, become U+FFFD where the browser can do that.
+  if (text !== undefined) element.textContent = String(text).toWellFormed?.() ?? text;
   return element;
 }
 
@@ -164,14 +165,20 @@ function changed() {
 
 function readHash() {
   const hash = new URLSearchParams(location.hash.slice(1));
-  if (Object.hasOwn(SHOWN, hash.get("show") ?? "")) state.show = hash.get("show");
-  if (Object.hasOwn(SORTS, hash.get("sort") ?? "")) state.sort = hash.get("sort");
+  state.show = Object.hasOwn(SHOWN, hash.get("show") ?? "") ? hash.get("show") : "all";
+  state.sort = Object.hasOwn(SORTS, hash.get("sort") ?? "") ? hash.get("sort") : "order";
   state.search = hash.get("search") ?? "";
   state.inside = hash.get("inside") === "true";
   state.open = hash.get("open") ?? "";
   byId("sort").value = state.sort;
   byId("search").value = state.search;
   byId("inside").checked = state.inside;
+}
+
+async function followHash() {
+  readHash();
+  await changed();
+  openQuestion(state.open);
 }
 
 async function begin() {
@@ -182,15 +189,17 @@ async function begin() {
     q.length = q.tokens.reduce((sum, x) => sum + x, 0) / q.tokens.length;
     q.haystack = [q.id, q.question, q.answer, ...q.extracted].join("\n").toLowerCase();
   });
-  readHash();
-  await changed();
-  openQuestion(state.open);
+  await followHash();
+  window.addEventListener("hashchange", followHash);
 }
 
 let typing;
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
 byId("controls").addEventListener("click", (event) => {
-  if (event.target.dataset.show) Object.assign(state, { show: event.target.dataset.show }) && changed();
+  const button = event.target.closest("[data-show]");
+  if (!button) return;
+  state.show = button.dataset.show;
+  changed();
 });
 byId("sort").addEventListener("change", (event) => { state.sort = event.target.value; changed(); });
 byId("inside").addEventListener("change", (event) => { state.inside = event.target.checked; changed(); });
