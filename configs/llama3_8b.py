@@ -4,7 +4,7 @@ Command:   python -m ibtpo.train --config=configs/llama3_8b.py --workdir=runs/ll
                --config.checkpoint.dir=gs://BUCKET/llama3_8b
            on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
 Model:     hf download meta-llama/Llama-3.1-8B-Instruct --local-dir models/Llama-3.1-8B-Instruct
-Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
+Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), without the problems of four benchmarks
 Topology:  v5e:4x4 (16 chips)
 Memory:    per chip, 90 % of the 15.75 GiB at the fullest
            (python -m ibtpo.compile_check --config=configs/llama3_8b.py --topology=v5e:4x4; docs/results.md)
@@ -25,7 +25,10 @@ def get_config() -> config_dict.ConfigDict:
 
     config.model.remat = "full"  # what fits v5e; with the memory of a v6e or v5p, "attention" is faster
 
-    config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
+    config.data.source = "tfds:dapo_math_17k"  # 17 thousand problems with whole numbers for answers
+    config.data.train_split = "train[256:]"  # it has no test split,
+    config.data.eval_split = "train[:256]"  # so its first problems are held out
+    config.data.decontaminate = "math_500,aime_2024,aime_2025,amc_2023"  # left out of training
     config.data.chat_template = True  # an instruction model: the question is a user turn
     # The turn ends with the text, so no line break follows it.
     config.data.prompt = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."

@@ -4,7 +4,7 @@ Command:   python -m ibtpo.train --config=configs/qwen3_1p7b.py --workdir=runs/q
                --config.checkpoint.dir=gs://BUCKET/qwen3_1p7b
            on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
 Model:     hf download Qwen/Qwen3-1.7B-Base --local-dir models/Qwen3-1.7B-Base
-Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
+Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), without the problems of four benchmarks
 Topology:  v5e:2x4 (8 chips)
 Memory:    per chip, 83 % of the 15.75 GiB at the fullest
            (python -m ibtpo.compile_check --config=configs/qwen3_1p7b.py --topology=v5e:2x4; docs/results.md)
@@ -23,7 +23,10 @@ def get_config() -> config_dict.ConfigDict:
     config.model.path = "models/Qwen3-1.7B-Base"  # every worker needs it
     config.model.preset = "Qwen/Qwen3-1.7B-Base"  # another model there is refused
 
-    config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
+    config.data.source = "tfds:dapo_math_17k"  # 17 thousand problems with whole numbers for answers
+    config.data.train_split = "train[256:]"  # it has no test split,
+    config.data.eval_split = "train[:256]"  # so its first problems are held out
+    config.data.decontaminate = "math_500,aime_2024,aime_2025,amc_2023"  # left out of training
 
     config.sampling.slots = 128  # responses decoded side by side, 32 per shard of rows
     config.sampling.questions_in_flight = 24  # trees that grow at the same time; they set the pages needed

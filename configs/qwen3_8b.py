@@ -4,7 +4,7 @@ Command:   python -m ibtpo.train --config=configs/qwen3_8b.py --workdir=runs/qwe
                --config.checkpoint.dir=gs://BUCKET/qwen3_8b
            on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
 Model:     hf download Qwen/Qwen3-8B-Base --local-dir models/Qwen3-8B-Base
-Data:      data/dapo_math_17k/train.jsonl (DAPO-Math-17K) and test.jsonl (held out): {"question": ..., "answer": ...}
+Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), without the problems of four benchmarks
 Topology:  v5e:4x4 or v6e:4x4 (16 chips)
 Memory:    per chip, 92 % of the 15.75 GiB at the fullest on v5e:4x4, 53 % on v6e:4x4
            (python -m ibtpo.compile_check --config=configs/qwen3_8b.py --topology=v5e:4x4; docs/results.md)
@@ -25,7 +25,10 @@ def get_config() -> config_dict.ConfigDict:
 
     config.model.remat = "full"  # what fits v5e; with the memory of a v6e or v5p, "attention" is faster
 
-    config.data.source = "jsonl:data/dapo_math_17k/{split}.jsonl"  # one problem a line
+    config.data.source = "tfds:dapo_math_17k"  # 17 thousand problems with whole numbers for answers
+    config.data.train_split = "train[256:]"  # it has no test split,
+    config.data.eval_split = "train[:256]"  # so its first problems are held out
+    config.data.decontaminate = "math_500,aime_2024,aime_2025,amc_2023"  # left out of training
 
     # [paper], all of this block; base.py agrees, and these stay if it should change.
     config.tree.strategy = "ib"  # the tree (4, 9, 1, 1): 12 responses per question

@@ -52,7 +52,7 @@ def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
             solution = arithmetic.worked_solution(problem, rng, data.noise, difficulty.max_value)
             yield Problem(i, problem.question, problem.answer), solution
     elif kind == "jsonl":
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        lines = pathlib.Path(path).read_bytes().splitlines()  # of text, also at U+2028, which JSON may hold
         records = [json.loads(line) for line in lines if line.strip()]
         if not records:
             raise ValueError(f"data.source: {path} holds no record")

@@ -205,6 +205,14 @@ def test_float_keys_take_whole_numbers(key):
         (dict(data__answer_pattern="(("), "data.answer_pattern='(('", "exactly one group"),
         (dict(data__source="tfds:gsm8"), "data.source='tfds:gsm8'", "did you mean 'tfds:gsm8k'?"),
         (dict(data__source="gsm8k"), "data.source='gsm8k'", "jsonl:<path>"),
+        (dict(data__source="parquet:"), "data.source='parquet:'", "parquet:<path>"),
+        (
+            dict(data__decontaminate="math_500,math500"),
+            "data.decontaminate=",
+            "jsonl:<path>, parquet:<path> or one of gsm8k",
+        ),
+        (dict(data__decontaminate="gsm8k,"), "data.decontaminate='gsm8k,'", "separated by commas"),
+        (dict(data__decontaminate="dapo_math_17k"), "data.decontaminate=", "one of gsm8k"),
         (dict(model__path=""), "model.path=''", "Hugging Face"),
     ],
 )

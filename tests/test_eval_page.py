@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ibtpo import eval_page, eval_results
-from tests.test_eval_results import HOSTILE, make_evaluation, make_instructions
+from tests.eval_cases import HOSTILE, make_evaluation, make_instructions
 
 VOID = {"meta", "input", "br", "img", "link"}
 

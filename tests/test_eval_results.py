@@ -9,63 +9,8 @@ import scipy.stats
 
 from ibtpo import eval_results
 from ibtpo.data.problems import Problem
-from ibtpo.eval_results import Evaluation
 from ibtpo.rewards import instructions
-
-HOSTILE = [
-    "</script><script>document.title='broken'</script>",
-    "<img src=x onerror=\"document.title='broken'\">",
-    "lone \ud800 and \udfff surrogates",
-    "lines \u2028 and \u2029, \u202e turned round, \0 nothing, \x1b[31m red",
-    '{{ 7 * 7 }} {% raw %} ${7*7} "quoted" \\u003c <!-- &lt;',
-    "",
-]
-
-
-def make_evaluation(rng, num_questions=20, num_samples=4, *, rate=None, ids=None, kind="math"):
-    """Made-up responses, of which about `rate` are right; hostile texts among them."""
-    ids = range(num_questions) if ids is None else ids
-    rate = rng.random(num_questions) if rate is None else np.full(num_questions, rate)
-    correct = (rng.random((num_questions, num_samples)) < rate[:, None]).astype(float)
-    wrong = rng.choice(["7", "8", ""], correct.shape)
-    return Evaluation(
-        problems=[Problem(id, f"What is {id}? {HOSTILE[id % len(HOSTILE)]}", "42", kind) for id in ids],
-        correct=correct,
-        answers=[["42" if c else w or None for c, w in zip(*row)] for row in zip(correct, wrong)],
-        texts=[[HOSTILE[(q + i) % len(HOSTILE)] for i in range(num_samples)] for q in range(num_questions)],
-        lengths=rng.integers(1, 100, correct.shape),
-        truncated=rng.random(correct.shape) < 0.2,
-        generated_tokens=1234,
-    )
-
-
-def make_instructions(rng, num_questions=12, num_samples=3):
-    """An evaluation of instruction following, graded by `rewards.instructions`."""
-    known = [
-        ("punctuation:no_comma", {}),
-        ("change_case:english_lowercase", {}),
-        ("length_constraints:number_words", {"num_words": 4, "relation": "at least"}),
-    ]
-    texts = ["*one, two*", "Intro,\nthe cat sat on the mat", "a dog, a cat and a bird", "no", "The end\nof it all is here"]
-    problems = []
-    for id in range(num_questions):
-        chosen = [known[i] for i in rng.permutation(3)[: 1 + id % 3]]
-        reference = {"instruction_id_list": [n for n, _ in chosen], "kwargs": [a for _, a in chosen], "prompt": "?"}
-        problems.append(Problem(id, f"Write {id}", json.dumps(reference), "instructions"))
-    responses = [[str(rng.choice(texts)) for _ in range(num_samples)] for _ in problems]
-    checked = [[instructions.check(text, p.answer) for text in row] for p, row in zip(problems, responses)]
-    shape = (num_questions, num_samples)
-    evaluation = Evaluation(
-        problems=problems,
-        correct=np.array([[float(all(found["strict"])) for found in row] for row in checked]),
-        answers=[[None] * num_samples for _ in problems],
-        texts=responses,
-        lengths=rng.integers(1, 50, shape),
-        truncated=np.zeros(shape, bool),
-        generated_tokens=99,
-        followed={mode: [np.array([found[mode] for found in row]) for row in checked] for mode in ("strict", "loose")},
-    )
-    return evaluation, list(itertools.chain(*checked))
+from tests.eval_cases import make_evaluation, make_instructions
 
 
 def write(folder, evaluations, settings=None):
@@ -249,13 +194,13 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     one = write(tmp_path / "one", {"gsm8k": a})
     with pytest.raises(FileNotFoundError, match="nowhere: no evaluation there"):
         eval_results.compare(one, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="gsm8k.* has math_500"):
+    with pytest.raises(ValueError, match=r"gsm8k.* has math_500"):
         eval_results.compare(one, write(tmp_path / "math", {"math_500": a}))
-    with pytest.raises(ValueError, match="gsm8k: .*no question id in common"):
+    with pytest.raises(ValueError, match=r"gsm8k: .*no question id in common"):
         eval_results.compare(one, write(tmp_path / "ids", {"gsm8k": make_evaluation(rng, 5, 2, ids=range(5, 10))}))
     b = a.select(range(5))
     b.problems[3] = Problem(3, b.problems[3].question + " changed", "42", "math")
-    with pytest.raises(ValueError, match="gsm8k: the question with id 3 is .* and .* changed.*not about the same"):
+    with pytest.raises(ValueError, match=r"gsm8k: the question with id 3 is .* and .* changed.*not about the same"):
         eval_results.compare(one, write(tmp_path / "text", {"gsm8k": b}))
     b.problems[3] = Problem(3, a.problems[3].question, "43", "math")
     with pytest.raises(ValueError, match="the answer with id 3 is '42' in the first evaluation and '43'"):

@@ -57,7 +57,11 @@ def test_an_example_longer_than_a_row_is_refused():
 
 def test_json_lines_are_read_again_and_again(tmp_path):
     path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps({"q": f"question {i}", "s": f"solution {i}"}) + "\n" for i in range(5)))
+    path.write_text(
+        "".join(
+            json.dumps({"q": f"question {i} \u2028", "s": f"solution {i}"}, ensure_ascii=False) + "\n" for i in range(5)
+        )
+    )
     data = ConfigDict(dict(source=f"jsonl:{path}", question_field="q", solution_field="s"))
     pairs = list(itertools.islice(sft.solutions(data, seed=0), 10))
     for epoch in (pairs[:5], pairs[5:]):

@@ -18,7 +18,6 @@ from ibtpo import evaluate as evaluate_lib
 from ibtpo import export as export_lib
 from ibtpo import train as train_lib
 from ibtpo.advantages import group_is_uniform
-from ibtpo.data.problems import load_problems
 from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.policy import load_policy, make_sampler
 from ibtpo.rewards.pool import Grader
@@ -313,19 +312,21 @@ def test_a_mesh_of_eight_devices_trains_as_one_device_does(tiny_config, tmp_path
 
 
 REAL = {
-    "gsm8k": dict(file="gsm8k_train.jsonl", question="question", answer="answer", pattern=r"####\s*(.+)"),
-    "math": dict(file="math4500_train.jsonl", question="problem", answer="solution", pattern="boxed"),
+    "gsm8k": dict(data__source="tfds:gsm8k", data__decontaminate="gsm8k, math_500"),
+    "math": dict(
+        data__source="jsonl:{folder}/math4500_train.jsonl",
+        data__question_field="problem",
+        data__answer_field="solution",
+        data__answer_pattern="boxed",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", list(REAL))
 def test_real_problems_run_from_prompt_to_update(tiny_config, shared_data, tmp_path, name):
-    source = REAL[name]
     config = tiny_config(
-        data__source=f"jsonl:{shared_data / source['file']}",
-        data__question_field=source["question"],
-        data__answer_field=source["answer"],
-        data__answer_pattern=source["pattern"],
+        **{key: value.format(folder=shared_data) for key, value in REAL[name].items()},
+        data__files=str(shared_data),
         data__limit=8,
         data__max_prompt_tokens=400,
         train__steps=1,

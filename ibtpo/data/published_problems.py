@@ -34,6 +34,7 @@ class PublishedProblems(tfds.core.GeneratorBasedBuilder):
     """Questions and answers of one split of a published data set."""
 
     name = "published_problems"
+    # Prepared copies are reused by version: whoever changes what a record becomes (`published.py`) must raise it.
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 
