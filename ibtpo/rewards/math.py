@@ -27,7 +27,7 @@ _MAX_NUMBER_CHARACTERS = 200
 
 _BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\[\\{}]|[{}]")
 _JOINT = re.compile(
-    r"(?:[\s$*]|\\[()\[\]])*(?:(?:,|;|and\b|or\b|\\text\s?\{\s?,?\s?(?:and|or)\s?\})(?:[\s$*]|\\[()\[\]])*)+"
+    r"(?:[\s$*]|\\[()\[\]])*(?:(?:,|;|and\b|(or\b)|\\text\s?\{\s?,?\s?(?:and|(or))\s?\})(?:[\s$*]|\\[()\[\]])*)+"
     r"(?:[a-zA-Z]\s*=\s*)?"
 )
 _MAX_JOINT_CHARACTERS = 40
@@ -39,12 +39,13 @@ _INLINE_MATH = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.{1,500}?)\\\)")
 _NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
 
 
-def find_boxes(text: str) -> tuple[str | None, int]:
+def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, int]:
     r"""What the last complete \boxed{...} (or \fbox, \box) holds, None without one; and where the first box left open
     begins, the length of the text if none is. Braces balance; escaped ones do not count.
 
-    Boxes with nothing but a comma, "and" or "or" between them ("$x=\boxed{1}$ and $x=\boxed{2}$") are one answer, their
-    different contents with commas between: naming several values is not naming one of them.
+    Boxes with nothing but a comma or "and" between them ("$x=\boxed{1}$ and $x=\boxed{2}$") are one answer, their
+    different contents with commas between. With `alternatives`, so are boxes with "or" between: a reference solution
+    may write its answer twice, but a response that names several values has not named one of them.
     """
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []
@@ -68,7 +69,8 @@ def find_boxes(text: str) -> tuple[str | None, int]:
     first = len(boxes) - 1
     while first:
         gap = text[boxes[first - 1][1] : boxes[first][0]]
-        if len(gap) > _MAX_JOINT_CHARACTERS or not _JOINT.fullmatch(gap):
+        joint = len(gap) <= _MAX_JOINT_CHARACTERS and _JOINT.fullmatch(gap)
+        if not joint or (any(joint.groups()) and not alternatives):
             break
         first -= 1
     contents = dict.fromkeys(content.strip() for _, _, content in boxes[first:])
@@ -95,7 +97,7 @@ def extract_answer(text: str) -> str | None:
       The answer without surrounding blanks; None where there is none.
     """
     text = text[-TAIL_CHARACTERS:]
-    content, end = find_boxes(text)
+    content, end = find_boxes(text, alternatives=True)
     if content is not None:
         return content.strip() or None
     text = text[:end]

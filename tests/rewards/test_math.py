@@ -16,6 +16,7 @@ from ibtpo.rewards.math import (
     _slow_grade,
     extract_answer,
     fast_grade,
+    find_boxes,
     reward,
     verify,
 )
@@ -302,6 +303,13 @@ def test_every_kind_of_answer(kind, forms, reference, wrong):
 )
 def test_several_boxes_are_one_answer_only_if_joined(text, answer):
     assert extract_answer(text) == answer
+
+
+def test_alternatives_are_one_answer_of_a_reference_and_several_of_a_response():
+    text = r"$\boxed{1\frac12},$ or $\boxed{\frac32}$ inches"
+    assert find_boxes(text)[0] == r"\frac32"
+    assert find_boxes(text, alternatives=True)[0] == r"1\frac12, \frac32"
+    assert find_boxes(r"\boxed{1} and \boxed{2}")[0] == "1, 2"
 
 
 def test_hedging_between_boxes_is_wrong():
