@@ -92,7 +92,7 @@ def extract_choice(text: str) -> str | None:
     3. the last letter that stands alone in the last line ("**C**", "(C)", "C. 5 m/s", "so C is right").
     """
     text = text[-TAIL_CHARACTERS:]
-    content, end = find_boxes(text)
+    content, end = find_boxes(text, alternatives=True)
     if content is not None and (letter := _of_box(content)):
         return letter
     text = _plain(text[:end])

@@ -87,6 +87,7 @@ def test_the_letter_is_found_and_every_other_rejected(form):
         ("The answer is A and B", None),
         ("The answer is A, B", None),
         (r"\boxed{A, B}", None),
+        (r"\boxed{A} or \boxed{B}", None),
         (r"\boxed{A/B}", None),
         (r"\boxed{c + 1}", None),
         (r"\boxed{ABCD}", None),
