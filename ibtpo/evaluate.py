@@ -123,14 +123,15 @@ def load_benchmarks(config, tokenizer) -> dict[str, list[Problem]]:
     left out, as in training.
 
     Raises:
-      FileNotFoundError, ValueError: a benchmark is not there, or cannot be used; the message names it.
+      ConfigError: a benchmark is not there, or cannot be used; the message names it.
+      FileNotFoundError, ValueError: the same of data.source.
     """
     data, count, found = config.data, config.eval.questions or None, {}
     for name in split_names(config.eval.benchmarks):
         try:
             found[name] = load_benchmark(name, data)[:count]
             lengths = np.array(prompt_lengths(found[name], data, tokenizer))
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise config_lib.ConfigError(f"benchmark {name}: {error}") from error
         if (too_long := lengths > data.max_prompt_tokens).any():
             raise config_lib.ConfigError(
@@ -146,7 +147,7 @@ def source_name(source: str) -> str:
     """What the results of a data.source are called: tfds:chained_arithmetic -> chained_arithmetic,
     jsonl:/data/problems_{split}.jsonl -> problems."""
     kind, _, name = source.partition(":")
-    return name if kind == "tfds" else pathlib.PurePath(name.replace("{split}", "")).stem.strip("-_. ") or "problems"
+    return name if kind == "tfds" else pathlib.PurePath(name).stem.replace("{split}", "").strip("-_. ") or "problems"
 
 
 def check_grading(benchmarks: Mapping[str, Sequence[Problem]], grader: Grader) -> None:

@@ -318,7 +318,7 @@ def canonical(answer: str) -> str:
     and a LaTeX fraction), of anything else the text without markup and blanks. Equal answers may still differ."""
     text = _normalise(answer)
     number = _number(text, plain_words=True)
-    return str(number[0]) if number else _spelling(text)
+    return str(number.value) if number else _spelling(text)
 
 
 # ---------------------------------------------------------------------------------------- slow path
