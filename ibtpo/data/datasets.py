@@ -36,7 +36,7 @@ def load_training(data_config, tokenizer=None) -> list[Problem]:
     """The problems of `data.train_split`, without those that are in an evaluation set of `data.decontaminate`.
 
     The sets are names of `BENCHMARKS` or sources of problems ("jsonl:<path>"), separated by commas. What matches is
-    said in `decontaminate.py`; how many were left out for each set is logged, and which.
+    said in `decontaminate.py`; how many were left out for each set is logged, and which. `data.limit` counts before.
 
     Raises:
       ValueError: no problem is left; and as `load_problems`, of an evaluation set too.
@@ -75,7 +75,9 @@ def _load_evaluation(name: str, data_config) -> list[Problem]:
     """Every problem of a set that training is to keep clear of, however long its prompt."""
     if ":" not in name:
         return load_benchmark(name, data_config)
-    return load_problems(_changed(data_config, source=name), data_config.eval_split)
+    # A file of one split has no use for the name of a split, which may be a slice of data.source.
+    split = data_config.eval_split if "{split}" in name else "test"
+    return load_problems(_changed(data_config, source=name), split)
 
 
 def _changed(data_config, **values):

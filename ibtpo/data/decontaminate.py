@@ -17,8 +17,8 @@ OVERLAP = 0.5
 _TOKEN = re.compile(r"[^\W\d_]+|\d+|[-+*/^=<>%!]")
 # LaTeX that changes how a formula looks, not what it says.
 _LAYOUT = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|quad|qquad|"
-    r"hspace|[,;:! ])(?![a-zA-Z])"
+    r"\\(?:(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|quad|"
+    r"qquad|hspace)(?![a-zA-Z])|[,;:! ])"
 )
 _FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 

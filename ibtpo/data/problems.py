@@ -63,11 +63,16 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unknown source, invalid split, difficulty or pattern, a number of rows that is not
-        the publisher's (`published_problems.load`), or no usable problem.
+      ValueError: unknown source, invalid split (slices are for TFDS), difficulty or pattern, a number
+        of rows that is not the publisher's (`published_problems.load`), or no usable problem.
     """
     source, _, name = data_config.source.partition(":")
     if source in ("jsonl", "parquet") and name:
+        if "[" in split:
+            raise ValueError(
+                f"split {split!r} is a slice, which {data_config.source!r} has none of: set data.train_split and "
+                "data.eval_split to what {split} in the path stands for"
+            )
         name = name.replace("{split}", split)
         records, unit = _read_file(Path(name), data_config), UNITS[f".{source}"]
     elif source == "tfds" and name == chained_arithmetic.ChainedArithmetic.name:

@@ -78,30 +78,32 @@ def find_files(dataset: Dataset, files: str, split: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"data.files={files!r}: no file or folder {str(path)!r} (relative to {Path.cwd()})")
-    own = path / dataset.name
-    published = [file for folder in (own, path) for file in _existing(folder, dataset, split)]
-    if published:
-        return published
     several = len(dataset.rows) > 1
     names = [f"{alias}_{split}" for alias in (dataset.name, *dataset.aliases)]
     names += [] if several else [dataset.name, *dataset.aliases]
-    for folder, patterns in (
-        (own, (split, f"{split}-*", *names)),
-        (path, names),
-    ):
-        for pattern in patterns:
-            if found := [file for suffix in UNITS for file in sorted(folder.glob(pattern + suffix))]:
-                return found[:1] if "*" not in pattern else found
-        for layout in dataset.layouts:
-            if found := sorted(folder.glob(layout.format(split=split))):
-                return found
-    return []
+    own = path / dataset.name
+    # The most telling names first: a file "test.jsonl" may be of any set.
+    return (
+        _published(dataset, own, split)
+        or _named(own, (*names, split, f"{split}-*"))
+        or _named(path, names)
+        or _published(dataset, path, split)
+    )
 
 
-def _existing(folder: Path, dataset: Dataset, split: str) -> list[Path]:
-    """The publisher's own files below a folder, all of them or none."""
+def _published(dataset: Dataset, folder: Path, split: str) -> list[Path]:
+    """A split's files as the hub, all of them or none, or another publisher lays them out."""
     files = [folder / name for name in (dataset.files or {}).get(split, ())]
-    return files if all(file.is_file() for file in files) else []
+    if files and all(file.is_file() for file in files):
+        return files
+    layouts = (sorted(folder.glob(layout.format(split=split))) for layout in dataset.layouts)
+    return next(filter(None, layouts), [])
+
+
+def _named(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of the first name or pattern that has any, of the first suffix."""
+    found = (sorted(folder.glob(name + suffix)) for name in names for suffix in UNITS)
+    return next(filter(None, found), [])
 
 
 # --- records --------------------------------------------------------------------------------------------------------

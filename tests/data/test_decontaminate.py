@@ -42,7 +42,7 @@ def test_matches_are_those_of_the_definition(training, evaluation, data):
     [
         "FIND the value of $\\left( \\dfrac{1}{2} \\right)^{3}+x$, if  $x=7$ .",
         "Find the value of \\((\\frac 1 2)^3 \\, + \\; x\\) if\n\\[x = 7\\]",
-        "\\textbf{Find} the value of ${(\\tfrac{1}{2})}^3+x$ if \\quad $x=7$.",
+        "\\textbf{Find} the value of ${(\\tfrac{1}{2})}^3+x$ if \\quad $\\!x=7$.",
     ],
 )
 def test_spelling_and_layout_do_not_count(copy):
@@ -101,7 +101,11 @@ def test_training_leaves_them_out_and_says_so(shared_data, data_config, caplog):
         "data.decontaminate: 2 of 7473 training problems left out: gsm8k 2 (0 equal, 2"
     )
     assert "aime25_test.jsonl 0 (0 equal, 0 overlapping)" in record.getMessage()
-    config.decontaminate = ""
+    config.update(
+        decontaminate=f"jsonl:{shared_data}/gsm8k_test.jsonl", train_split="train[:9]", eval_split="train[9:]"
+    )
+    assert len(load_training(config)) == 9
+    config.update(decontaminate="", train_split="train")
     assert len(load_training(config)) == 7473
     config.update(source=f"jsonl:{shared_data}/gsm8k_test.jsonl", decontaminate="gsm8k", limit=100)
     with pytest.raises(ValueError, match="leaves none of the 100 training problems"):

@@ -140,6 +140,8 @@ def test_split_in_the_path(tmp_path):
     _write(tmp_path / "a_test.jsonl", [{"question": "test", "answer": 1}])
     config = _config(source=f"jsonl:{tmp_path}/a_{{split}}.jsonl")
     assert [load_problems(config, split)[0].question for split in ("train", "test")] == ["train", "test"]
+    with pytest.raises(ValueError, match=r"split 'train\[256:\]' is a slice.*set data\.train_split"):
+        load_problems(config, "train[256:]")
 
 
 def test_wrong_sources_are_named(tmp_path):

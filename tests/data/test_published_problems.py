@@ -19,6 +19,7 @@ from pyarrow import parquet
 
 from ibtpo.data import published, published_problems
 from ibtpo.data.datasets import load_benchmark
+from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import format_prompt, load_problems
 from ibtpo.data.published import BENCHMARKS, DATASETS, find_files
 from ibtpo.data.tokenizer import load_tokenizer
@@ -302,6 +303,8 @@ def _layouts():
     yield "math", "train", ["MATH/train/algebra/1.json", "MATH/train/geometry/2.json"], ["MATH/test/algebra/1.json"]
     yield "math", "test", ["test/algebra/1.json"], ["train/algebra/1.json"]
     yield "amc_2024", "test", ["amc24.csv"], ["amc23.csv"]
+    yield "math_500", "test", ["math500_test.parquet"], ["test.jsonl"]
+    yield "math_500", "test", ["math_500/test.jsonl"], ["test.jsonl", "math_500_test.jsonl"]
     yield "math", "train", [], ["math500_test.jsonl", "train.jsonl"]  # whose, nobody knows
 
 
@@ -388,6 +391,20 @@ def test_benchmarks_look_into_the_folder_but_not_into_the_file_of_the_source(hub
     for name in ("dapo_math_17k", "chained_arithmetic", "math500"):
         with pytest.raises(ValueError, match=f"unknown benchmark '{name}': use one of gsm8k, math, "):
             load_benchmark(name, config)
+
+
+def test_a_resumed_run_goes_on_with_the_problems_of_the_file(shared_data, data_config):
+    config = data_config(source="tfds:gsm8k", files=str(shared_data))
+    whole = ProblemIterator(load_problems(config, "train"), 100, seed=1)
+    batches = [whole.next_batch() for _ in range(80)]  # beyond the first of its epochs
+    first = ProblemIterator(load_problems(config, "train"), 100, seed=1)
+    first.take(4_030)
+    state = json.loads(json.dumps(first.state()))
+    resumed = ProblemIterator(load_problems(config, "train"), 100, seed=1)
+    resumed.restore(state)
+    assert resumed.take(70) == batches[40][30:] and [resumed.next_batch() for _ in range(39)] == batches[41:]
+    epoch = [problem.question for batch in batches[:74] for problem in batch]
+    assert len(set(epoch)) == 7_400
 
 
 # --- prepared once --------------------------------------------------------------------------------------------------
