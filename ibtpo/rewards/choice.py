@@ -70,16 +70,17 @@ def _of_last_line(text: str) -> str | None:
     return None
 
 
-def _of_box(content: str) -> str | None:
-    r"""The letter of a \boxed{}: alone, or before the option's text ("C. 5 m/s", "(C) because")."""
+def _of_box(content: str) -> tuple[bool, str | None]:
+    r"""Whether a \boxed{} holds letters, and the letter if it is one: alone, or before the option's text ("C. 5 m/s",
+    "(C) because")."""
     text = _plain(content).strip()
     match = re.match(rf"(?:(?:option|choice|answer)\s*:?\s*)?{_LETTER}(?=$|[\s.:,)])", text, re.IGNORECASE)
     if match is None or _OTHER.match(text, match.end()):
-        return None
+        return match is not None, None
     rest = text[match.end() :].strip()
     # "C" and "(C) text" are letters, "c + 1" and "A exp(-t)" are formulas.
     named = match.group().rstrip().endswith(")") or not rest or rest[0] in ".:,"
-    return match.group(1).upper() if named else None
+    return named, match.group(1).upper() if named else None
 
 
 def extract_choice(text: str) -> str | None:
@@ -87,17 +88,18 @@ def extract_choice(text: str) -> str | None:
 
     Only the last `TAIL_CHARACTERS` characters are read. In this order:
 
-    1. the complete \boxed{...} that closes last, if it holds a letter;
+    1. the complete \boxed{...} that closes last, if it holds a letter (several letters are none);
     2. the last "answer is C", "Answer: (C)", "correct option is **C**", "I choose C" and the like;
     3. the last letter that stands alone in the last line ("**C**", "(C)", "C. 5 m/s", "so C is right").
     """
     text = text[-TAIL_CHARACTERS:]
     content, end = find_boxes(text, alternatives=True)
-    if content is not None and (letter := _of_box(content)):
+    settled, letter = _of_box(content) if content is not None else (False, None)
+    if settled:
         return letter
     text = _plain(text[:end])
-    stated, letter = _stated(text)
-    return letter if stated else _of_last_line(text)
+    settled, letter = _stated(text)
+    return letter if settled else _of_last_line(text)
 
 
 def reward(text: str, reference: str) -> float:

@@ -25,6 +25,7 @@ _MAX_NUMBER_CHARACTERS = 200
 
 # --------------------------------------------------------------------------------------- extraction
 
+_BOX = re.compile(r"(?<!\\)(?:\\\\)*\\f?box(?:ed)?\s*\{")
 _BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\[\\{}]|[{}]")
 _JOINT = re.compile(
     r"(?:[\s$*]|\\[()\[\]])*(?:(?:,|;|and\b|(or\b)|\\text\s?\{\s?,?\s?(?:and|(or))\s?\})(?:[\s$*]|\\[()\[\]])*)+"
@@ -50,7 +51,8 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []
     boxes: list[tuple[int, int, str]] = []  # (begin, end, content) of complete boxes that no later one encloses
-    for match in _BRACE.finditer(text):
+    first = _BOX.search(text)  # braces before it close after its own or not at all
+    for match in _BRACE.finditer(text, first.start()) if first else ():
         token = match.group()
         if token in ("\\\\", "\\{", "\\}"):
             continue
@@ -66,14 +68,14 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
     unclosed = min((begin for begin, start in open_braces if start >= 0), default=len(text))
     if not boxes:
         return None, unclosed
-    first = len(boxes) - 1
-    while first:
-        gap = text[boxes[first - 1][1] : boxes[first][0]]
+    joined = len(boxes) - 1
+    while joined:
+        gap = text[boxes[joined - 1][1] : boxes[joined][0]]
         joint = len(gap) <= _MAX_JOINT_CHARACTERS and _JOINT.fullmatch(gap)
         if not joint or (any(joint.groups()) and not alternatives):
             break
-        first -= 1
-    contents = dict.fromkeys(content.strip() for _, _, content in boxes[first:])
+        joined -= 1
+    contents = dict.fromkeys(content.strip() for _, _, content in boxes[joined:])
     return (boxes[-1][2] if len(contents) == 1 else ", ".join(contents)), unclosed
 
 
@@ -264,6 +266,13 @@ def _number(text: str, plain_words: bool) -> _Number | None:
     return _Number(-value if sign == "-" else value, percent=bool(percent))
 
 
+@functools.lru_cache(8192)  # one reference serves all responses to its question
+def _expected(reference: str) -> tuple[str, str, _Number | None]:
+    """(normalised, its spelling, its number) of a reference."""
+    expected = _normalise(reference)
+    return expected, _spelling(expected), _number(expected, plain_words=False)
+
+
 def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     r"""Compares an extracted answer with the reference without sympy.
 
@@ -284,7 +293,7 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     Raises:
       ValueError: the reference is empty.
     """
-    expected = _normalise(str(reference))
+    expected, spelling, right = _expected(str(reference))
     if not expected:
         raise ValueError(f"the reference answer is empty ({reference!r}): check data.answer_field")
     if answer_text is None:
@@ -292,15 +301,14 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     answer = _normalise(answer_text)
     if not answer:
         return False
-    if _spelling(answer) == _spelling(expected):
+    if _spelling(answer) == spelling:
         return True
-    left, right = _IN_BASE.fullmatch(answer), _IN_BASE.fullmatch(expected)
-    if left and right:  # Math-Verify ignores the base
-        return left.groups() == right.groups()
-    left, right = _unit(answer), _unit(expected)
-    if left and right and left != right:
+    bases = _IN_BASE.fullmatch(answer), _IN_BASE.fullmatch(expected)
+    if all(bases):  # Math-Verify ignores the base
+        return bases[0].groups() == bases[1].groups()
+    if (unit := _unit(expected)) and (_unit(answer) or unit) != unit:
         return False
-    left, right = _number(answer, plain_words=True), _number(expected, plain_words=False)
+    left = _number(answer, plain_words=True)
     if left is None or right is None:
         return None
     # A percentage may be written as its number or as a fraction of one.
