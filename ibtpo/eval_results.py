@@ -109,12 +109,12 @@ class Evaluation:
 
         {"questions", "k", "generated_tokens", and for each metric its name and `bound` (name, "low" and "high")}.
         """
-        result = {"questions": len(self.problems), "k": self.samples}
-        for name, metric in self.metrics().items():
-            interval = estimators.bootstrap_interval(metric.values, metric.weights, seed=seed)
-            result |= dict(zip((name, bound(name, "low"), bound(name, "high")), interval))
-        result["generated_tokens"] = self.generated_tokens
-        return result
+        intervals = {
+            name: estimators.bootstrap_interval(metric.values, metric.weights, seed=seed)
+            for name, metric in self.metrics().items()
+        }
+        counts = {"questions": len(self.problems), "k": self.samples}
+        return counts | with_bounds(intervals) | {"generated_tokens": self.generated_tokens}
 
     def select(self, indices: Sequence[int]) -> "Evaluation":
         """The questions at these places, in this order; generated_tokens stays that of all."""
@@ -133,6 +133,15 @@ class Evaluation:
 def bound(metric: str, side: str) -> str:
     """The key of a metric's interval in a summary: avg_at_k -> avg_low, mean_length -> mean_length_low."""
     return f"{metric.removesuffix('_at_k')}_{side}"
+
+
+def with_bounds(intervals: Mapping[str, tuple[float, float, float]]) -> dict[str, float]:
+    """{metric: (mean, low, high)} as the flat dict of a summary."""
+    return {
+        key: value
+        for name, interval in intervals.items()
+        for key, value in zip((name, bound(name, "low"), bound(name, "high")), interval)
+    }
 
 
 def mean_of_benchmarks(

@@ -91,28 +91,40 @@ def evaluate(
     if stream:
         key = jax.random.fold_in(key, zlib.crc32(stream.encode()))
     questions = [policy.question(p.id, p, config.data) for p in problems]
-    grade = make_grade(policy, grader, {p.id: p for p in problems})
+    by_id = {p.id: p for p in problems}
+    kinds = {p.id: p.kind or config.reward.kind for p in problems}
+    answers, followed = {}, {}  # by question id
+
+    def read(tree: SampledTree) -> None:
+        """What is read off the texts, while the device decodes: telling a language takes a tenth of a second."""
+        id = tree.question.id
+        texts = [policy.text(r.tokens) for r in tree.responses]
+        if kinds[id] == "instructions":
+            followed[id] = [instructions.check(text, by_id[id].answer) for text in texts]
+        extract = EXTRACT.get(kinds[id], lambda text: None)
+        answers[id] = [extract(text) for text in texts]
+        if on_finished is not None:
+            on_finished(tree)
+
     trees, stats = sampler(
-        params, questions, grade, key=key, sampling=SamplingParams.from_config(config.eval), on_finished=on_finished
+        params,
+        questions,
+        make_grade(policy, grader, by_id),
+        key=key,
+        sampling=SamplingParams.from_config(config.eval),
+        on_finished=read,
     )
-    texts = [[policy.text(r.tokens) for r in tree.responses] for tree in trees]
-    kinds = [p.kind or config.reward.kind for p in problems]
+    modes = ("strict", "loose") if len(followed) == len(problems) else ()
     return Evaluation(
         problems=problems,
         correct=np.array([[r.reward for r in tree.responses] for tree in trees]),
-        answers=[[EXTRACT[kind](x) if kind in EXTRACT else None for x in row] for row, kind in zip(texts, kinds)],
-        texts=texts,
+        answers=[answers[p.id] for p in problems],
+        texts=[[policy.text(r.tokens) for r in tree.responses] for tree in trees],
         lengths=np.array([[len(r.tokens) for r in tree.responses] for tree in trees]),
         truncated=np.array([[r.finish == "length" for r in tree.responses] for tree in trees]),
         generated_tokens=stats.generated_tokens,
-        followed=check_instructions(problems, texts) if set(kinds) == {"instructions"} else {},
+        followed={mode: [np.array([found[mode] for found in followed[p.id]]) for p in problems] for mode in modes},
     )
-
-
-def check_instructions(problems: Sequence[Problem], texts: Sequence[Sequence[str]]) -> dict[str, list[np.ndarray]]:
-    """Which instructions the responses follow, strictly and loosely: `Evaluation.followed`."""
-    checked = [[instructions.check(text, p.answer) for text in row] for p, row in zip(problems, texts)]
-    return {mode: [np.array([found[mode] for found in row]) for row in checked] for mode in ("strict", "loose")}
 
 
 def load_benchmarks(config, tokenizer) -> dict[str, list[Problem]]:
@@ -208,7 +220,7 @@ def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
 
 
 def origin(config, checkpoint: Mapping, stream: str, problems: Sequence[Problem]) -> dict:
-    """What a benchmark's results were computed from, as JSON: two that are equal have equal results."""
+    """What a benchmark's results come from, as JSON: where it is the same, so are they."""
     settings = {
         key: value
         for key, value in config_lib.flatten(config).items()
@@ -219,13 +231,19 @@ def origin(config, checkpoint: Mapping, stream: str, problems: Sequence[Problem]
     return {"checkpoint": checkpoint, "config": settings, "stream": stream, "problems": digest, "ibtpo": __version__}
 
 
-def is_finished(folder: pathlib.Path, wanted: Mapping) -> bool:
-    """Whether the folder has a benchmark's results of this origin."""
+def read_finished(folder: pathlib.Path, wanted: Mapping) -> Evaluation | None:
+    """The benchmark's results in a folder, if they are complete and of this origin. Says so where others are there."""
     try:
         found = eval_results.read_summary(folder)
-    except (FileNotFoundError, ValueError):
-        return False
-    return {name: found.get(name) for name in wanted} == json.loads(json.dumps(wanted))
+        if {name: found.get(name) for name in wanted} == json.loads(json.dumps(wanted)):
+            return eval_results.read_benchmark(folder)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        print(f"{error}; sampled again")
+        return None
+    print(f"{folder}: results of another checkpoint, configuration or version are replaced")
+    return None
 
 
 def _agreed(flag: bool) -> bool:
@@ -268,19 +286,17 @@ def evaluate_benchmarks(
     for number, (name, problems) in enumerate(benchmarks.items(), 1):
         stream = name if config.eval.benchmarks else ""
         wanted = origin(config, checkpoint, stream, problems)
-        done = _agreed(is_finished(folder / name, wanted))
-        if done and not first_host:
-            continue
-        if done:
-            evaluation = eval_results.read_benchmark(folder / name)
-            print(f"{name}: finished before, read from {folder / name}")
-        else:
+        evaluation = read_finished(folder / name, wanted) if first_host else None
+        finished = _agreed(evaluation is not None)
+        if not finished:
             description = name if len(benchmarks) == 1 else f"{name} ({number} of {len(benchmarks)})"
             evaluation = _with_progress(description, policy, problems, sampler, grader, config, stream=stream)
-            if not first_host:
-                continue
+        if not first_host:
+            continue
         summaries[name], metrics[name] = evaluation.summary(), evaluation.metrics()
-        if not done:
+        if finished:
+            print(f"{name}: finished before, read from {folder / name}")
+        else:
             write(evaluation, summaries[name], folder, name, wanted)
         write_overview(summaries, metrics, folder, checkpoint, wanted["config"])
         questions, samples = f"{len(problems):,} questions", f"{evaluation.samples} responses each"
@@ -328,12 +344,8 @@ def write_overview(
     mean = eval_results.mean_of_benchmarks(metrics)
     page = eval_page.index_page(summaries, mean, eval_results.show_checkpoint(checkpoint), settings)
     eval_results.write_text(folder / eval_results.INDEX, page)
-    bounds = {
-        name: dict(zip((name, eval_results.bound(name, "low"), eval_results.bound(name, "high")), interval))
-        for name, interval in mean.items()
-    }
     content = {"checkpoint": checkpoint, "config": settings, "benchmarks": summaries}
-    content["mean"] = {key: value for found in bounds.values() for key, value in found.items()}
+    content["mean"] = eval_results.with_bounds(mean)
     eval_results.write_json(folder / eval_results.SUMMARY, content)
 
 
