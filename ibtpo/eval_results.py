@@ -353,6 +353,8 @@ def read_summary(folder: str | os.PathLike) -> dict:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): evaluate again") from error
+    if not isinstance(summary, dict):
+        raise ValueError(f"{path} is no summary of an evaluation: evaluate again")
     return summary
 
 

@@ -67,6 +67,9 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         eval_results.read_summary(tmp_path)
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no summary"):
+        eval_results.read_summary(tmp_path)
 
 
 def test_a_file_is_there_complete_or_not_at_all(tmp_path):
