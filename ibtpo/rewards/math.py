@@ -25,7 +25,7 @@ _MAX_NUMBER_CHARACTERS = 200
 
 # --------------------------------------------------------------------------------------- extraction
 
-_BOX = re.compile(r"(?<!\\)(?:\\\\)*\\f?box(?:ed)?\s*\{")
+BOX = re.compile(r"(?<!\\)(?:\\\\)*\\f?box(?:ed)?\s*\{")
 _BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\[\\{}]|[{}]")
 _JOINT = re.compile(
     r"(?:[\s$*]|\\[()\[\]])*(?:(?:,|;|and\b|(or\b)|\\text\s?\{\s?,?\s?(?:and|(or))\s?\})(?:[\s$*]|\\[()\[\]])*)+"
@@ -51,7 +51,7 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []
     boxes: list[tuple[int, int, str]] = []  # (begin, end, content) of complete boxes that no later one encloses
-    first = _BOX.search(text)  # braces before it close after its own or not at all
+    first = BOX.search(text)  # braces before it close after its own or not at all
     for match in _BRACE.finditer(text, first.start()) if first else ():
         token = match.group()
         if token in ("\\\\", "\\{", "\\}"):

@@ -8,18 +8,15 @@ length: generated tokens of the response over sampling.max_new_tokens, above 0 a
 """
 
 import math
-import re
 from collections.abc import Callable
 
-from ibtpo.rewards.math import find_boxes
-
-_BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+from ibtpo.rewards.math import BOX, find_boxes
 
 
 def format_term(text: str, length: float) -> float:
     r"""1.0 if the response has exactly one \boxed{...}, complete and not empty; else 0.0."""
     content, _ = find_boxes(text)
-    return float(content is not None and bool(content.strip()) and len(_BOX.findall(text)) == 1)
+    return float(content is not None and bool(content.strip()) and len(BOX.findall(text)) == 1)
 
 
 def length_term(text: str, length: float) -> float:
