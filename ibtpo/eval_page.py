@@ -39,7 +39,7 @@ def responses_page(evaluation: Evaluation, summary: Mapping[str, float], name: s
         questions=f"{len(evaluation.problems):,}",
         k=evaluation.samples,
         metrics=eval_results.metric_rows(summary),
-        voted=not evaluation.followed,  # responses to instructions have no answer to extract
+        voted="maj_at_k" in summary,  # responses state answers
         index=eval_results.INDEX,
         responses_style=Markup(_asset("responses.css")),
         script=Markup(script),

@@ -25,6 +25,7 @@ import numpy as np
 from ibtpo import estimators
 from ibtpo.data.problems import Problem
 from ibtpo.report import summary_table
+from ibtpo.rewards import EXTRACT
 from ibtpo.rewards.math import canonical
 
 SUMMARY, RESPONSES, PAGE, INDEX = "summary.json", "responses.jsonl", "responses.html", "index.html"
@@ -59,8 +60,8 @@ class Metric:
 class Evaluation:
     """Graded responses: Q questions, n each.
 
-    correct: [Q, n] 0 or 1. answers: [Q][n] extracted answers, None where there is none.
-    texts: [Q][n]. lengths: [Q, n] tokens. truncated: [Q, n] bool. generated_tokens: of all responses.
+    problems: each with its reward kind. correct: [Q, n] 0 or 1. answers: [Q][n] extracted answers, None where there is
+    none. texts: [Q][n]. lengths: [Q, n] tokens. truncated: [Q, n] bool. generated_tokens: of all responses.
     followed: "strict" and "loose" -> [Q] arrays [n, instructions of the question] bool; empty unless the questions are
     instructions to follow (IFEval).
     """
@@ -83,7 +84,7 @@ class Evaluation:
         """avg, pass and maj @k (default: k = n), mean length and truncation rate; for instructions also the share of
         prompts with every instruction followed, and of instructions (prompt_* and instruction_*, over all n responses).
 
-        maj_at_k is left out where responses have no answer that could be voted for.
+        maj_at_k is left out where responses state no answer that could be voted for (kinds without `EXTRACT`).
 
         Raises:
           ValueError: k is not between 1 and n.
@@ -93,7 +94,7 @@ class Evaluation:
             "avg_at_k": Metric(estimators.avg_at_k(self.correct)),
             "pass_at_k": Metric(estimators.pass_at_k(self.correct, k)),
         }
-        if not self.followed:
+        if all(problem.kind in EXTRACT for problem in self.problems):
             votes = [[None if answer is None else canonical(answer) for answer in row] for row in self.answers]
             found["maj_at_k"] = Metric(estimators.maj_at_k(self.correct, votes, k))
         found["mean_length"] = Metric(self.lengths.mean(axis=1))

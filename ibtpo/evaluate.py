@@ -18,6 +18,7 @@ minus first, with 95 % intervals, and needs no model. See docs/evaluation.md.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -39,18 +40,13 @@ from ibtpo.eval_results import Evaluation
 from ibtpo.metrics import Progress
 from ibtpo.policy import Policy, load_policy, make_grade, make_grader, make_sampler
 from ibtpo.report import summary_table
-from ibtpo.rewards import choice, instructions, math
+from ibtpo.rewards import EXTRACT, instructions
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling.engine import SampledTree, TreeSampler
 from ibtpo.sampling.logits import SamplingParams
 
 # Folded into the run's key, so that evaluation never repeats the draws of training.
 EVALUATION_STREAM = 0x65766C
-# The answer that a response states, by reward kind; kinds without one are not here.
-EXTRACT: dict[str, Callable[[str], str | None]] = {
-    "math": math.extract_answer,
-    "multiple_choice": choice.extract_choice,
-}
 # A response, reference and kind that no fast path decides.
 _NEEDS_WORKER = (r"\boxed{(x-1)(x+1)}", "x^2-1", "math")
 # What an evaluation's results depend on, and is recorded with them.
@@ -90,19 +86,19 @@ def evaluate(
     key = jax.random.fold_in(jax.random.key(config.train.seed), EVALUATION_STREAM)
     if stream:
         key = jax.random.fold_in(key, zlib.crc32(stream.encode()))
+    problems = [dataclasses.replace(p, kind=p.kind or config.reward.kind) for p in problems]
     questions = [policy.question(p.id, p, config.data) for p in problems]
     by_id = {p.id: p for p in problems}
-    kinds = {p.id: p.kind or config.reward.kind for p in problems}
     answers, followed = {}, {}  # by question id
 
     def read(tree: SampledTree) -> None:
         """What is read off the texts, while the device decodes: telling a language takes a tenth of a second."""
-        id = tree.question.id
+        problem = by_id[tree.question.id]
         texts = [policy.text(r.tokens) for r in tree.responses]
-        if kinds[id] == "instructions":
-            followed[id] = [instructions.check(text, by_id[id].answer) for text in texts]
-        extract = EXTRACT.get(kinds[id], lambda text: None)
-        answers[id] = [extract(text) for text in texts]
+        if problem.kind == "instructions":
+            followed[problem.id] = [instructions.check(text, problem.answer) for text in texts]
+        extract = EXTRACT.get(problem.kind, lambda text: None)
+        answers[problem.id] = [extract(text) for text in texts]
         if on_finished is not None:
             on_finished(tree)
 
@@ -117,7 +113,7 @@ def evaluate(
     modes = ("strict", "loose") if len(followed) == len(problems) else ()
     return Evaluation(
         problems=problems,
-        correct=np.array([[r.reward for r in tree.responses] for tree in trees]),
+        correct=np.array([[float(r.reward == 1) for r in tree.responses] for tree in trees]),
         answers=[answers[p.id] for p in problems],
         texts=[[policy.text(r.tokens) for r in tree.responses] for tree in trees],
         lengths=np.array([[len(r.tokens) for r in tree.responses] for tree in trees]),
@@ -315,7 +311,7 @@ def _with_progress(description: str, policy: Policy, problems: Sequence[Problem]
 
     def show(tree: SampledTree) -> None:
         nonlocal done, correct
-        done, correct = done + 1, correct + float(np.mean([r.reward for r in tree.responses]))
+        done, correct = done + 1, correct + float(np.mean([r.reward == 1 for r in tree.responses]))
         progress.update(done, {"avg": correct / done})
 
     with Progress(len(problems), description=description) as progress:

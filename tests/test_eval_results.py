@@ -107,6 +107,11 @@ def test_votes_for_one_number_add_up_however_it_is_written():
     assert evaluation.metrics()["maj_at_k"].mean == 0.0
 
 
+def test_kinds_whose_responses_state_no_answer_have_no_votes():
+    evaluation = make_evaluation(np.random.default_rng(0), 4, 3, kind="essay")
+    assert "maj_at_k" not in evaluation.metrics() and "avg_at_k" in evaluation.metrics()
+
+
 def test_instruction_following_has_its_four_accuracies():
     evaluation, verdicts = make_instructions(np.random.default_rng(1), 40)
     summary = evaluation.summary()

@@ -14,6 +14,7 @@ const SORTS = {
   easy: (a, b) => b.right - a.right,
   long: (a, b) => b.length - a.length,
 };
+const statesAnswers = document.querySelector("[data-show=unanswered]") !== null;
 const byId = (id) => document.getElementById(id);
 // What the address holds; open: id of the question opened last.
 const state = { show: "all", sort: "order", search: "", inside: false, open: "" };
@@ -87,7 +88,7 @@ function drawResponse(q, i, content, open) {
   const verdict = q.correct[i] ? "right" : "wrong";
   const facts = make("span", "facts", `${q.tokens[i].toLocaleString("en")} tokens`);
   if (q.truncated[i]) facts.append(", ", make("span", "cut", "truncated"));
-  let found = q.extracted[i] === null ? "no answer" : q.extracted[i].slice(0, 300);
+  let found = q.extracted[i]?.slice(0, 300) ?? (statesAnswers ? "no answer" : "");
   if (q.instructions) found = `${content.strict[i].filter(Boolean).length} of ${q.instructions.length} followed`;
   summary.append(
     make("span", "id", `#${i}`),
