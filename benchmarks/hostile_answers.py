@@ -10,13 +10,13 @@ import random
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ibtpo.rewards import math
 
 BROKEN_OUT = -1.0
 # Kinds with their shares.
-KINDS = {"grammar": 0.55, "damaged": 0.2, "unicode": 0.1, "injection": 0.149, "bomb": 0.001}
+KINDS = {"grammar": 0.3, "damaged": 0.25, "unicode": 0.3, "injection": 0.1496, "bomb": 0.0004}
 
 REFERENCES = [
     "5", "-3/4", "0.25", r"2\sqrt{3}", r"\{1,2,3\}", r"[1,\infty)", "(1,2)", "x^2+2x+1", r"\text{Monday}", r"\pi/2",
@@ -111,7 +111,7 @@ def expression(rng: random.Random, depth: int) -> str:
 
 def _damaged(rng: random.Random) -> str:
     """An expression with its end cut off, characters dropped, doubled or in another order."""
-    text = list(expression(rng, 3))
+    text = list(expression(rng, 2))
     for _ in range(rng.randint(1, 3)):
         if not text:
             break
@@ -148,7 +148,7 @@ def answers(count: int, *, seed: int, canary: str, bombs: bool = True) -> Iterat
     for _ in range(count):
         kind = rng.choices(list(kinds), kinds.values())[0]
         if kind == "grammar":
-            text = expression(rng, 3)
+            text = expression(rng, 2)
         elif kind == "damaged":
             text = _damaged(rng)
         elif kind == "unicode":
@@ -187,16 +187,25 @@ def _audit(event: str, arguments: tuple) -> None:
 
 
 def load() -> None:
-    """Prepares a worker, then watches it."""
+    """Prepares a process, then watches it."""
     math.load()
     sys.addaudithook(_audit)
 
 
-def reward(text: str, reference: str) -> float:
-    """As `ibtpo.rewards.math.reward`, or `BROKEN_OUT`."""
+def _audited(function: Callable[[str, str], float | None], text: str, reference: str) -> float | None:
     _watched.on, _watched.broken = True, False
     try:
-        value = math.reward(text, reference)
+        value = function(text, reference)
     finally:
         _watched.on = False
     return BROKEN_OUT if _watched.broken else value
+
+
+def reward(text: str, reference: str) -> float:
+    """As `ibtpo.rewards.math.reward`, or `BROKEN_OUT`."""
+    return _audited(math.reward, text, reference)
+
+
+def fast_reward(text: str, reference: str) -> float | None:
+    """As `ibtpo.rewards.math.fast_reward`, or `BROKEN_OUT`."""
+    return _audited(math.fast_reward, text, reference)

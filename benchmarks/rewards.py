@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import hostile_answers  # noqa: E402
-from ibtpo.rewards import REWARDS  # noqa: E402
+from ibtpo.rewards import FAST_PATHS, REWARDS  # noqa: E402
 from ibtpo.rewards import math as math_reward  # noqa: E402
 from ibtpo.rewards.pool import Grader  # noqa: E402
 
@@ -195,7 +195,8 @@ class WorkerMemory:
 
 def hostile(count: int, log, *, bombs: bool = True, seed: int = 0) -> tuple[dict, list[dict]]:
     """What `count` hostile answers, and then every bomb alone, do to a grader."""
-    REWARDS["hostile"] = hostile_answers.reward
+    REWARDS["hostile"], FAST_PATHS["hostile"] = hostile_answers.reward, hostile_answers.fast_reward
+    hostile_answers.load()  # the fast path runs in this process
     kinds, unusual = collections.Counter(), []
     with tempfile.TemporaryDirectory() as name:
         canary = pathlib.Path(name) / "canary"

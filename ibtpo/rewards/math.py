@@ -351,19 +351,24 @@ def _math_verify():
     return math_verify
 
 
+def _parse(text: str) -> list:
+    """What Math-Verify reads, as an answer in a box."""
+    # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python
+    # expressions.
+    math_verify = _math_verify()
+    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
+    return math_verify.parse(f"\\boxed{{{_normalise(text)}}}", config, parsing_timeout=None, raise_on_error=True)
+
+
+_parse_reference = functools.lru_cache(1024)(_parse)  # one serves all responses to its question
+
+
 def _slow_grade(answer: str, reference: str) -> bool:
     """Parses both sides with Math-Verify and compares them; what it cannot parse or compare is
     wrong."""
-    math_verify = _math_verify()
-    # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python
-    # expressions.
-    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
     try:
-        sides = [
-            math_verify.parse(f"\\boxed{{{_normalise(side)}}}", config, parsing_timeout=None, raise_on_error=True)
-            for side in (reference, answer)
-        ]
-        return bool(math_verify.verify(*sides, timeout_seconds=None, raise_on_error=True))
+        sides = _parse_reference(reference), _parse(answer)
+        return bool(_math_verify().verify(*sides, timeout_seconds=None, raise_on_error=True))
     except MemoryError:  # let the worker report that its limit was hit
         raise
     except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
