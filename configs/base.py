@@ -114,7 +114,11 @@ def get_config() -> config_dict.ConfigDict:
     loss.mask_truncated = False  # leave out responses cut off at max_new_tokens (DAPO's overlong filtering)
 
     config.reward = reward = config_dict.ConfigDict()
-    reward.kind = "math"  # how a response is graded: math
+    # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval).
+    reward.kind = "math"
+    # Terms with weights that are added to it in the advantages only, "format:0.1,length:-0.05" (docs/extending.md); "":
+    # none. format: 1 for exactly one complete \boxed{}. length: tokens / max_new_tokens.
+    reward.terms = ""
     # DAPO's soft overlong punishment, in the advantages only: over the last share of max_new_tokens it falls from 0 to
     # -overlong_penalty. 0, off; dapo 0.25.
     reward.overlong_share = config_dict.placeholder(float)
@@ -159,7 +163,9 @@ def get_config() -> config_dict.ConfigDict:
 
     config.eval = evaluation = config_dict.ConfigDict()
     evaluation.every = 20  # updates between evaluations (the first is before training); 0: never
-    evaluation.questions = 0  # of the held-out split; 0: all
+    # What ibtpo.evaluate runs, names separated by commas ("gsm8k,math_500,aime_2024"); "": the held-out split.
+    evaluation.benchmarks = ""
+    evaluation.questions = 0  # the first so many of the held-out split or of each benchmark; 0: all
     evaluation.samples = 32  # k of avg@k, independent responses per question [paper]
     evaluation.temperature = 0.7  # [paper]
     evaluation.top_k = 20  # [paper]

@@ -104,14 +104,22 @@ def ibtpo(tree: Tree, options: AdvantageOptions) -> Array:
     pass ``tree.replace(log_probs=reference_log_probs)``, nothing else here reads them.
     Source: arXiv 2605.28109.
     """
+    return _spread_nodes(tree, _outcome(tree, options) + options.ib_weight * _information(tree, options))
+
+
+def _outcome(tree: Tree, options: AdvantageOptions) -> Array:
+    """A_GL, [Q, N]."""
     xp = namespace(tree.tokens)
     values = node_values(tree, value=options.value, root=options.root)
     _, std = _mean_std(tree.rewards, response_mask(tree))
-    spread = std > 0
-    outcome = xp.where(spread, (values - values[:, :1]) / xp.where(spread, std, 1), 0)
+    return xp.where(std > 0, (values - values[:, :1]) / xp.where(std > 0, std, 1), 0)
+
+
+def _information(tree: Tree, options: AdvantageOptions) -> Array:
+    """A_IB, [Q, N]."""
+    values = node_values(tree, value=options.value, root=options.root)
     gain = eta1(values, tree, beta=options.beta, ratio_power=options.ratio_power)
-    sure = node_confidence(tree, confidence=options.confidence)
-    return _spread_nodes(tree, outcome + options.ib_weight * gain * sure)
+    return gain * node_confidence(tree, confidence=options.confidence)
 
 
 def grpo(tree: Tree, options: AdvantageOptions) -> Array:
@@ -250,6 +258,21 @@ def whiten(tree: Tree, advantages: Array, mask: Array | None = None) -> Array:
     # Equal advantages differ from their mean by rounding alone, which must not be divided by.
     rounding = 8 * xp.finfo(advantages.dtype).eps * xp.maximum(xp.max(xp.abs(advantages)), 1)
     return xp.where(here & (std > rounding), centred / (std + EPSILON), 0)
+
+
+def compute_advantages(name: str, tree: Tree, options: AdvantageOptions, shaping: Array | None = None) -> Array:
+    """The advantages of method `name`, a key of ADVANTAGES, [Q, R, N]; `shaping` [Q, R] is added to the rewards.
+
+    What shapes a reward (terms, the overlong penalty) belongs to the outcomes that a method compares. It says nothing
+    about the answer, so the ratios p̂(s)/p̂(s_p) of IB-TPO's A_IB are made of the rewards as they were graded: a shaped
+    value is no probability, and one just above 0 would make the ratio anything.
+    """
+    if shaping is None:
+        return ADVANTAGES[name](tree, options)
+    shaped = tree.replace(rewards=tree.rewards + shaping)
+    if name != "ibtpo":
+        return ADVANTAGES[name](shaped, options)
+    return _spread_nodes(tree, _outcome(shaped, options) + options.ib_weight * _information(tree, options))
 
 
 def group_is_uniform(tree: Tree) -> Array:

@@ -213,6 +213,16 @@ def _open(run: str | os.PathLike) -> Checkpoints:
     return Checkpoints(run, folder=folder)
 
 
+def latest_step(run: str | os.PathLike) -> int:
+    """Step of the newest checkpoint of a run, given its workdir or the folder of its checkpoints.
+
+    Raises:
+      ValueError: there is none.
+    """
+    with _open(run) as checkpoints:
+        return checkpoints._existing(None)
+
+
 def load_params(run: str | os.PathLike, like: Any, step: int | None = None) -> Any:
     """The policy's parameters alone, in the structure, types and placement of `like`.
 

@@ -24,6 +24,8 @@ from ml_collections import ConfigDict, config_flags
 
 from ibtpo.data.published import BENCHMARKS, DATASETS
 from ibtpo.models.presets import PRESETS
+from ibtpo.rewards import REWARDS
+from ibtpo.rewards.terms import TERMS, parse_terms
 
 # What every method is where it says nothing else: the paper's loss.
 _SHARED: dict[str, Any] = {
@@ -137,6 +139,11 @@ def _is_evaluation_set(name: str) -> bool:
     return name in BENCHMARKS or _FILE_SOURCE.fullmatch(name) is not None
 
 
+def _are_benchmarks(text: str) -> bool:
+    names = [part.strip() for part in text.split(",")]
+    return not text or (set(names) <= set(BENCHMARKS) and len(set(names)) == len(names))
+
+
 RULES: dict[str, Rule] = {
     "method": _one_of(*METHODS),
     "model.path": Rule(str, bool, "a folder in Hugging Face format, e.g. assets/qwen3-tiny"),
@@ -229,7 +236,12 @@ RULES: dict[str, Rule] = {
     "loss.whiten_advantages": _SWITCH,
     "loss.mask_uniform_groups": _SWITCH,
     "loss.mask_truncated": _SWITCH,
-    "reward.kind": _one_of("math"),
+    "reward.kind": _one_of(*REWARDS),
+    "reward.terms": Rule(
+        str,
+        lambda x: parse_terms(x) is not None,
+        f'names with weights, "format:0.1,length:-0.05", of {", ".join(TERMS)}, or "" for none',
+    ),
     "reward.overlong_share": _real(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "reward.overlong_penalty": _POSITIVE,
     "reward.workers": _whole(1),
@@ -258,6 +270,11 @@ RULES: dict[str, Rule] = {
     "mesh.fsdp": _AXIS,
     "mesh.tensor": _AXIS,
     "eval.every": _whole(0),
+    "eval.benchmarks": Rule(
+        str,
+        _are_benchmarks,
+        f'names separated by commas, each once, of {", ".join(BENCHMARKS)}, or "" for the held-out split',
+    ),
     "eval.questions": _whole(0),
     "eval.samples": _whole(1),
     "eval.temperature": _POSITIVE,

@@ -140,39 +140,82 @@ def _subsets_won(others: list[int], blank: int, size: int, most: int) -> float:
     return float(ways[size] @ (1.0 / np.arange(1, ties + 2)))
 
 
-def bootstrap_interval(
-    per_question: np.ndarray, *, seed: int, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float, float]:
-    """Mean over questions and its percentile bootstrap interval.
-
-    Each resample draws Q questions with replacement.
+def bootstrap_means(
+    per_question: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    seed: int | Sequence[int],
+    resamples: int = 2000,
+) -> np.ndarray:
+    """Means over questions of bootstrap samples, each of Q questions drawn with replacement.
 
     Args:
       per_question: [Q] values of an estimator.
-      seed: of the resampling; the same seed gives the same interval.
+      weights: [Q] positive, how much each question counts in the mean; None: all alike. The mean is the ratio of
+        two sums, and a resample draws both of a question together.
+      seed: of the resampling; the same seed gives the same means.
       resamples: number of bootstrap samples.
+
+    Returns:
+      [resamples] float64.
+
+    Raises:
+      ValueError: no questions, a value that is not finite, weights of another shape or not positive, or
+        resamples < 1.
+    """
+    values, weights = _weighted(per_question, weights)
+    if resamples < 1:
+        raise ValueError(f"need resamples >= 1, got {resamples}")
+    drawn = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size), dtype=np.int32)
+    if weights is None:
+        return values[drawn].mean(axis=1)
+    return (values * weights)[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
+
+
+def bootstrap_interval(
+    per_question: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    seed: int | Sequence[int],
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Mean over questions and its percentile bootstrap interval.
+
+    Args:
+      per_question, weights, seed, resamples: as in `bootstrap_means`.
       level: coverage of the interval, e.g. 0.95 for the 2.5th to 97.5th percentile.
 
     Returns:
       (mean, low, high).
 
     Raises:
-      ValueError: no questions, a value that is not finite, resamples < 1, or level outside (0, 1).
+      ValueError: as `bootstrap_means`, or level outside (0, 1).
     """
-    values = np.asarray(per_question, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"per_question must be [questions] with at least one, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"per_question[{int(np.argmin(np.isfinite(values)))}] is not finite")
-    if resamples < 1 or not 0.0 < level < 1.0:
-        raise ValueError(f"need resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
-    drawn = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size), dtype=np.int32)
-    low, high = np.quantile(values[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)
+    means = bootstrap_means(per_question, weights, seed=seed, resamples=resamples)
+    return float(np.average(per_question, weights=weights)), *percentiles(means, level)
+
+
+def percentiles(means: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The interval (low, high) between the (1 - level) / 2 and (1 + level) / 2 quantiles of bootstrap means.
+
+    Raises:
+      ValueError: level outside (0, 1).
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"need 0 < level < 1, got {level}")
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def paired_difference(
-    a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int = 2000, level: float = 0.95
+    a: np.ndarray,
+    b: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    seed: int | Sequence[int],
+    resamples: int = 2000,
+    level: float = 0.95,
 ) -> tuple[float, float, float]:
     """Mean of a - b over the same questions, with its bootstrap interval.
 
@@ -182,7 +225,7 @@ def paired_difference(
 
     Args:
       a, b: [Q] values of one estimator for two methods, in the same order of questions.
-      seed, resamples, level: as in `bootstrap_interval`.
+      weights, seed, resamples, level: as in `bootstrap_interval`; one weight per question for both.
 
     Returns:
       (mean difference, low, high).
@@ -193,4 +236,19 @@ def paired_difference(
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"a and b must cover the same questions, got shapes {a.shape} and {b.shape}")
-    return bootstrap_interval(a - b, seed=seed, resamples=resamples, level=level)
+    return bootstrap_interval(a - b, weights, seed=seed, resamples=resamples, level=level)
+
+
+def _weighted(per_question: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both as float64 [Q], checked."""
+    values = np.asarray(per_question, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"per_question must be [questions] with at least one, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"per_question[{int(np.argmin(np.isfinite(values)))}] is not finite")
+    if weights is None:
+        return values, None
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != values.shape or not np.isfinite(weights).all() or not (weights > 0).all():
+        raise ValueError(f"weights must be [{values.size}], finite and positive")
+    return values, weights

@@ -205,12 +205,13 @@ def make_grade(
     grader: Grader,
     problems: dict[int, Problem],
 ) -> Callable[[Question, np.ndarray], Future]:
-    """The sampler's `grade`: detokenise a response and submit it against its problem's answer.
+    """The sampler's `grade`: detokenise a response and submit it against its problem's answer, by its problem's kind.
 
     problems: by question id.
     """
 
     def grade(question: Question, tokens: np.ndarray) -> Future:
-        return grader.submit(policy.text(tokens), problems[question.id].answer)
+        problem = problems[question.id]
+        return grader.submit(policy.text(tokens), problem.answer, problem.kind or None)
 
     return grade

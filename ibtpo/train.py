@@ -18,7 +18,14 @@ import numpy as np
 from ibtpo import checkpoints, packing, parallel, report
 from ibtpo import config as config_lib
 from ibtpo import metrics as metrics_lib
-from ibtpo.advantages import ADVANTAGES, AdvantageOptions, diagnostics, group_is_uniform, overlong_penalty, whiten
+from ibtpo.advantages import (
+    AdvantageOptions,
+    compute_advantages,
+    diagnostics,
+    group_is_uniform,
+    overlong_penalty,
+    whiten,
+)
 from ibtpo.data.datasets import load_training
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
@@ -26,6 +33,8 @@ from ibtpo.evaluate import evaluate, make_eval_sampler
 from ibtpo.losses import LossOptions, reduce_metrics
 from ibtpo.optimizer import make_optimizer
 from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
+from ibtpo.rewards.terms import TERMS, parse_terms
+from ibtpo.sampling.engine import SampledTree
 from ibtpo.sampling.logits import SamplingParams
 from ibtpo.state import create_state, make_log_probs, make_update
 from ibtpo.tree import Tree, stack_trees
@@ -124,7 +133,8 @@ class Trainer:
             for response in sampled_tree.responses:
                 truncated[q, response.index] = response.finish == "length"
         counted = trained[:, None] & (tree.response_node >= 0) & ~(truncated & config.loss.mask_truncated)
-        advantages, log_probs = self.score(tree, trained)
+        shaping, term_metrics = self.shape(tree, trees)
+        advantages, log_probs = self.score(tree, trained, shaping)
         if config.loss.whiten_advantages:
             advantages = whiten(tree, advantages, counted)
         parts = self.minibatches(len(trees))
@@ -147,24 +157,28 @@ class Trainer:
         self.position.generated_tokens += stats.generated_tokens
         lengths = tree.response_length[tree.response_node >= 0]
         result = metrics_lib.reduce(loss_metrics | diagnostics(tree, self.advantage_options))
-        result |= packing_metrics | {
-            "learning_rate": float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
-            "generated_tokens": self.position.generated_tokens,
-            "tokens_per_question": stats.generated_tokens / stats.questions,
-            "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
-            "response_length": float(lengths.mean()),
-            # Unguided responses are what independent sampling would give: their length prices it.
-            "response_length_initial": float(tree.response_length[tree.response_round == 0].mean()),
-            "truncation_rate": float(truncated[tree.response_node >= 0].mean()),
-            "masked_groups": 1 - float(trained.mean()),
-            "refilled": stats.questions - len(trees),
-            "slot_use": stats.generated_tokens / stats.slot_steps,
-            "slot_tail": stats.tail_slot_steps / stats.slot_steps,
-            "preemptions": stats.preemptions,
-            "kv_pages_peak": stats.peak_pages,
-            "kv_pages_left": stats.pages_left,
-            **{f"graded_{name}": count for name, count in self.grader.counts.items()},
-        }
+        result |= (
+            term_metrics
+            | packing_metrics
+            | {
+                "learning_rate": float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
+                "generated_tokens": self.position.generated_tokens,
+                "tokens_per_question": stats.generated_tokens / stats.questions,
+                "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
+                "response_length": float(lengths.mean()),
+                # Unguided responses are what independent sampling would give: their length prices it.
+                "response_length_initial": float(tree.response_length[tree.response_round == 0].mean()),
+                "truncation_rate": float(truncated[tree.response_node >= 0].mean()),
+                "masked_groups": 1 - float(trained.mean()),
+                "refilled": stats.questions - len(trees),
+                "slot_use": stats.generated_tokens / stats.slot_steps,
+                "slot_tail": stats.tail_slot_steps / stats.slot_steps,
+                "preemptions": stats.preemptions,
+                "kv_pages_peak": stats.peak_pages,
+                "kv_pages_left": stats.pages_left,
+                **{f"graded_{name}": count for name, count in self.grader.counts.items()},
+            }
+        )
         result = {f"train/{name}": value for name, value in result.items()}
         result |= {"time/sample_s": sampled - started, "time/update_s": updated - sampled}
         result["time/sampler_stall_s"] = stats.stall_seconds
@@ -198,7 +212,25 @@ class Trainer:
             sampling=self.sampling,
         )
 
-    def score(self, tree: Tree, trained: np.ndarray):
+    def shape(self, tree: Tree, trees: list[SampledTree]):
+        """(what is added to the rewards in the advantages, [Q, R], or None; the mean of each term as metrics): the
+        terms of reward.terms by their weights, and the overlong penalty."""
+        reward, longest = self.config.reward, self.config.sampling.max_new_tokens
+        weights = parse_terms(reward.terms)
+        shaping, metrics = np.zeros_like(tree.rewards), {}
+        for name, weight in weights.items():
+            values = np.zeros_like(shaping)
+            for q, sampled in enumerate(trees):
+                for r in sampled.responses:
+                    values[q, r.index] = TERMS[name](self.policy.text(r.tokens), len(r.tokens) / longest)
+            shaping += weight * values
+            metrics[f"term_{name}"] = float(values[tree.response_node >= 0].mean())
+        if reward.overlong_share:
+            tokens = reward.overlong_share * longest
+            shaping += overlong_penalty(tree, max_new_tokens=longest, tokens=tokens, penalty=reward.overlong_penalty)
+        return (shaping if weights or reward.overlong_share else None), metrics
+
+    def score(self, tree: Tree, trained: np.ndarray, shaping: np.ndarray | None):
         """(advantages [Q, R, N] of every response at every step, log-probabilities of the tokens [Q, T] by the
         reference and by the trainer before the first update, each None where nothing needs it)."""
         config, ref_log_probs, old_log_probs = self.config, None, None
@@ -209,16 +241,8 @@ class Trainer:
         scored = tree
         if config.loss.ib_confidence == "reference":
             scored = tree.replace(log_probs=np.where(tree.step > 0, ref_log_probs, 0))
-        if config.reward.overlong_share:
-            longest = config.sampling.max_new_tokens
-            penalty = overlong_penalty(
-                tree,
-                max_new_tokens=longest,
-                tokens=config.reward.overlong_share * longest,
-                penalty=config.reward.overlong_penalty,
-            )
-            scored = scored.replace(rewards=scored.rewards + penalty)
-        return ADVANTAGES[config.loss.advantage](scored, self.advantage_options), (ref_log_probs, old_log_probs)
+        advantages = compute_advantages(config.loss.advantage, scored, self.advantage_options, shaping)
+        return advantages, (ref_log_probs, old_log_probs)
 
     def of_tokens(self, tree: Tree, trained: np.ndarray, params) -> np.ndarray:
         """Log-probabilities [Q, T] by the model with `params` of the tokens of the trees to train on; 0 of others."""

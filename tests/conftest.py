@@ -59,3 +59,42 @@ def tiny_tokenizer_dir() -> pathlib.Path:
     if not (path / "tokenizer.json").is_file():
         pytest.skip(f"tiny tokenizer not found: no {path / 'tokenizer.json'}")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_model_dir, repo_root):
+    """Makes configs/tiny.py with sizes for a test; keyword arguments are dotted keys with "__" for "."."""
+    from configs import tiny
+    from ibtpo import config as config_lib
+
+    def make(**changes):
+        config = tiny.get_config()
+        small = {
+            "model.path": str(tiny_model_dir),
+            "data.dir": str(repo_root / "build" / "tfds"),
+            "data.limit": 64,
+            "tree.initial": 3,
+            "tree.rounds": 3,
+            "sampling.max_new_tokens": 48,
+            "sampling.slots": 8,
+            "sampling.questions_in_flight": 4,
+            "train.steps": 4,
+            "train.questions_per_step": 4,
+            "train.row_tokens": 0,
+            "train.rows_per_step": 2,
+            "eval.every": 0,
+            "eval.questions": 6,
+            "eval.samples": 2,
+            "checkpoint.every": 2,
+            "log.tensorboard": False,
+            "reward.workers": 1,
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        for key, value in small.items():
+            section, name = key.rsplit(".", 1) if "." in key else ("", key)
+            target = config[section] if section else config
+            with target.unlocked():
+                target[name] = value
+        return config_lib.resolve(config)
+
+    return make

@@ -1,5 +1,6 @@
 """Each advantage against its definition, path by path, and what all of them must satisfy."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -221,6 +222,20 @@ def test_reference_confidence_is_the_tree_with_other_log_probs(responses):
     difference = A.ibtpo(reference, options) - A.ibtpo(tree, options)
     expected = np.where(on_path(tree), (score.eta1 * (other.eta2 - score.eta2))[:, None, :], 0)
     np.testing.assert_allclose(difference, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", A.ADVANTAGES)
+@given(responses=cases(), random=st.randoms(use_true_random=False), options=OPTIONS)
+def test_shaping_moves_the_outcomes_and_not_the_information(name, responses, random, options):
+    """Whatever is added to the rewards, A_IB stays what the graded rewards say; all else sees the sum."""
+    tree = make_tree64(responses)
+    shaping = np.array([[random.uniform(-1, 0.2) for _ in responses]])
+    shaped = tree.replace(rewards=tree.rewards + shaping)
+    no_information = dataclasses.replace(options, ib_weight=0.0)
+    information = A.ADVANTAGES[name](tree, options) - A.ADVANTAGES[name](tree, no_information)
+    expected = A.ADVANTAGES[name](shaped, no_information) + information
+    np.testing.assert_allclose(A.compute_advantages(name, tree, options, shaping), expected, atol=1e-9)
+    np.testing.assert_array_equal(A.compute_advantages(name, tree, options), A.ADVANTAGES[name](tree, options))
 
 
 @pytest.mark.parametrize("name", A.ADVANTAGES)

@@ -64,7 +64,7 @@ def test_every_key_has_a_rule_and_every_rule_a_key():
 
 def test_names_are_those_of_the_code():
     """The command line knows the names without importing JAX; the modules that own them agree."""
-    from ibtpo import advantages, optimizer, packing, rewards
+    from ibtpo import advantages, optimizer, packing
     from ibtpo.data import arithmetic
     from ibtpo.sampling import strategies
 
@@ -72,7 +72,6 @@ def test_names_are_those_of_the_code():
     assert set(RULES["tree.strategy"].choices) == set(strategies.STRATEGIES)
     assert set(RULES["loss.aggregation"].choices) == set(packing.AGGREGATIONS)
     assert set(RULES["optimizer.schedule"].choices) == set(optimizer.SCHEDULES)
-    assert set(RULES["reward.kind"].choices) == set(rewards.REWARDS)
     assert set(RULES["data.difficulty"].choices) == set(arithmetic.DIFFICULTIES)
 
 
@@ -285,6 +284,10 @@ def test_float_keys_take_whole_numbers(key):
         (dict(loss__importance_cap=-1.0), "loss.importance_cap=-1.0", "at least 0"),
         (dict(loss__max_old_probability=0.0), "loss.max_old_probability=0.0", "above 0 and at most 1"),
         (dict(reward__overlong_share=1.5), "reward.overlong_share=1.5", "from 0 to 1"),
+        (dict(reward__terms="format"), "reward.terms='format'", "of format, length"),
+        (dict(reward__terms="formal:0.1"), "reward.terms='formal:0.1'", "of format, length"),
+        (dict(reward__terms="length:1,length:1"), "reward.terms=", '"format:0.1,length:-0.05"'),
+        (dict(reward__terms="length:nan"), "reward.terms='length:nan'", "for none"),
         (dict(sampling__stop_strings="</answer>"), "sampling.stop_strings=", "a JSON list of texts"),
         (dict(sampling__stop_strings='["a", ""]'), "sampling.stop_strings=", "a JSON list of texts"),
         (dict(data__prompt="no place"), "data.prompt='no place'", "{question}"),

@@ -8,10 +8,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibtpo.estimators import avg_at_k, bootstrap_interval, maj_at_k, paired_difference, pass_at_k
+from ibtpo.estimators import (
+    avg_at_k,
+    bootstrap_interval,
+    bootstrap_means,
+    maj_at_k,
+    paired_difference,
+    pass_at_k,
+)
 
 
 @st.composite
@@ -128,6 +136,36 @@ def test_bootstrap_covers_the_truth_about_as_often_as_stated():
     assert 0.90 <= hits / 300 <= 0.985
 
 
+def all_resampled_means(values, weights):
+    """The mean of every one of the Q^Q resamples of Q questions, each as likely."""
+    resamples = itertools.product(range(len(values)), repeat=len(values))
+    return np.array([np.average(values[list(r)], weights=weights[list(r)]) for r in resamples])
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0, 2.0, 1.0, 5.0]])
+def test_bootstrap_draws_from_all_resamples_alike(weights):
+    values = np.array([0.0, 1.0, 0.25, 0.5, 1.0])
+    exact = all_resampled_means(values, np.ones(5) if weights is None else np.array(weights))
+    means = bootstrap_means(values, weights, seed=1, resamples=100_000)
+    for q in (0.025, 0.1, 0.5, 0.9, 0.975):  # the quantile lies where the exact distribution has that much below it
+        at = np.quantile(means, q)
+        assert (exact < at - 1e-9).mean() - 0.005 <= q <= (exact <= at + 1e-9).mean() + 0.005
+    assert means.mean() == pytest.approx(exact.mean(), abs=2e-3)
+    assert np.isin(means.round(9), exact.round(9)).all()
+
+
+def test_weighted_interval_is_that_of_scipy():
+    rng = np.random.default_rng(2)
+    values, weights = rng.random(200), rng.integers(1, 4, 200)
+    mean, low, high = bootstrap_interval(values, weights, seed=0, resamples=20_000)
+    ratio = lambda top, bottom, axis: top.sum(axis=axis) / bottom.sum(axis=axis)  # noqa: E731
+    theirs = scipy.stats.bootstrap(
+        (values * weights, weights), ratio, paired=True, vectorized=True, method="percentile", n_resamples=20_000, rng=0
+    ).confidence_interval
+    np.testing.assert_allclose([low, high], [theirs.low, theirs.high], atol=1.5e-3)
+    assert mean == pytest.approx((values * weights).sum() / weights.sum()) and low < mean < high
+
+
 def test_paired_difference_is_narrower_than_separate_intervals():
     rng = np.random.default_rng(7)
     difficulty = rng.random(300)
@@ -154,6 +192,9 @@ def test_paired_difference_is_narrower_than_separate_intervals():
         (lambda: bootstrap_interval([0.0, np.nan], seed=0), r"per_question\[1\] is not finite"),
         (lambda: bootstrap_interval([0.0], seed=0, level=1.0), "level"),
         (lambda: paired_difference([0.0], [0.0, 1.0], seed=0), "same questions"),
+        (lambda: bootstrap_interval([0.0, 1.0], [1.0], seed=0), r"weights must be \[2\]"),
+        (lambda: bootstrap_interval([0.0, 1.0], [1.0, 0.0], seed=0), "positive"),
+        (lambda: bootstrap_means([0.0], seed=0, resamples=0), "resamples >= 1, got 0"),
     ],
 )
 def test_errors_name_the_value(call, message):

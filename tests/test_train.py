@@ -12,55 +12,16 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from configs import tiny
 from ibtpo import checkpoints, metrics, packing
 from ibtpo import config as config_lib
 from ibtpo import evaluate as evaluate_lib
 from ibtpo import export as export_lib
 from ibtpo import train as train_lib
 from ibtpo.advantages import group_is_uniform
-from ibtpo.data.problems import load_problems
 from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.policy import load_policy, make_sampler
 from ibtpo.rewards.pool import Grader
 from ibtpo.tree import node_length
-
-
-@pytest.fixture(scope="session")
-def tiny_config(tiny_model_dir, repo_root):
-    """Makes configs/tiny.py with sizes for a test; keyword arguments are dotted keys with "__" for "."."""
-
-    def make(**changes):
-        config = tiny.get_config()
-        small = {
-            "model.path": str(tiny_model_dir),
-            "data.dir": str(repo_root / "build" / "tfds"),
-            "data.limit": 64,
-            "tree.initial": 3,
-            "tree.rounds": 3,
-            "sampling.max_new_tokens": 48,
-            "sampling.slots": 8,
-            "sampling.questions_in_flight": 4,
-            "train.steps": 4,
-            "train.questions_per_step": 4,
-            "train.row_tokens": 0,
-            "train.rows_per_step": 2,
-            "eval.every": 0,
-            "eval.questions": 6,
-            "eval.samples": 2,
-            "checkpoint.every": 2,
-            "log.tensorboard": False,
-            "reward.workers": 1,
-            **{key.replace("__", "."): value for key, value in changes.items()},
-        }
-        for key, value in small.items():
-            section, name = key.rsplit(".", 1) if "." in key else ("", key)
-            target = config[section] if section else config
-            with target.unlocked():
-                target[name] = value
-        return config_lib.resolve(config)
-
-    return make
 
 
 def rows(workdir):
@@ -186,13 +147,14 @@ def test_every_method_trains_with_its_own_settings(tiny_config, tmp_path, method
 
 
 def test_long_and_truncated_responses(tiny_config, monkeypatch):
-    """The penalty reaches the advantages and nothing else; the truncated weigh nothing."""
+    """The penalty and the terms reach the advantages and nothing else; the truncated weigh nothing."""
     config = tiny_config(
         method="grpo",
         loss__mask_truncated=True,
         loss__mask_uniform_groups=False,
         reward__overlong_share=0.6,
         reward__overlong_penalty=0.5,
+        reward__terms="format:0.1,length:-0.05",
         sampling__max_new_tokens=40,
     )
     trainer = train_lib.Trainer(config)
@@ -211,12 +173,17 @@ def test_long_and_truncated_responses(tiny_config, monkeypatch):
     monkeypatch.setattr(trainer, "pack", record_pack)
     with trainer.grader:
         metrics = trainer.update()
-    (advantages, (batch, *_)), lengths, cut = packed[0], set(), 0
+    (advantages, (batch, *_)), lengths, cut, boxes = packed[0], set(), 0, []
     for of_question, sampled_tree in zip(advantages, sampled):
         rewards = [r.reward for r in sampled_tree.responses]
+        boxed = [trainer.policy.text(r.tokens).count("boxed{") == 1 for r in sampled_tree.responses]
         shaped = np.array(
-            [x + 0.5 * min(0, (16 - len(r.tokens)) / 24) for x, r in zip(rewards, sampled_tree.responses)]
+            [
+                x + 0.5 * min(0, (16 - len(r.tokens)) / 24) + 0.1 * box - 0.05 * len(r.tokens) / 40
+                for x, box, r in zip(rewards, boxed, sampled_tree.responses)
+            ]
         )
+        boxes += boxed
         expected = (shaped - shaped.mean()) / (shaped.std() + 1e-6)
         found = of_question[np.arange(len(rewards)), sampled_tree.tree.response_node[0, : len(rewards)]]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
@@ -225,6 +192,10 @@ def test_long_and_truncated_responses(tiny_config, monkeypatch):
         assert set(rewards) <= {0.0, 1.0}
     whole = sum(len(r.tokens) for t in sampled for r in t.responses if r.finish != "length")
     assert cut and len(lengths) > 2 and (np.asarray(batch.weight) > 0).sum() == whole
+    assert metrics["train/term_format"] == pytest.approx(np.mean(boxes)) and 0 < np.mean(boxes) < 1
+    assert metrics["train/term_length"] == pytest.approx(metrics["train/response_length"] / 40)
+    graded = [r.reward for t in sampled for r in t.responses]
+    assert metrics["train/avg_rate"] == pytest.approx(np.mean(graded))
     assert np.isfinite(metrics["train/loss"]) and 0 < metrics["train/truncation_rate"] < 1
 
 
@@ -300,24 +271,19 @@ def test_updates_that_are_not_finite_end_the_run_and_leave_their_batch(tiny_conf
         assert not np.isfinite(saved["weight"]).all() and np.isfinite(saved["log_probs"]).all()
 
 
-def test_evaluate_reads_runs_and_folders_and_writes_every_response(finished_run, tiny_config, tmp_path, capsys):
+def test_evaluating_a_run_repeats_its_own_last_evaluation(finished_run, tmp_path):
     config, workdir = finished_run
-    policy = evaluate_lib.load_checkpoint(config, workdir)
-    problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)[:6]
+    identity, policy = evaluate_lib.identify(workdir), evaluate_lib.load_checkpoint(config, workdir)
+    assert identity == {"path": str(workdir / "checkpoints"), "step": 4}
+    benchmarks = evaluate_lib.load_benchmarks(config, policy.tokenizer)
+    sampler = evaluate_lib.make_eval_sampler(policy, config)
     with Grader(workers=1) as grader:
-        result = evaluate_lib.evaluate(
-            policy, policy.params, problems, evaluate_lib.make_eval_sampler(policy, config), grader, config
-        )
-    summary = evaluate_lib.write(result, tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    responses = [json.loads(line) for line in (tmp_path / "responses.jsonl").open()]
-    assert len(responses) == 6 * 2
-    assert summary["avg_at_k"] == pytest.approx(np.mean([r["reward"] for r in responses]))
-    assert summary["avg_low"] <= summary["avg_at_k"] <= summary["avg_high"]
-    # The run's own last evaluation saw the same policy, problems and random numbers.
+        evaluate_lib.evaluate_benchmarks(policy, benchmarks, sampler, grader, config, identity, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())["benchmarks"]["chained_arithmetic"]
+    # The same policy, problems and random numbers.
     logged = [row for row in rows(workdir) if "eval/avg_at_k" in row][-1]
-    assert logged["eval/avg_at_k"] == summary["avg_at_k"]
-    assert "avg@2" in evaluate_lib.table(summary)
+    assert {f"eval/{name}": value for name, value in summary.items()}.items() <= logged.items()
+    assert {"eval/avg_at_k", "eval/avg_low", "eval/pass_at_k", "eval/maj_high", "eval/mean_length"} <= logged.keys()
     with pytest.raises(config_lib.ConfigError, match="neither a run"):
         evaluate_lib.load_checkpoint(config, tmp_path)
 

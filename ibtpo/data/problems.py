@@ -112,6 +112,11 @@ def format_prompt(problem: Problem, data_config, tokenizer) -> list[int]:
     return tokens
 
 
+def prompt_lengths(problems: Sequence[Problem], data_config, tokenizer) -> list[int]:
+    """Tokens of the problems' prompts, as `format_prompt` makes them, whatever `data.max_prompt_tokens` says."""
+    return [len(tokens) for tokens in _encode(problems, data_config, tokenizer)]
+
+
 def check_chat_template(data_config, tokenizer) -> None:
     """Raises ValueError where `data.chat_template` asks for a template that the tokenizer lacks."""
     if data_config.chat_template and not tokenizer.chat_template:

@@ -16,6 +16,7 @@ interrupted, and threads other than the main one are refused.
 import functools
 import logging
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
 TAIL_CHARACTERS = 8192
@@ -24,34 +25,58 @@ _MAX_NUMBER_CHARACTERS = 200
 
 # --------------------------------------------------------------------------------------- extraction
 
+BOX = re.compile(r"(?<!\\)(?:\\\\)*\\f?box(?:ed)?\s*\{")
 _BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\[\\{}]|[{}]")
+_JOINT = re.compile(
+    r"(?:[\s$*]|\\[()\[\]])*(?:(?:,|;|and\b|(or\b)|\\text\s?\{\s?,?\s?(?:and|(or))\s?\})(?:[\s$*]|\\[()\[\]])*)+"
+    r"(?:[a-zA-Z]\s*=\s*)?"
+)
+_MAX_JOINT_CHARACTERS = 40
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _ANSWER_IS = re.compile(r"\banswer(?:[ \t]+is\b|[ \t]*[:=])[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in 2**3
 _SENTENCE_END = re.compile(r"\.(?=\s|$)")
-_INLINE_MATH = re.compile(r"\$([^$]+)\$|\\\((.{1,500}?)\\\)")
+_INLINE_MATH = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.{1,500}?)\\\)")
 _NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
 
 
-def find_boxes(text: str) -> tuple[str | None, int]:
-    r"""Content of the complete \boxed{...} (or \fbox, \box) that closes last, None without one; and where the first
-    box left open begins, the length of the text if none is. Braces balance; escaped ones do not count."""
+def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, int]:
+    r"""What the last complete \boxed{...} (or \fbox, \box) holds, None without one; and where the first box left open
+    begins, the length of the text if none is. Braces balance; escaped ones do not count.
+
+    Boxes with nothing but a comma or "and" between them ("$x=\boxed{1}$ and $x=\boxed{2}$") are one answer, their
+    different contents with commas between. With `alternatives`, so are boxes with "or" between: a reference solution
+    may write its answer twice, but a response that names several values has not named one of them.
+    """
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []
-    content = None
-    for match in _BRACE.finditer(text):
+    boxes: list[tuple[int, int, str]] = []  # (begin, end, content) of complete boxes that no later one encloses
+    first = BOX.search(text)  # braces before it close after its own or not at all
+    for match in _BRACE.finditer(text, first.start()) if first else ():
         token = match.group()
         if token in ("\\\\", "\\{", "\\}"):
             continue
         if token == "}":
             if open_braces:
-                _, start = open_braces.pop()
+                begin, start = open_braces.pop()
                 if start >= 0:
-                    content = text[start : match.start()]
+                    while boxes and boxes[-1][0] > begin:
+                        boxes.pop()
+                    boxes.append((begin, match.end(), text[start : match.start()]))
         else:
             open_braces.append((match.start(), match.end() if token != "{" else -1))
-    unclosed = [begin for begin, start in open_braces if start >= 0]
-    return content, min(unclosed, default=len(text))
+    unclosed = min((begin for begin, start in open_braces if start >= 0), default=len(text))
+    if not boxes:
+        return None, unclosed
+    joined = len(boxes) - 1
+    while joined:
+        gap = text[boxes[joined - 1][1] : boxes[joined][0]]
+        joint = len(gap) <= _MAX_JOINT_CHARACTERS and _JOINT.fullmatch(gap)
+        if not joint or (any(joint.groups()) and not alternatives):
+            break
+        joined -= 1
+    contents = dict.fromkeys(content.strip() for _, _, content in boxes[joined:])
+    return (boxes[-1][2] if len(contents) == 1 else ", ".join(contents)), unclosed
 
 
 def extract_answer(text: str) -> str | None:
@@ -60,8 +85,8 @@ def extract_answer(text: str) -> str | None:
     Only the last `TAIL_CHARACTERS` characters are read. In this order:
 
     1. the content of the `\boxed{...}` (or `\fbox{...}`) that closes last, braces balanced, nested
-       boxes included; a box left open (a truncated response) is no answer, and neither is anything
-       after its opening;
+       boxes included, or of several that name one answer together (see `find_boxes`); a box left
+       open (a truncated response) is no answer, and neither is anything after its opening;
     2. the rest of the line after the last `####` (GSM8K);
     3. the rest of the sentence after the last "answer is", "answer:" or "answer =", or the one
        formula in it;
@@ -74,7 +99,7 @@ def extract_answer(text: str) -> str | None:
       The answer without surrounding blanks; None where there is none.
     """
     text = text[-TAIL_CHARACTERS:]
-    content, end = find_boxes(text)
+    content, end = find_boxes(text, alternatives=True)
     if content is not None:
         return content.strip() or None
     text = text[:end]
@@ -95,6 +120,12 @@ def extract_answer(text: str) -> str | None:
 
 # ---------------------------------------------------------------------------------------- fast path
 
+_SYMBOLS = str.maketrans(
+    {"−": "-", "–": "-", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "×": r"\times ", "·": r"\cdot ", "∪": r"\cup ",
+     "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "θ": r"\theta ", "²": "^2", "³": "^3",
+     "½": r"\frac12", "¼": r"\frac14", "¾": r"\frac34", "\u00a0": " ", "\u202f": " ", "，": ",", "％": "%"}
+)  # fmt: skip
+_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
 # "\\" starts a matrix row: the second of the two never begins a command.
 _SPACING = re.compile(r"(?<!\\)(?:\\!\s*|\\[,;: ]|\\q?quad(?![a-zA-Z]))|~")
@@ -108,7 +139,25 @@ _CHOICE = re.compile(r"\(([A-Z])\)")
 _UNIT = re.compile(rf"\s*{_TEXT}\s*(?:\^\s*\{{?\d\}}?)?$")
 # Two letters are a product of variables unless they are a known unit.
 _WORD = r"(?:[A-Za-z][a-z]{2,}|cm|mm|km|kg|mg|ml|ft|in|oz|lb|hr|mi)"
-_UNIT_WORDS = re.compile(rf"\s+({_WORD}(?:(?:\s+|\s*/\s*){_WORD})*)$")
+# One letter is a unit in a quotient ("m/s"), or if it is a usual one.
+_UNIT_WORDS = re.compile(
+    rf"\s+((?:{_WORD}|[A-Za-z](?=\s?/)|[mgshLJNWV](?![A-Za-z]))(?:\^\d)?"
+    rf"(?:(?:\s+|\s?/\s?)(?:{_WORD}|[A-Za-z](?![A-Za-z]))(?:\^\d)?)*)$"
+)
+# Spellings of one unit. Two that are both known and differ are a wrong answer; an unknown one is just a word.
+_UNIT_NAMES = {
+    name: names.split()[0]
+    for names in (
+        "mm millimeter millimeters millimetre millimetres", "cm centimeter centimeters centimetre centimetres",
+        "m meter meters metre metres", "km kilometer kilometers kilometre kilometres", "in inch inches",
+        "ft foot feet", "yd yard yards", "mi mile miles", "mg milligram milligrams", "g gram grams",
+        "kg kilogram kilograms", "lb lbs pound pounds", "oz ounce ounces", "s sec second seconds", "min minute minutes",
+        "h hr hour hours", "day days", "week weeks", "month months", "year years", "ml milliliter milliliters",
+        "l liter liters litre litres", "dollar dollars", "cent cents", "euro euros",
+    )
+    for name in names.split()
+}  # fmt: skip
+_PERCENT = re.compile(r"\s?(?:\\?%|percent|\\text\s?\{\s?percent\s?\})$")
 # Words after a number that are part of the value, not a unit: such an answer is left to the slow
 # path.
 _NOT_UNITS = frozenset(
@@ -121,15 +170,16 @@ _NOT_UNITS = frozenset(
 )
 _IN_BASE = re.compile(r"([0-9A-Z]+) ?_ ?\{? ?(\d+) ?\}?")
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
-_DECIMAL = re.compile(rf"([+-]?)(?:({_UNSIGNED})(?:\.(\d*))?|\.(\d+))")
-_SLASH = re.compile(rf"([+-]?)({_UNSIGNED})/({_UNSIGNED})")
+_DECIMAL = re.compile(rf"([+-]?)(?:({_UNSIGNED})(?:\.(\d*))?|\.(\d+))(?:[eE]([+-]?\d{{1,3}}))?")
+_SLASH = re.compile(rf"([+-]?)(?:(\d+) )?({_UNSIGNED})/({_UNSIGNED})")
 _LATEX_FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
 
 
 def _normalise(text: str) -> str:
     r"""Removes what carries no value: dollar signs, spacing, \left and \right, degrees, \frac's
-    style, a full stop."""
-    text = re.sub(r"\s+", " ", text).strip().replace("−", "-").replace("–", "-").replace("{,}", ",")
+    style, a full stop; spells symbols as LaTeX commands."""
+    text = text if text.isascii() else text.translate(_SYMBOLS)
+    text = _PI.sub(r"\\pi", re.sub(r"\s+", " ", text).strip().replace("{,}", ","))
     while text.startswith("\\boxed{"):
         content, _ = find_boxes(text)
         if content is None or len(content) != len(text) - len("\\boxed{}"):
@@ -166,23 +216,39 @@ def _without_unit(text: str, plain_words: bool) -> str:
     return text[: match.start()]
 
 
-def _number(text: str, plain_words: bool) -> tuple[Fraction, bool] | None:
-    r"""Exact value of an integer, decimal, a/b, \frac or mixed number, and whether it has decimals;
-    else None."""
+def _unit(text: str) -> tuple[str, ...] | None:
+    """The unit behind a value, its words by one name each; None where there is none, or one of them is not known."""
+    match = _UNIT.search(text) or _UNIT_WORDS.search(text)
+    names = [_UNIT_NAMES.get(word.lower()) for word in re.findall(r"[A-Za-z]+", match.group(1))] if match else []
+    return tuple(names) if names and all(names) else None
+
+
+@dataclass(frozen=True)
+class _Number:
+    """value: exact, of a percentage the number before the sign. decimals: written with some."""
+
+    value: Fraction
+    decimals: bool = False
+    percent: bool = False
+
+
+def _number(text: str, plain_words: bool) -> _Number | None:
+    r"""The number that a text is (an integer, decimal, a/b, \frac or mixed number, with a unit or a percent sign or
+    without), else None."""
     if len(text) > _MAX_NUMBER_CHARACTERS:
         return None
-    text = _without_unit(text, plain_words)
+    percent = _PERCENT.search(text)
+    text = text[: percent.start()] if percent else _without_unit(text, plain_words)
     text = text.replace(" ", "") if "\\frac" in text else text
     match = _DECIMAL.fullmatch(text)
     if match:
-        sign, whole, decimals, only_decimals = match.groups()
+        sign, whole, decimals, only_decimals, exponent = match.groups()
         decimals = decimals or only_decimals or ""
-        value = Fraction(f"{(whole or '0').replace(',', '')}.{decimals or '0'}")
-        return (-value if sign == "-" else value), bool(decimals.strip("0"))
+        value = Fraction(f"{(whole or '0').replace(',', '')}.{decimals or '0'}e{exponent or 0}")
+        return _Number(-value if sign == "-" else value, bool(decimals.strip("0")), bool(percent))
     match = _SLASH.fullmatch(text)
     if match:
-        sign, top, bottom = match.groups()
-        whole = ""
+        sign, whole, top, bottom = match.groups()
     else:
         match = _LATEX_FRACTION.fullmatch(text)
         if match is None:
@@ -197,7 +263,14 @@ def _number(text: str, plain_words: bool) -> tuple[Fraction, bool] | None:
             return None
         numerator += int(whole) * denominator
     value = Fraction(numerator, denominator)
-    return (-value if sign == "-" else value), False
+    return _Number(-value if sign == "-" else value, percent=bool(percent))
+
+
+@functools.lru_cache(8192)  # one reference serves all responses to its question
+def _expected(reference: str) -> tuple[str, str, _Number | None]:
+    """(normalised, its spelling, its number) of a reference."""
+    expected = _normalise(reference)
+    return expected, _spelling(expected), _number(expected, plain_words=False)
 
 
 def fast_grade(answer_text: str | None, reference: str) -> bool | None:
@@ -206,8 +279,9 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     Equal spelling (after removing markup that carries no value) is right. Where both sides are
     numbers (integers, decimals, a/b, `\frac`, mixed numbers; thousands commas, currency and a
     trailing unit ignored) their exact values decide, except that a decimal within 1e-5 of an
-    unequal value is left open, because Math-Verify rounds decimals. Numerals that both name a base
-    must agree in digits and base. A missing answer is wrong.
+    unequal value is left open, because Math-Verify rounds decimals. 50 % is 50 or 1/2, unless both
+    sides are percentages. Two known units must be the same. Numerals that both name a base must
+    agree in digits and base. A missing answer is wrong.
 
     Args:
       answer_text: what `extract_answer` returned.
@@ -219,7 +293,7 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     Raises:
       ValueError: the reference is empty.
     """
-    expected = _normalise(str(reference))
+    expected, spelling, right = _expected(str(reference))
     if not expected:
         raise ValueError(f"the reference answer is empty ({reference!r}): check data.answer_field")
     if answer_text is None:
@@ -227,19 +301,32 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     answer = _normalise(answer_text)
     if not answer:
         return False
-    if _spelling(answer) == _spelling(expected):
+    if _spelling(answer) == spelling:
         return True
-    left, right = _IN_BASE.fullmatch(answer), _IN_BASE.fullmatch(expected)
-    if left and right:  # Math-Verify ignores the base
-        return left.groups() == right.groups()
-    left, right = _number(answer, plain_words=True), _number(expected, plain_words=False)
+    bases = _IN_BASE.fullmatch(answer), _IN_BASE.fullmatch(expected)
+    if all(bases):  # Math-Verify ignores the base
+        return bases[0].groups() == bases[1].groups()
+    if (unit := _unit(expected)) and (_unit(answer) or unit) != unit:
+        return False
+    left = _number(answer, plain_words=True)
     if left is None or right is None:
         return None
-    if left[0] == right[0]:
+    # A percentage may be written as its number or as a fraction of one.
+    scales = (1,) if left.percent == right.percent else (1, 100)
+    values = [(left.value * (k if right.percent else 1), right.value * (k if left.percent else 1)) for k in scales]
+    if any(x == y for x, y in values):
         return True
-    if (left[1] or right[1]) and abs(left[0] - right[0]) < Fraction(1, 100_000):
+    if (left.decimals or right.decimals) and any(abs(x - y) < Fraction(1, 100_000) for x, y in values):
         return None
     return False
+
+
+def canonical(answer: str) -> str:
+    """One spelling of an answer that many spellings share, to count votes by: a number's exact value ("1/2" for "0.50"
+    and a LaTeX fraction), of anything else the text without markup and blanks. Equal answers may still differ."""
+    text = _normalise(answer)
+    number = _number(text, plain_words=True)
+    return str(number.value) if number else _spelling(text)
 
 
 # ---------------------------------------------------------------------------------------- slow path
@@ -264,19 +351,24 @@ def _math_verify():
     return math_verify
 
 
+def _parse(text: str) -> list:
+    """What Math-Verify reads, as an answer in a box."""
+    # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python
+    # expressions.
+    math_verify = _math_verify()
+    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
+    return math_verify.parse(f"\\boxed{{{_normalise(text)}}}", config, parsing_timeout=None, raise_on_error=True)
+
+
+_parse_reference = functools.lru_cache(1024)(_parse)  # one serves all responses to its question
+
+
 def _slow_grade(answer: str, reference: str) -> bool:
     """Parses both sides with Math-Verify and compares them; what it cannot parse or compare is
     wrong."""
-    math_verify = _math_verify()
-    # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python
-    # expressions.
-    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
     try:
-        sides = [
-            math_verify.parse(f"\\boxed{{{_normalise(side)}}}", config, parsing_timeout=None, raise_on_error=True)
-            for side in (reference, answer)
-        ]
-        return bool(math_verify.verify(*sides, timeout_seconds=None, raise_on_error=True))
+        sides = _parse_reference(reference), _parse(answer)
+        return bool(_math_verify().verify(*sides, timeout_seconds=None, raise_on_error=True))
     except MemoryError:  # let the worker report that its limit was hit
         raise
     except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer

@@ -15,6 +15,7 @@ replaced when it overruns. Three points are not obvious:
 
 import atexit
 import contextlib
+import functools
 import importlib
 import multiprocessing.context
 import resource
@@ -30,8 +31,7 @@ from multiprocessing import spawn
 
 import pebble
 
-from ibtpo.rewards import FAST_PATHS, get_reward
-from ibtpo.rewards.math import TAIL_CHARACTERS
+from ibtpo.rewards import FAST_PATHS, REWARDS, get_reward
 
 _STARTS = 3  # pools in a row without a working worker before giving up
 _ATTEMPTS = 10  # pools an answer may see break; which answer broke them is not always known
@@ -40,32 +40,35 @@ _WATCH_SECONDS = 0.2
 
 # ---------------------------------------------------------------------------------- inside a worker
 
-_function: Callable[[str, str], float]  # set by _initialise
 
-
-def _initialise(module: str, name: str, memory_mb: int) -> None:
-    """Limits the worker and imports its reward function, with the heavy imports that the module's
-    `load` makes."""
-    global _function
+def _initialise(modules: tuple[str, ...], memory_mb: int) -> None:
+    """Limits the worker and imports the modules of all rewards, so that no answer's time goes to that."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # macOS refuses this limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20,) * 2)
+    for module in modules:
+        _load(module)
+
+
+@functools.cache
+def _load(module: str):
+    """The module, imported, with the heavy imports that its `load` makes."""
     loaded = importlib.import_module(module)
     getattr(loaded, "load", lambda: None)()
-    _function = getattr(loaded, name)
+    return loaded
 
 
 def _ready() -> bool:
     return True
 
 
-def _call(text: str, reference: str, timeout: float) -> float:
+def _call(module: str, name: str, text: str, reference: str, timeout: float) -> float:
     # The parent enforces the limit; the alarm ends a worker whose parent was killed and cannot.
     signal.setitimer(signal.ITIMER_REAL, 2 * timeout + 1)
     try:
-        return float(_function(text, reference))
+        return float(getattr(_load(module), name)(text, reference))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -110,8 +113,13 @@ class _Context(multiprocessing.context.SpawnContext):
 # ----------------------------------------------------------------------------------------- the pool
 
 
+def _importable(function: Callable) -> bool:
+    return function.__module__ != "__main__" and "." not in function.__qualname__
+
+
 @dataclass(eq=False)
 class _Job:
+    function: Callable[[str, str], float]
     text: str
     reference: str
     future: Future = field(default_factory=Future)
@@ -121,12 +129,13 @@ class _Job:
 class Grader:
     """Rewards of responses, computed in worker processes with hard limits per answer.
 
-    Workers start when the first answer needs one. Every result is a float: an answer that overruns
+    One pool serves all kinds: its workers, which start when the first answer needs one, import every module of
+    `ibtpo.rewards.REWARDS`. Every result is a float: an answer that overruns
     its time or memory, or takes its worker down, gets 0.0 and is counted. Use as a context manager,
     or call `close`; an open grader does not keep the interpreter from exiting.
 
     Args:
-      kind: key of `ibtpo.rewards.REWARDS`.
+      kind: key of `ibtpo.rewards.REWARDS`, of the answers that are submitted without one.
       workers: number of worker processes.
       timeout: seconds per answer, from the moment a worker takes it.
       memory_mb: address space of a worker in MiB, imports included. Not enforced on macOS.
@@ -137,18 +146,12 @@ class Grader:
     """
 
     def __init__(self, kind: str = "math", *, workers: int = 2, timeout: float = 5.0, memory_mb: int = 2048):
-        function = get_reward(kind)
         for name, value in (("workers", workers), ("timeout", timeout), ("memory_mb", memory_mb)):
             if not value > 0:
                 raise ValueError(f"reward.{name} must be positive, got {value!r}")
-        if function.__module__ == "__main__" or "." in function.__qualname__:
-            raise ValueError(
-                f"reward {kind!r} is {function.__module__}.{function.__qualname__}, which a worker "
-                "process cannot import: define it at the top level of a module"
-            )
-        self._kind, self._fast = kind, FAST_PATHS.get(kind)
+        self._kind = kind
+        self._function(kind)
         self._workers, self._timeout, self._memory_mb = workers, float(timeout), int(memory_mb)
-        self._worker_arguments = (function.__module__, function.__name__, self._memory_mb)
         self._counts = dict.fromkeys(("graded", "fast", "slow", "timeout", "crashed"), 0)
         self._lock = threading.RLock()  # guards everything below
         self._jobs: set[_Job] = set()  # handed to the current pool, unfinished
@@ -165,8 +168,23 @@ class Grader:
         with self._lock:
             return dict(self._counts)
 
-    def submit(self, text: str, reference: str) -> Future:
-        """Grades one response asynchronously, by the last `TAIL_CHARACTERS` characters of its text.
+    @staticmethod
+    def _function(kind: str) -> Callable[[str, str], float]:
+        function = get_reward(kind)
+        if not _importable(function):
+            raise ValueError(
+                f"reward {kind!r} is {function.__module__}.{function.__qualname__}, which a worker "
+                "process cannot import: define it at the top level of a module"
+            )
+        return function
+
+    def submit(self, text: str, reference: str, kind: str | None = None) -> Future:
+        """Grades one response asynchronously; never waits for a worker.
+
+        Args:
+          text: the whole response.
+          reference: what the reward of its kind compares it with.
+          kind: key of `ibtpo.rewards.REWARDS`; None: the grader's own.
 
         Returns:
           A future of the reward. It holds a float whatever the text does to its worker; it raises
@@ -174,13 +192,14 @@ class Grader:
 
         Raises:
           RuntimeError: the grader is closed.
-          ValueError: the reference is empty (math).
+          ValueError: unknown kind, or a reference that its fast path finds unusable.
         """
+        kind = self._kind if kind is None else kind
         if self._closed.is_set():
             raise RuntimeError(f"this {self._kind} grader is closed: create a new Grader")
-        text, reference = text[-TAIL_CHARACTERS:], str(reference)
-        value = self._fast(text, reference) if self._fast else None
-        job = _Job(text, reference)
+        job = _Job(self._function(kind), text, str(reference))
+        fast = FAST_PATHS.get(kind)
+        value = None if fast is None else fast(job.text, job.reference)
         if value is None:
             self._schedule(job)
         else:
@@ -217,7 +236,7 @@ class Grader:
         self._pool = pebble.ProcessPool(
             max_workers=self._workers,
             initializer=_initialise,
-            initargs=self._worker_arguments,
+            initargs=(self._modules(), self._memory_mb),
             context=_Context(),
         )
         self._probe = self._pool.schedule(_ready)
@@ -239,7 +258,8 @@ class Grader:
             job.attempts += 1
             self._jobs.add(job)
             try:
-                task = pool.schedule(_call, args=(job.text, job.reference, self._timeout), timeout=self._timeout)
+                arguments = job.function.__module__, job.function.__name__, job.text, job.reference, self._timeout
+                task = pool.schedule(_call, args=arguments, timeout=self._timeout)
             except RuntimeError:  # the pool broke just now: the watcher hands the job to the next
                 return
         task.add_done_callback(lambda task: self._finish(pool, job, task))
@@ -293,11 +313,15 @@ class Grader:
                 else:
                     self._schedule(job)
 
+    def _modules(self) -> tuple[str, ...]:
+        """What a worker imports, the grader's own kind first."""
+        functions = [get_reward(self._kind), *REWARDS.values()]
+        return tuple(dict.fromkeys(f.__module__ for f in functions if _importable(f)))
+
     def _cannot_start(self) -> str:
-        module, name, memory_mb = self._worker_arguments
         return (
-            f"no grading worker could be started in {_STARTS} attempts: importing {module}.{name} "
-            f"fails within reward.memory_mb={memory_mb}; raise the limit, or see the workers' "
+            f"no grading worker could be started in {_STARTS} attempts: importing {', '.join(self._modules())} "
+            f"fails within reward.memory_mb={self._memory_mb}; raise the limit, or see the workers' "
             "messages above"
         )
 

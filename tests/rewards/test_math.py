@@ -16,6 +16,7 @@ from ibtpo.rewards.math import (
     _slow_grade,
     extract_answer,
     fast_grade,
+    find_boxes,
     reward,
     verify,
 )
@@ -63,6 +64,9 @@ def test_any_text_is_extracted_and_compared_without_error(text):
         (r"\boxed{5} then 7", "5"),
         (r"the answer is 9, no: \boxed{5", "9, no:"),
         (r"\boxed{18", None),
+        (r"x \\\boxed{18}", "18"),
+        (r"7 \\boxed{18}", "18"),
+        (r"7 \\boxed{x} \boxed{3}", "3"),
         (r"I get 4. \boxed{18", "4"),
         (r"\fbox{6}", "6"),
         (r"\boxed{\{1,2\}}", r"\{1,2\}"),
@@ -172,13 +176,26 @@ def test_integers_and_decimals_in_every_style(value, places):
         (r"1\frac{4}{5}", "9/5", True),
         (r"\frac43", r"\frac{4}{3}", True),
         (r"\boxed{\boxed{4}}", "4", True),
+        (r"50\%", "50", True),
+        ("50 percent", r"50\%", True),
+        ("0.5", r"50\%", True),
+        (r"0.5\%", r"50\%", False),
+        (r"50\%", "5000", False),
+        ("1.5e3", "1500", True),
+        ("1e400", "1", False),
+        ("2 1/2", "5/2", True),
+        ("2 3/2", "7/2", None),
+        ("5 m/s", "5", True),
+        ("5 cm", r"5\text{ centimeters}", True),
+        (r"5\text{ km}", r"5\text{ cm}", False),
+        (r"\sqrt{2} km", r"\sqrt2 cm", False),
+        (r"5\text{ apples}", r"5\text{ pieces}", True),
         # Left to Math-Verify:
         ("2 xy", "2", None),
         ("2 million", "2", None),
         (r"2\text{ hundred}", "2", None),
         ("18 or more", "18", None),
         ("18 dollars", r"18 x", None),
-        (r"50\%", "50", None),
         ("0.333333", r"\frac13", None),
         (r"\sqrt{4}", "2", None),
         ("1/0", "0", None),
@@ -232,6 +249,78 @@ def test_symbolic_answers(answer, reference, right, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+# (kind of answer, how it may be written, reference, another value)
+WRITTEN = [
+    ("integer", ["-7", "-7.0", "−7", "$-7$", r"\text{-7}", "-7."], "-7", "7"),
+    ("decimal", ["0.5", ".5", "0.50", "1/2", r"\frac12", "5e-1"], "0.5", "0.05"),
+    ("fraction", [r"-\frac{3}{4}", r"\frac{-3}{4}", r"\frac{3}{-4}", "-3/4", r"-\dfrac34", "-0.75"], "-3/4", "-4/3"),
+    ("mixed number", ["2 1/2", r"2\frac12", r"2 \frac{1}{2}", "2.5", "5/2", "2½"], r"\frac{5}{2}", r"1\frac12"),
+    ("percentage", [r"12.5\%", "12.5%", "12.5 percent", "12.5", r"12.5\text{ percent}"], r"12.5\%", r"1.25\%"),
+    ("unit", ["5", "5 cm", r"5\text{ cm}", r"5\,\mathrm{cm}", "5 centimeters"], r"5\text{ cm}", r"5\text{ km}"),
+    ("speed", ["5", "5 m/s", r"5\text{ m/s}", "5 meters per second"], "5", "6 m/s"),
+    ("money", ["36", r"\$36", "$36.00", "36 dollars", r"36\text{ dollars}"], "36", "36.5"),
+    ("large", ["10080", "10,080", r"10{,}080", r"10,\!080", r"1.008\times 10^4"], "10080", "1008"),
+    ("surd", [r"2\sqrt3", r"\sqrt{12}", r"2 \sqrt{3}", "2√3", "2*sqrt(3)", r"6/\sqrt3"], r"2\sqrt{3}", r"3\sqrt2"),
+    ("set", [r"\{1,2,3\}", r"\{3, 1, 2\}", r"\left\{2,1,3\right\}", "1,2,3"], r"\{1,2,3\}", r"\{1,2\}"),
+    ("list", ["1,-2", "-2, 1", r"1 \text{ and } -2", "1 and -2", r"x=1 \text{ or } x=-2"], "1,-2", "1,2"),
+    ("interval", [r"[1,\infty)", r"\left[1, \infty\right)", "[1,∞)"], r"[1,\infty)", r"(1,\infty)"),
+    ("union", [r"(-\infty,1)\cup(2,3)", r"(2,3) \cup (-\infty, 1)", "(-∞,1)∪(2,3)"], r"(-\infty,1)\cup(2,3)", "(2,3)"),
+    ("tuple", ["(1,2)", "(1, 2)", r"\left(1,\frac{4}{2}\right)", "(1.0, 2)"], "(1,2)", "(2,1)"),
+    (
+        "matrix",
+        [r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}"],
+        r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        r"\begin{pmatrix}1&3\\2&4\end{pmatrix}",
+    ),
+    ("text", ["Monday", r"\text{Monday}", r"\textbf{Monday}", r"\text{monday}", "Monday."], r"\text{Monday}", "Sunday"),
+    ("expression", ["(x+1)^2", "x^2+2x+1", "1+2x+x^2", "y=(x+1)^2"], "x^2+2x+1", "x^2+1"),
+    ("equation", ["y=2x+1", "2x+1=y", "2x+1"], "y=2x+1", "y=2x"),
+    ("constant", [r"2\pi", "2pi", "2π", r"2 \cdot \pi", r"\pi\cdot2"], r"2\pi", r"\pi"),
+    ("complex", ["3+4i", "4i + 3"], "3+4i", "3-4i"),
+    ("base", ["101_2", "101_{2}", r"101_{2}."], "101_2", "101_3"),
+    ("degrees", ["90", r"90^\circ", r"90^{\circ}", "90°", "90 degrees"], r"90^\circ", "45"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, forms, reference, wrong", WRITTEN, ids=[row[0] for row in WRITTEN])
+def test_every_kind_of_answer(kind, forms, reference, wrong):
+    for form in forms:
+        for text in (rf"So \boxed{{{form}}}.", f"Not {wrong}. The answer is: ${form}$", rf"\boxed{{\boxed{{{form}}}}}"):
+            assert verify(text, reference), text
+    assert not verify(rf"It is {reference}, no: \boxed{{{wrong}}}", reference)
+    assert not verify(rf"\boxed{{{reference[:-1]}", wrong)  # unclosed
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"$x=\boxed{1}$ and $x=\boxed{2}$", "1, 2"),
+        (r"\boxed{1}, \boxed{2} \text{ or } \boxed{3}", "1, 2, 3"),
+        (r"$\boxed{3}$ or $\boxed{3}$", "3"),
+        (r"\boxed{1}. And then \boxed{2}", "2"),
+        (r"\boxed{1} and so we get \boxed{2}", "2"),
+        (r"\boxed{0}, so \boxed{1} or \boxed{2}", "1, 2"),
+        (r"\boxed{\boxed{1}, \boxed{2}}", r"\boxed{1}, \boxed{2}"),
+        (r"\boxed{1} and \boxed{2", "1"),
+    ],
+)
+def test_several_boxes_are_one_answer_only_if_joined(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_alternatives_are_one_answer_of_a_reference_and_several_of_a_response():
+    text = r"$\boxed{1\frac12},$ or $\boxed{\frac32}$ inches"
+    assert find_boxes(text)[0] == r"\frac32"
+    assert find_boxes(text, alternatives=True)[0] == r"1\frac12, \frac32"
+    assert find_boxes(r"\boxed{1} and \boxed{2}")[0] == "1, 2"
+
+
+def test_hedging_between_boxes_is_wrong():
+    hedged = r"$\boxed{1}$ or $\boxed{2}$"
+    assert not verify(hedged, "2") and not verify(hedged, "1")
+    assert verify(hedged, "2, 1") and verify(r"\boxed{1.5} or \boxed{\frac32}", "3/2")
+
+
 # ------------------------------------------------------------------------------------- real answers
 
 
@@ -274,7 +363,7 @@ def test_math500_solutions_against_their_own_answers(shared_data):
     rows = read(shared_data / "math500_test.jsonl")
     assert len(rows) == 500
     for row in rows:
-        assert fast_grade(extract_answer(row["solution"]), row["answer"]) is True, row["answer"]
+        assert verify(row["solution"], row["answer"]), row["answer"]
         # Math-Verify alone must agree, since it decides wherever the spelling differs.
         assert _slow_grade(extract_answer(row["solution"]), row["answer"]), row["answer"]
 

@@ -151,6 +151,7 @@ def test_rewards_are_light_and_workers_do_not_import_the_main_module(tmp_path):
 
         import numpy  # stands for JAX: a worker must not import what the main module does
         import hazards
+        ibtpo.rewards.REWARDS.clear()
         ibtpo.rewards.REWARDS["hazard"] = hazards.hazard
         # No __name__ guard is needed either.
         with ibtpo.rewards.pool.Grader("hazard", workers=1) as grader:
@@ -186,3 +187,26 @@ def test_the_interpreter_exits_with_an_open_busy_grader(tmp_path, ending):
     for pid in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_one_pool_grades_all_kinds(hazards):
+    with Grader(workers=1) as grader:
+        futures = [
+            grader.submit("a", "a", kind="hazard"),
+            grader.submit(*SLOW_RIGHT),
+            grader.submit("a", "b", kind="hazard"),
+            grader.submit(*SLOW_WRONG, kind=None),
+            grader.submit(r"\boxed{3}", "3", kind="math"),
+        ]
+        assert [future.result(timeout=60) for future in futures] == [1.0, 1.0, 0.0, 0.0, 1.0]
+        assert grader.counts == {"graded": 5, "fast": 1, "slow": 4, "timeout": 0, "crashed": 0}
+        with pytest.raises(ValueError, match="'hazrd'; did you mean 'hazard'"):
+            grader.submit("a", "a", kind="hazrd")
+
+
+def test_submitting_waits_for_no_worker(hazards):
+    """The sampler submits between two chunks of decoding: busy, dying or missing workers must not hold it up."""
+    with Grader("hazard", workers=1, timeout=60.0) as grader:
+        slow = [grader.submit("sleep", "50"), *(grader.submit("a", "a") for _ in range(2000))]
+        fast = [grader.submit(r"\boxed{3}", "3", kind="math") for _ in range(100)]
+        assert all(future.done() for future in fast) and not any(future.done() for future in slow)

@@ -1,0 +1,34 @@
+"""The benchmark of training: its responses, laid out one by one, weigh what the trees do."""
+
+import numpy as np
+import pytest
+
+from benchmarks import training
+from ibtpo.advantages import AdvantageOptions, grpo
+from ibtpo.packing import token_weights
+
+OPTIONS = dict(aggregation="response_mean", max_new_tokens=112)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_responses_by_themselves_weigh_what_the_trees_do(share, several):
+    tree = training.made_up_tree(share, 3, 64, 112)
+    advantages = grpo(tree, AdvantageOptions())
+    shared = (tree.step >= 0).sum() / (3 * training.RESPONSES * (training.PROMPT + training.LENGTH))
+    fork = round(share * training.LENGTH)
+    per_question = training.PROMPT + fork + training.RESPONSES * (training.LENGTH - fork)
+    assert shared == pytest.approx(per_question / (training.RESPONSES * (training.PROMPT + training.LENGTH)))
+
+    responses = training.responses_of(tree, advantages, tree.response_node >= 0, **OPTIONS)
+    batch, rows = training.rows_of(responses, 300 if several else 128, 1200, several=several)
+    assert batch.tokens.shape[0] % rows == 0 and rows * batch.tokens.shape[1] <= 1200
+    of_nodes = token_weights(tree, advantages, **OPTIONS)
+    for name, values in zip(("positive", "negative", "weight"), of_nodes):
+        of_tokens = np.take_along_axis(values, np.maximum(tree.step, 0), axis=1)[tree.step > 0]
+        np.testing.assert_allclose(np.asarray(getattr(batch, name)).sum(), of_tokens.sum(), rtol=1e-4, atol=1e-5)
+    # Every trained token follows its parent in the same sequence, at the next position.
+    row, column = np.nonzero(batch.weight)
+    np.testing.assert_array_equal(batch.parent_token[row, column], column - 1)
+    np.testing.assert_array_equal(batch.positions[row, column], batch.positions[row, column - 1] + 1)
+    assert (batch.weight > 0).sum() == 3 * training.RESPONSES * training.LENGTH

@@ -1,0 +1,68 @@
+"""The examples of docs/extending.md are code that runs."""
+
+import importlib
+import re
+
+import numpy as np
+import pytest
+
+from ibtpo import advantages
+from ibtpo.rewards import REWARDS
+from ibtpo.rewards.pool import Grader
+from ibtpo.rewards.terms import TERMS, parse_terms
+from ibtpo.sampling import strategies
+from tests.tree_cases import make_tree, random_responses
+
+
+@pytest.fixture(scope="module")
+def examples(repo_root):
+    """The Python blocks of the page, by the section they are in."""
+    sections = re.split(r"^## ", (repo_root / "docs" / "extending.md").read_text(), flags=re.MULTILINE)[1:]
+    return {s.splitlines()[0]: re.findall(r"^```python\n(.*?)^```", s, re.DOTALL | re.MULTILINE) for s in sections}
+
+
+def define(code: str, module) -> dict:
+    """The names that `code` would have as a part of a module."""
+    names = dict(vars(module))
+    exec(code, names)
+    return names
+
+
+def test_a_reward_of_ten_lines_is_graded_in_workers(examples, tmp_path, monkeypatch):
+    [code] = examples["A reward"]
+    assert len(code.splitlines()) <= 10
+    (tmp_path / "word_of_the_docs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(REWARDS, "word", importlib.import_module("word_of_the_docs").reward)
+    pairs = [("It is\n**Paris**.", "Paris"), ("Paris\nis it", "paris"), ("", "Paris"), ("paris!", "Paris")]
+    with Grader("word", workers=1) as grader:
+        assert grader.grade(pairs) == [1.0, 0.0, 0.0, 1.0]
+        assert grader.counts["slow"] == 4
+
+
+def test_a_term(examples, monkeypatch):
+    [code] = examples["A term"]
+    term = define(code, importlib.import_module("ibtpo.rewards.terms"))["hedging_term"]
+    monkeypatch.setitem(TERMS, "hedging", term)
+    assert parse_terms("format:0.1,hedging:-0.2") == {"format": 0.1, "hedging": -0.2}
+    assert term("Maybe so. It is", 0.5) == 0.5 and term("", 0.0) == 0.0
+
+
+def test_a_strategy(examples):
+    [code] = examples["A branching strategy"]
+    responses = random_responses(3, 4)
+    tree = make_tree(responses, np.float64)
+    options = strategies.TreeOptions(top_k=2, branch=2, max_new_tokens=100)
+    forks = define(code, strategies)["longest"](tree, responses, options, np.random.default_rng(0))
+    assert len(forks) == 4 and forks[0] == forks[1] and forks[0].position >= forks[2].position
+    _, possible = strategies._inner_prefixes(tree, options)
+    assert forks[0].position == max(fork.position for fork in possible)
+
+
+def test_an_advantage(examples):
+    [code] = examples["An advantage"]
+    responses = random_responses(3, 4, rewards=[0.0, 1.0, 1.0, 1.0])
+    tree = make_tree(responses)
+    values = define(code, advantages)["sign"](tree, advantages.AdvantageOptions())
+    leaves = values[0, np.arange(4), tree.response_node[0, :4]]
+    np.testing.assert_array_equal(leaves, [-1, 1, 1, 1])
