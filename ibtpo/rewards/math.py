@@ -218,6 +218,7 @@ def _without_unit(text: str, plain_words: bool) -> str:
 
 def _unit(text: str) -> tuple[str, ...] | None:
     """The unit behind a value, its words by one name each; None where there is none, or one of them is not known."""
+    text = text[-_MAX_NUMBER_CHARACTERS:]
     match = _UNIT.search(text) or _UNIT_WORDS.search(text)
     names = [_UNIT_NAMES.get(word.lower()) for word in re.findall(r"[A-Za-z]+", match.group(1))] if match else []
     return tuple(names) if names and all(names) else None

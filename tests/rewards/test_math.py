@@ -98,7 +98,7 @@ def test_only_the_tail_is_read():
 HOSTILE = [
     "{", "}", r"\boxed{", r"\boxed{1", "#", "####", "answer is ", "answer is \\(", "$", " ", "\\",
     "9", "9,", "9/", "1.", "word ", "1 word ", r"\text{", r"\text{a}", r"^\circ", "**", "-",
-    r"\frac{1}{2}", r"\! ", "~",
+    r"\frac{1}{2}", r"\! ", "~", "1 m/", "√", "π", r"\boxed{1} or ", "% ",
 ]  # fmt: skip
 
 
@@ -109,6 +109,7 @@ def test_hostile_repetitions_take_bounded_time(unit):
     start = time.process_time()
     for wrapped in (text, rf"\boxed{{{text[:8000]}}}", f"the answer is {text[:8000]}"):
         fast_grade(extract_answer(wrapped), r"\frac{3}{7}")
+        fast_grade(extract_answer(wrapped), r"5\text{ cm}")
     assert time.process_time() - start < 0.3
 
 
