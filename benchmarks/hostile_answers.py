@@ -166,14 +166,11 @@ def answers(count: int, *, seed: int, canary: str, bombs: bool = True) -> Iterat
 _watched = threading.local()
 _FORBIDDEN = ("os.", "subprocess.", "shutil.", "socket.", "ctypes.", "pty.", "urllib.", "tempfile.")
 _HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")  # of an import
-# What libraries compile by themselves: sympy's names, arithmetic of numbers it has parsed and of exponents; methods of
-# data classes and named tuples in modules that are imported late.
+# What sympy compiles by itself: its names, arithmetic of numbers it has parsed, and of exponents.
 _OWN_SOURCE = re.compile(
     r"from sympy import \*|"
     r"(?:(?:Integer|Float|Rational|sqrt) ?\( ?(?:['\"]?[\d.e+-]+['\"]? ?\))?|pi|[()+\-*/ ])+|"
-    r"def monomial_\w+\([AB, k]+\):\n(?:    [()ab\d, =+\-*<>k]*(?:if|else|return|None|[()ab\d, =+\-*<>rk:ABk])*\n)+|"
-    r"(?:def __create_fn__\(|lambda _cls, ).*",
-    re.DOTALL,
+    r"def monomial_\w+\([AB, k]+\):\n(?:    [()ab\d, =+\-*<>k]*(?:if|else|return|None|[()ab\d, =+\-*<>rk:ABk])*\n)+"
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 

@@ -327,12 +327,13 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
 
 def load() -> None:
     """Prepares a worker: imports Math-Verify, silences its warnings, and fills its parser's tables
-    with one answer.
+    with one answer and its integrator with another.
 
     All this takes about a second, which would otherwise count against the first answer's time
     limit.
     """
     _slow_grade(r"\frac{\sqrt{8}}{2}+(x-1)^2", r"\sqrt{2}+x^2-2x+1")
+    _slow_grade(r"\int y dy", r"\frac{y^2}{2}")
 
 
 @functools.cache
