@@ -166,9 +166,10 @@ def answers(count: int, *, seed: int, canary: str, bombs: bool = True) -> Iterat
 _watched = threading.local()
 _FORBIDDEN = ("os.", "subprocess.", "shutil.", "socket.", "ctypes.", "pty.", "urllib.", "tempfile.")
 _HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")  # of an import
-# What sympy compiles by itself: its names, a literal number, arithmetic of exponents, names of its own functions.
-_SYMPYS_OWN = re.compile(
-    r"from sympy import \*|(?:Integer|Float|Rational) ?\( ?['\"]?[\d.e+-]+['\"]? ?\)|"
+# What sympy compiles by itself: its names, arithmetic of numbers it has parsed, and of exponents.
+_OWN_SOURCE = re.compile(
+    r"from sympy import \*|"
+    r"(?:(?:Integer|Float|Rational|sqrt) ?\( ?(?:['\"]?[\d.e+-]+['\"]? ?\))?|pi|[()+\-*/ ])+|"
     r"def monomial_\w+\([AB, k]+\):\n(?:    [()ab\d, =+\-*<>k]*(?:if|else|return|None|[()ab\d, =+\-*<>rk:ABk])*\n)+"
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
@@ -181,7 +182,7 @@ def _audit(event: str, arguments: tuple) -> None:
     broken |= event == "open" and isinstance(arguments[2], int) and bool(arguments[2] & _WRITING)
     if event == "compile" and arguments[0] is not None and str(arguments[1]).startswith("<"):  # not of a module's file
         source = arguments[0].decode() if isinstance(arguments[0], bytes) else str(arguments[0])
-        broken |= _SYMPYS_OWN.fullmatch(source) is None
+        broken |= _OWN_SOURCE.fullmatch(source) is None
     if broken:
         _watched.broken = True
 

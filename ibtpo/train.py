@@ -157,28 +157,25 @@ class Trainer:
         self.position.generated_tokens += stats.generated_tokens
         lengths = tree.response_length[tree.response_node >= 0]
         result = metrics_lib.reduce(loss_metrics | diagnostics(tree, self.advantage_options))
-        result |= (
-            term_metrics
-            | packing_metrics
-            | {
-                "learning_rate": float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
-                "generated_tokens": self.position.generated_tokens,
-                "tokens_per_question": stats.generated_tokens / stats.questions,
-                "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
-                "response_length": float(lengths.mean()),
-                # Unguided responses are what independent sampling would give: their length prices it.
-                "response_length_initial": float(tree.response_length[tree.response_round == 0].mean()),
-                "truncation_rate": float(truncated[tree.response_node >= 0].mean()),
-                "masked_groups": 1 - float(trained.mean()),
-                "refilled": stats.questions - len(trees),
-                "slot_use": stats.generated_tokens / stats.slot_steps,
-                "slot_tail": stats.tail_slot_steps / stats.slot_steps,
-                "preemptions": stats.preemptions,
-                "kv_pages_peak": stats.peak_pages,
-                "kv_pages_left": stats.pages_left,
-                **{f"graded_{name}": count for name, count in self.grader.counts.items()},
-            }
-        )
+        result |= term_metrics
+        result |= packing_metrics | {
+            "learning_rate": float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
+            "generated_tokens": self.position.generated_tokens,
+            "tokens_per_question": stats.generated_tokens / stats.questions,
+            "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
+            "response_length": float(lengths.mean()),
+            # Unguided responses are what independent sampling would give: their length prices it.
+            "response_length_initial": float(tree.response_length[tree.response_round == 0].mean()),
+            "truncation_rate": float(truncated[tree.response_node >= 0].mean()),
+            "masked_groups": 1 - float(trained.mean()),
+            "refilled": stats.questions - len(trees),
+            "slot_use": stats.generated_tokens / stats.slot_steps,
+            "slot_tail": stats.tail_slot_steps / stats.slot_steps,
+            "preemptions": stats.preemptions,
+            "kv_pages_peak": stats.peak_pages,
+            "kv_pages_left": stats.pages_left,
+            **{f"graded_{name}": count for name, count in self.grader.counts.items()},
+        }
         result = {f"train/{name}": value for name, value in result.items()}
         result |= {"time/sample_s": sampled - started, "time/update_s": updated - sampled}
         result["time/sampler_stall_s"] = stats.stall_seconds

@@ -13,9 +13,12 @@ from jax.sharding import PartitionSpec
 from configs import tiny
 from ibtpo import config as config_lib
 from ibtpo import parallel
+from ibtpo.data.problems import Problem
 from ibtpo.models import hf
 from ibtpo.models.presets import PRESETS
-from ibtpo.policy import load_policy
+from ibtpo.policy import load_policy, make_grade
+from ibtpo.rewards.pool import Grader
+from ibtpo.sampling import Question
 
 
 def config_of(folder, **changes):
@@ -166,3 +169,13 @@ def test_the_example_in_the_readme_runs(repo_root, tiny_model_dir, monkeypatch, 
     [example] = re.findall(r"```python\n(.*?)```", (repo_root / "README.md").read_text(), flags=re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
     assert "SamplerStats(questions=1, responses=12" in capsys.readouterr().out
+
+
+def test_a_problems_own_kind_comes_before_the_graders(policy):
+    text = policy.tokenizer.encode("The answer is \\boxed{B}.")
+    problems = {7: Problem(0, "?", "B", kind="multiple_choice"), 8: Problem(1, "?", "15")}
+    with Grader("math") as grader:
+        grade = make_grade(policy, grader, problems)
+        assert grade(Question(7, [1]), np.asarray(text)).result() == 1.0
+        assert grade(Question(8, [1]), np.asarray(policy.tokenizer.encode("\\boxed{15}"))).result() == 1.0
+        assert grader.counts["fast"] == 2

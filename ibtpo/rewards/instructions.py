@@ -21,7 +21,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import langdetect
@@ -356,20 +356,6 @@ def check(text: str, answer: str) -> dict[str, list[bool]]:
     forms = [form for form in dict.fromkeys(variants(text)) if form.strip()]
     strict = [bool(text.strip()) and follows(text) for follows in checks]
     return {"strict": strict, "loose": [ok or any(map(follows, forms)) for ok, follows in zip(strict, checks)]}
-
-
-def accuracies(verdicts: Iterable[Mapping[str, Sequence[bool]]]) -> dict[str, float]:
-    """IFEval's four figures of responses' verdicts (see `check`).
-
-    prompt_strict, prompt_loose: the share of responses that follow all of their instructions. instruction_strict,
-    instruction_loose: the share of instructions that are followed.
-    """
-    verdicts, result = list(verdicts), {}
-    for mode in ("strict", "loose"):
-        followed = [verdict[mode] for verdict in verdicts]
-        result[f"prompt_{mode}"] = sum(map(all, followed)) / len(followed)
-        result[f"instruction_{mode}"] = sum(map(sum, followed)) / sum(map(len, followed))
-    return result
 
 
 def reward(text: str, reference: str) -> float:

@@ -218,6 +218,7 @@ def _without_unit(text: str, plain_words: bool) -> str:
 
 def _unit(text: str) -> tuple[str, ...] | None:
     """The unit behind a value, its words by one name each; None where there is none, or one of them is not known."""
+    text = text[-_MAX_NUMBER_CHARACTERS:]
     match = _UNIT.search(text) or _UNIT_WORDS.search(text)
     names = [_UNIT_NAMES.get(word.lower()) for word in re.findall(r"[A-Za-z]+", match.group(1))] if match else []
     return tuple(names) if names and all(names) else None
@@ -334,12 +335,13 @@ def canonical(answer: str) -> str:
 
 def load() -> None:
     """Prepares a worker: imports Math-Verify, silences its warnings, and fills its parser's tables
-    with one answer.
+    with one answer and its integrator with another.
 
     All this takes about a second, which would otherwise count against the first answer's time
     limit.
     """
     _slow_grade(r"\frac{\sqrt{8}}{2}+(x-1)^2", r"\sqrt{2}+x^2-2x+1")
+    _slow_grade(r"\int y dy", r"\frac{y^2}{2}")
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibtpo.rewards import instructions
-from ibtpo.rewards.instructions import CHECKS, accuracies, check, count_sentences, parse, reward, variants
+from ibtpo.rewards.instructions import CHECKS, check, count_sentences, parse, reward, variants
 from ibtpo.rewards.pool import Grader
 
 ENGLISH = "the river runs slowly through the green valley and the children play beside the old stone bridge"
@@ -252,21 +252,14 @@ def test_loose_does_not_forgive_a_response_that_is_all_frame():
     assert check("a, b", reference(("punctuation:no_comma", {})))["loose"] == [False]
 
 
-# Several instructions, and the four figures.
+# Several instructions.
 
 
-def test_prompt_and_instruction_level_figures():
+def test_each_instruction_has_its_verdict_and_the_reward_takes_all():
     both = reference(("punctuation:no_comma", {}), ("startend:quotation", {}))
-    one = reference(("detectable_format:title", {}))
-    verdicts = [check('"a"', both), check('Sure:\n"a"', both), check('"a, b"', both), check("x", one)]
-    assert [v["strict"] for v in verdicts] == [[True, True], [True, False], [False, True], [False]]
-    assert [v["loose"] for v in verdicts] == [[True, True], [True, True], [False, True], [False]]
-    assert accuracies(verdicts) == {
-        "prompt_strict": 1 / 4,
-        "instruction_strict": 4 / 7,
-        "prompt_loose": 2 / 4,
-        "instruction_loose": 5 / 7,
-    }
+    verdicts = [check(text, both) for text in ('"a"', 'Sure:\n"a"', '"a, b"')]
+    assert [v["strict"] for v in verdicts] == [[True, True], [True, False], [False, True]]
+    assert [v["loose"] for v in verdicts] == [[True, True], [True, True], [False, True]]
     assert [reward(text, both) for text in ('"a"', 'Sure:\n"a"', '"a, b"')] == [1.0, 0.0, 0.0]
 
 
