@@ -167,7 +167,11 @@ def test_gpu_on_any_device(monkeypatch, capsys):
     captured = capsys.readouterr()
     figures = json.loads(captured.out)
     assert "tiny: decode" in captured.err
-    assert figures["goals"] == [dict(name="tiny: decode, share of memory bandwidth", value=None, goal=0.6, met=None)]
+    assert figures["goals"] == [
+        dict(name="tiny: decode, share of memory bandwidth", value=None, goal=0.6, met=None),
+        dict(name="tiny: update, model FLOP utilisation", value=None, goal=0.45, met=None),
+    ]
+    assert figures["results"]["tiny"]["update"]["tokens_per_second"] > 0
     trees = figures["results"]["tiny"]["trees"]
     assert set(trees) == {"flat 12", "ib (4,9,1,1)"}
     assert all(tree["tokens_per_second"] > 0 and 0 < tree["useful_share"] <= 1 for tree in trees.values())

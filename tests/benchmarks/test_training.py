@@ -32,3 +32,19 @@ def test_responses_by_themselves_weigh_what_the_trees_do(share, several):
     np.testing.assert_array_equal(batch.parent_token[row, column], column - 1)
     np.testing.assert_array_equal(batch.positions[row, column], batch.positions[row, column - 1] + 1)
     assert (batch.weight > 0).sum() == 3 * training.RESPONSES * training.LENGTH
+
+
+def test_compiled_layouts_hold_the_same_responses():
+    from ibtpo.compile_check import load_model_config, make_work
+
+    works = {}
+    for name in ("packed", "padded", "sequences"):
+        config = training.layout_config(name, quick=True)
+        works[name] = make_work(config, load_model_config(config))
+        assert works[name].rows % config.train.rows_per_step == 0
+    one = 128 + 256  # a response and its prompt
+    assert works["padded"].unique_tokens == works["padded"].row_tokens == one
+    assert works["padded"].rows == 10 * 12 and works["sequences"].unique_tokens == 4096 // one * one
+    assert works["sequences"].rows >= 10 * 12 / (4096 // one)
+    # The twelve responses of a tree share its prompt at least.
+    assert works["packed"].tree_tokens <= 12 * one - 11 * 128
