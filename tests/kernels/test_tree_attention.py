@@ -78,7 +78,7 @@ def test_values_and_gradients_match_the_oracle(seed, num_tokens, block, padded):
 
 @jax.jit(static_argnames="block")
 def _values_and_gradients(q, k, v, ends, cotangent, block):
-    out, vjp = jax.vjp(lambda q, k, v: tree_attention(q, k, v, ends, query_block=block), q, k, v)
+    out, vjp = jax.vjp(lambda q, k, v: tree_attention(q, k, v, ends, block=block), q, k, v)
     return out, *vjp(cotangent)
 
 
@@ -91,7 +91,7 @@ def _by_backend(q, k, v, ends, cotangent, backend):
 
     def attention(q, k, v):
         if backend == "xla":
-            return tree_attention(q, k, v, ends, query_block=32, backend="xla")
+            return tree_attention(q, k, v, ends, block=32, backend="xla")
         return tpu.tree_attention_tpu(q, k, v, ends, blocks=SMALL, interpret=True)
 
     out, vjp = jax.vjp(attention, q, k, v)
@@ -257,7 +257,7 @@ def test_trees_of_one_row_do_not_see_each_other():
     _, b = random_forest(rng, 14, 0)
     q = rng.normal(size=(1, 23, H, DH)).astype(np.float32)
     k, v = rng.normal(size=(2, 1, 23, K, DH)).astype(np.float32)
-    together = tree_attention(q, k, v, np.concatenate([a, b + 9])[None], query_block=8)
+    together = tree_attention(q, k, v, np.concatenate([a, b + 9])[None], block=8)
     for part, end in ((slice(0, 9), a), (slice(9, 23), b)):
         alone = tree_attention(q[:, part], k[:, part], v[:, part], end[None])
         np.testing.assert_allclose(together[:, part], alone, atol=1e-6)

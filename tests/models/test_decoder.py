@@ -32,7 +32,7 @@ def test_full_forward_matches_transformers(pair):
     ends = np.full_like(tokens, 41)
 
     def attend(q, k, v, layer, cache):
-        return tree_attention(q, k, v, ends, query_block=16), cache
+        return tree_attention(q, k, v, ends, block=16), cache
 
     @jax.jit
     def forward(tokens):
