@@ -69,3 +69,13 @@ def make_instructions(rng, num_questions=12, num_samples=3):
         followed={mode: [np.array([found[mode] for found in row]) for row in checked] for mode in ("strict", "loose")},
     )
     return evaluation, list(itertools.chain(*checked))
+
+
+def instruction_accuracies(verdicts: list[dict[str, list[bool]]]) -> dict[str, float]:
+    """IFEval's four figures of `instructions.check` results, as they are defined: a prompt is followed if all of its
+    instructions are; an instruction counts once for each response."""
+    result = {}
+    for mode in ("strict", "loose"):
+        result[f"prompt_{mode}"] = float(np.mean([all(found[mode]) for found in verdicts]))
+        result[f"instruction_{mode}"] = float(np.mean([one for found in verdicts for one in found[mode]]))
+    return result

@@ -154,9 +154,9 @@ def test_the_whole_report(reported):
     assert made.advice() == []
 
     update = made.update_flops()
-    # Rows hold the tree's tokens once, XLA's attention computes more pairs than are visible, and nothing is recomputed
-    # but blocks of attention and logits.
-    assert 1.0 < update["ratio"] < 2.0
+    # Rows hold the tree's tokens once, and nothing is recomputed but blocks of attention and logits. Of XLA's attention
+    # the most pairs count that a block may see, since how many it does see is known at run time only.
+    assert 1.0 < update["ratio"] < 2.5
     step = made.decode_step()
     assert step["ratio"] >= 1.0
     assert step["weights"] == 4 * (compile_check.matmul_params(MODEL)) + norm_bytes(made)

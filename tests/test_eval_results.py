@@ -9,8 +9,7 @@ import scipy.stats
 
 from ibtpo import eval_results
 from ibtpo.data.problems import Problem
-from ibtpo.rewards import instructions
-from tests.eval_cases import make_evaluation, make_instructions
+from tests.eval_cases import instruction_accuracies, make_evaluation, make_instructions
 
 
 def write(folder, evaluations, settings=None):
@@ -115,7 +114,7 @@ def test_kinds_whose_responses_state_no_answer_have_no_votes():
 def test_instruction_following_has_its_four_accuracies():
     evaluation, verdicts = make_instructions(np.random.default_rng(1), 40)
     summary = evaluation.summary()
-    expected = instructions.accuracies(verdicts)
+    expected = instruction_accuracies(verdicts)
     assert {name: summary[name] for name in expected} == pytest.approx(expected)
     assert len(set(expected.values())) > 2  # loose is not strict, prompts are not instructions
     assert summary["avg_at_k"] == summary["prompt_strict"] and "maj_at_k" not in summary

@@ -14,6 +14,7 @@ from ibtpo import evaluate as evaluate_lib
 from ibtpo.data.problems import Problem
 from ibtpo.policy import load_policy, make_grader
 from ibtpo.rewards import instructions
+from tests.eval_cases import instruction_accuracies
 
 CHECKPOINT = {"path": "made/up", "step": 3}
 NAMES = ("gsm8k", "gpqa_diamond", "ifeval")
@@ -121,7 +122,7 @@ def test_verdicts_are_those_of_the_kind(run, benchmarks, tmp_path):
         assert {mode: line[mode] for mode in ("strict", "loose")} == found
         assert line["correct"] == all(found["strict"]) and line["extracted"] is None
     summary = json.loads((tmp_path / "summary.json").read_text())["benchmarks"]["ifeval"]
-    expected = instructions.accuracies(followed)
+    expected = instruction_accuracies(followed)
     assert {name: summary[name] for name in expected} == pytest.approx(expected)
 
 
