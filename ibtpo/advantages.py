@@ -94,7 +94,7 @@ def _group_normalised(x: Array, mask: Array) -> Array:
     return xp.where(mask & (std > 0), (x - mean) / (std + EPSILON), 0)
 
 
-def ibtpo(tree: Tree, options: AdvantageOptions) -> Array:
+def ibtpo(tree: Tree, options: AdvantageOptions, shaped: Tree | None = None) -> Array:
     """IB-TPO: A(s) = A_GL(s) + λ·A_IB(s) for every step s. Returns [Q, R, N].
 
         A_GL(s) = (p̂(s) − p̂(q)) / std of the rewards of the tree's responses    (0 if std = 0)
@@ -102,9 +102,11 @@ def ibtpo(tree: Tree, options: AdvantageOptions) -> Array:
 
     π comes from `tree.log_probs`, the sampling policy's; for the frozen reference's confidence
     pass ``tree.replace(log_probs=reference_log_probs)``, nothing else here reads them.
+    shaped: the tree with the rewards that A_GL compares, where those are not the graded ones.
     Source: arXiv 2605.28109.
     """
-    return _spread_nodes(tree, _outcome(tree, options) + options.ib_weight * _information(tree, options))
+    outcome = _outcome(tree if shaped is None else shaped, options)
+    return _spread_nodes(tree, outcome + options.ib_weight * _information(tree, options))
 
 
 def _outcome(tree: Tree, options: AdvantageOptions) -> Array:
@@ -270,9 +272,7 @@ def compute_advantages(name: str, tree: Tree, options: AdvantageOptions, shaping
     if shaping is None:
         return ADVANTAGES[name](tree, options)
     shaped = tree.replace(rewards=tree.rewards + shaping)
-    if name != "ibtpo":
-        return ADVANTAGES[name](shaped, options)
-    return _spread_nodes(tree, _outcome(shaped, options) + options.ib_weight * _information(tree, options))
+    return ibtpo(tree, options, shaped) if name == "ibtpo" else ADVANTAGES[name](shaped, options)
 
 
 def group_is_uniform(tree: Tree) -> Array:
