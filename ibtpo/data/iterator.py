@@ -1,4 +1,4 @@
-"""The order in which questions are trained on, resumable at any step."""
+"""The order in which questions are trained on, resumable at any step, whole or a part for each host."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,28 @@ class ProblemIterator:
     Batch k depends on (seed, k) and the problems alone, so the position is two numbers: the batch, and how many of its
     problems are taken. A batch never crosses epochs, hence holds no problem twice; the len(problems) % batch_size
     problems left over differ from epoch to epoch.
+
+    shard: (index, count), to hand each of `count` hosts its own part: problems index, index + count, ... of every
+    batch, whose parts together are the whole batch. `state()` is that of the whole, the same on every host, so
+    another number of hosts can go on from it. `ibtpo.train` wants whole batches on every host (docs/data.md).
+
+    Raises:
+      ValueError: batch_size is not between 1 and the number of problems, or no multiple of count; no such shard.
     """
 
-    def __init__(self, problems: Sequence[Problem], batch_size: int, seed: int):
+    def __init__(self, problems: Sequence[Problem], batch_size: int, seed: int, *, shard: tuple[int, int] = (0, 1)):
         if not 1 <= batch_size <= len(problems):
             raise ValueError(
                 f"batch_size {batch_size} must be between 1 and the number of problems, {len(problems)}: "
                 "lower train.questions_per_step or raise data.limit"
+            )
+        self._index, self._count = shard
+        if not 0 <= self._index < self._count:
+            raise ValueError(f"shard {shard} is not (index, count) with 0 <= index < count")
+        if batch_size % self._count:
+            raise ValueError(
+                f"batch_size {batch_size} cannot be dealt out to {self._count} hosts: set it to a multiple, "
+                f"e.g. {-(-batch_size // self._count) * self._count}"
             )
         self._identity = {"seed": seed, "batch_size": batch_size, "num_problems": len(problems)}
         self._batches = (
@@ -31,16 +46,16 @@ class ProblemIterator:
         self._next = self._taken = 0
 
     def next_batch(self) -> list[Problem]:
-        """As many problems as a batch has."""
-        return self.take(self._identity["batch_size"])
+        """As many problems as (this shard of) a batch has."""
+        return self.take(self._identity["batch_size"] // self._count)
 
     def take(self, number: int) -> list[Problem]:
-        """The next `number` problems, of as many batches as it takes."""
+        """The next `number` problems (of this shard), of as many batches as it takes."""
         taken: list[Problem] = []
         while len(taken) < number:
-            part = self._batches[self._next][self._taken :][: number - len(taken)]
+            part = self._batches[self._next][self._taken + self._index :: self._count][: number - len(taken)]
             taken += part
-            self._taken += len(part)
+            self._taken += len(part) * self._count
             if self._taken == self._identity["batch_size"]:
                 self._next, self._taken = self._next + 1, 0
         return taken
@@ -53,7 +68,8 @@ class ProblemIterator:
         """Continues where `state()` was taken.
 
         Raises:
-          ValueError: the state belongs to another seed, batch size or number of problems.
+          ValueError: the state belongs to another seed, batch size or number of problems, or is one that so many hosts
+            cannot share: within a batch, where one of them would have taken more than another.
         """
         for key, value in self._identity.items():
             if state[key] != value:
@@ -61,4 +77,10 @@ class ProblemIterator:
                     f"the data position was saved with {key}={state[key]}, this run has {value}: "
                     "restore the setting, or start anew in another workdir"
                 )
-        self._next, self._taken = int(state["batch"]), int(state.get("taken", 0))
+        taken = int(state.get("taken", 0))
+        if taken % self._count:
+            raise ValueError(
+                f"the data position is {taken} problems into a batch, which {self._count} hosts cannot have taken "
+                "equally: continue with the number of hosts that saved it"
+            )
+        self._next, self._taken = int(state["batch"]), taken

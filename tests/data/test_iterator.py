@@ -70,6 +70,37 @@ def test_wrong_sizes_and_foreign_states_are_named():
             other.restore(state)
 
 
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 8), st.integers(0, 2**31), st.lists(st.integers(0, 5)))
+def test_hosts_share_out_the_batches_of_one(count, each, extra, seed, numbers):
+    batch_size = count * each
+    whole = ProblemIterator(_problems(batch_size + extra), batch_size, seed)
+    hosts = [ProblemIterator(_problems(batch_size + extra), batch_size, seed, shard=(i, count)) for i in range(count)]
+    for number in numbers:
+        parts = [host.take(number) for host in hosts]
+        assert [problem for together in zip(*parts) for problem in together] == whole.take(number * count)
+        assert all(host.state() == whole.state() for host in hosts)
+    # One host alone goes on from there, and they from where it stops.
+    whole.restore(hosts[0].state())
+    while whole.state()["taken"]:
+        whole.take(1)
+    for host in hosts:
+        host.restore(json.loads(json.dumps(whole.state())))
+    parts = [host.next_batch() for host in hosts]
+    assert sorted(problem.id for part in parts for problem in part) == sorted(p.id for p in whole.next_batch())
+
+
+def test_impossible_shards_are_refused():
+    with pytest.raises(ValueError, match="batch_size 4 cannot be dealt out to 3 hosts.* 6"):
+        ProblemIterator(_problems(9), 4, 0, shard=(0, 3))
+    for shard in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="0 <= index < count"):
+            ProblemIterator(_problems(9), 4, 0, shard=shard)
+    alone = ProblemIterator(_problems(9), 4, 0)
+    alone.take(3)
+    with pytest.raises(ValueError, match="3 problems into a batch, which 2 hosts"):
+        ProblemIterator(_problems(9), 4, 0, shard=(1, 2)).restore(alone.state())
+
+
 def test_problems_taken_in_any_numbers_come_in_the_order_of_the_batches():
     whole = ProblemIterator(_problems(7), 3, seed=1)
     expected = [problem for _ in range(8) for problem in whole.next_batch()]
