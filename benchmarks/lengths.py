@@ -43,8 +43,8 @@ class TimedDecoder(Decoder):
         odds = hazard / (1 - hazard) * (config.vocab_size - is_stop.sum()) / is_stop.sum()
         self.prompt_tokens, self.stop_logit = prompt_tokens, tuple(np.log(odds).tolist())
 
-    def __call__(self, tokens, positions, attend, cache):
-        hidden, cache = super().__call__(tokens, positions, attend, cache)
+    def __call__(self, tokens, positions, attend, cache, **options):
+        hidden, cache = super().__call__(tokens, positions, attend, cache, **options)
         number = jnp.clip(positions - self.prompt_tokens + 2, 0, len(self.stop_logit) - 1)  # of the token to draw
         logit = jnp.asarray(self.stop_logit, jnp.float32)[number]
         return hidden.at[..., -1].set(logit.astype(hidden.dtype)), cache

@@ -43,7 +43,6 @@ def get_config() -> config_dict.ConfigDict:
     config.train.questions_per_step = 32  # trees per update
     config.train.row_tokens = 1024  # holds the largest possible tree: one shape, compiled once
     config.train.rows_per_step = 2  # rows of a microbatch; a few trees are not padded to many rows
-    config.train.token_block = 128  # tokens
 
     config.eval.every = 10  # updates
     config.eval.questions = 256  # held-out questions

@@ -129,6 +129,7 @@ class Decoder(nnx.Module):
         cache: Cache = None,
         *,
         remat: str = "none",
+        layers: list[nnx.State] | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Hidden states after the final norm.
 
@@ -141,6 +142,7 @@ class Decoder(nnx.Module):
             `layer` is made in place. None in training.
           remat: what the backward pass recomputes of each layer: "none"; "attention", all but what `attend` has marked
             with checkpoint_name(x, "attention"); "full", all of it. Each keeps less than the one before.
+          layers: `unstack()` of this decoder, to be visited one after another instead of scanned.
 
         Returns:
           (hidden [B, T, D] in `dtype`, cache).
@@ -157,9 +159,20 @@ class Decoder(nnx.Module):
         if remat != "none":
             # Inside scan there is nothing to merge with.
             body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])
-        layer_ids = jnp.arange(self.config.num_layers, dtype=jnp.int32)
-        (hidden, cache), _ = jax.lax.scan(body, (hidden, cache), (stacked, layer_ids))
+        if layers is None:
+            layer_ids = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+            (hidden, cache), _ = jax.lax.scan(body, (hidden, cache), (stacked, layer_ids))
+        else:
+            for layer, slices in enumerate(layers):
+                (hidden, cache), _ = body((hidden, cache), (slices, jnp.int32(layer)))
         return _into_layer(rms_norm(hidden, self.final_norm[...], self.config.norm_eps)), cache
+
+    def unstack(self) -> list[nnx.State]:
+        """The parameters of each layer as arrays of their own, copied. Where the decoder runs in a loop, made outside
+        of it they save it a copy of each layer's weights per pass, which a scan on a CPU makes."""
+        stacked = nnx.state(self.layers)
+        layers = [jax.tree.map(lambda x: x[layer], stacked) for layer in range(self.config.num_layers)]
+        return jax.lax.optimization_barrier(layers)  # or the compiler slices in the loop again
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden [..., D]."""

@@ -23,7 +23,7 @@ from jax import numpy as jnp
 from ibtpo.kernels.paged_attention import paged_attention, shared_pages
 from ibtpo.models.attention import tree_attend
 from ibtpo.models.decoder import Attend
-from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard, replicate
+from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard, platform, replicate
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.logits import SamplingParams, sample
 from ibtpo.sampling.pages import POOL_AXES, PagePool
@@ -334,6 +334,7 @@ def decode_chunk(
         state.pool.ref_counts
     )
     decoder = nnx.merge(graphdef, params)
+    layers = decoder.unstack() if platform() == "cpu" else None
 
     def step(carry):
         index, _, pool, taken, active_slots, queue, out = carry
@@ -345,7 +346,7 @@ def decode_chunk(
         page, offset = paging.page_and_offset(table, position, running[:, None], pool.page_size)
         # Free slots read one token, of whatever page; nobody looks at what comes of it.
         attend = _paged_attend(pool.page_size, table, page, offset, jnp.where(running, current.length, 1))
-        hidden, pool = decoder(current.token[:, None], position, attend, pool)
+        hidden, pool = decoder(current.token[:, None], position, attend, pool, layers=layers)
         keys = jax.vmap(jax.random.fold_in)(current.key, current.length)
         # Each device draws for some of the slots, from their whole vocabularies. The logits travel, not the table.
         logits = constrain(constrain(decoder.logits(hidden[:, 0]), "rows", "vocab"), "draws", None)
