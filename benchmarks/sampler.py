@@ -8,7 +8,8 @@
    peak of the resident memory, against the same.
 3. trees: (4,9,1,1) and (4,3,4,1) of strategy "ib" against flat groups of 8 and 12; 256 questions, prompts of 64 tokens,
    at most 384 new ones. Lengths are log-normal, with a median of 160 and a standard deviation of 0.5 of the logarithm;
-   32 of the 512 tokens end a step. The reward is a hash of the response, 1 in three of ten. 131,072 tokens of KV cache.
+   32 of the 512 tokens end a step. The model is sure of some steps and unsure of others, and one step in fourteen is a
+   mistake, which makes every response behind it wrong (lengths.py). 131,072 tokens of KV cache.
 4. memory: KV pages in use at the peak of (4,9,1,1), in tokens, over the tokens they hold, for three page sizes.
 5. growth: time for 16 to 1,024 questions, 4 to 64 responses, 64 to 1,024 tokens; the exponent is the slope of the
    least-squares line through the logarithms.
@@ -56,6 +57,7 @@ POOL_TOKENS = 131_072
 STOPS = range(4)
 SEPARATORS = range(16, 48)
 FIRST_PROMPT_TOKEN = 48
+MISTAKES = 14
 TREES = {
     "flat 8": dict(strategy="independent", initial=8, rounds=1),
     "flat 12": dict(strategy="independent", initial=12, rounds=1),
@@ -69,8 +71,14 @@ IB = [name for name in TREES if name.startswith("ib")]
 
 
 def grade(question, tokens) -> float:
-    """1.0 for three of ten responses, by a hash of the question and the tokens."""
-    return float(zlib.crc32(tokens.tobytes(), question.id) % 10 < 3)
+    """1.0 unless a step is a mistake: one in MISTAKES, by a hash of the question and all tokens up to its end. So what
+    follows a mistake is wrong too, whichever way it goes on."""
+    state, start = question.id, 0
+    for end in step_ends(tokens):
+        state, start = zlib.crc32(tokens[start:end].tobytes(), state), end
+        if state % MISTAKES == 0:
+            return 0.0
+    return 1.0
 
 
 @functools.cache
