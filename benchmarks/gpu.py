@@ -87,15 +87,19 @@ class Bench:
     """One model on the device."""
 
     def __init__(self, model, sizes: dict[str, int], repeats: int):
+        from flax import nnx
         from jax import numpy as jnp
 
         from benchmarks.lengths import timed_decoder
+        from ibtpo.models.decoder import Decoder
 
         self.model, self.sizes, self.repeats = model, sizes, repeats
         self.stops = range(0, model.vocab_size, 256)
         lengths = dict(prompt_tokens=sizes["prompt"], median=sizes["median"], longest=sizes["tree_new"])
         types = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-        self.graphdef, self.params = timed_decoder(model, stops=self.stops, **lengths, **types)
+        # The same parameters; for trees the logits are bent so that responses end.
+        self.timed, self.params = timed_decoder(model, stops=self.stops, **lengths, **types)
+        self.graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0), **types)), nnx.Param)
 
     def sampler(self, *, slots, prompt, new, tree, pool_tokens, questions_in_flight=0, stops=False):
         import numpy as np
@@ -112,7 +116,7 @@ class Bench:
             return ends if ends and ends[-1] == len(tokens) else [*ends, len(tokens)]
 
         return TreeSampler(
-            self.graphdef,
+            self.timed if stops else self.graphdef,
             self.model,
             SamplerOptions(
                 slots=slots,

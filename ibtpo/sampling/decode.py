@@ -334,6 +334,7 @@ def decode_chunk(
         state.pool.ref_counts
     )
     decoder = nnx.merge(graphdef, params)
+    # A CPU's scan copies each layer's weights in every step; a copy of them all is made once for each chunk instead.
     layers = decoder.unstack() if platform() == "cpu" else None
 
     def step(carry):

@@ -286,3 +286,22 @@ def test_memory_grows_linearly_with_the_row():
     short, long = temporaries(1024), temporaries(4096)
     assert long < 6 * short  # 4 times the tokens; the full score matrix would need 16 times as much
     assert long < 4 * H * 4096 * 4096  # less than one full float32 score matrix
+
+
+def test_a_scan_over_layers_keeps_no_masks():
+    """JAX moves what does not depend on the layer out of the loop, which must not be the masks of all blocks."""
+
+    def temporaries(num_tokens: int) -> int:
+        q = jax.ShapeDtypeStruct((1, num_tokens, H, DH), jnp.float32)
+        ends = jax.ShapeDtypeStruct((1, num_tokens), jnp.int32)
+
+        @jax.jit
+        def gradient(q, ends):
+            def layer(q, _):
+                return q + tree_attention(q, q[:, :, :K], q[:, :, K:], ends), None
+
+            return jax.grad(lambda q: jax.lax.scan(layer, q, length=3)[0].sum())(q)
+
+        return gradient.lower(q, ends).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096) < 6 * temporaries(1024)
