@@ -16,7 +16,7 @@ from jax import numpy as jnp
 from ibtpo.models.decoder import Decoder
 
 SIGMA = 0.5  # of the logarithm of a length
-UNSURE, SURE = 2.5, 12.0  # standard deviation of the logits: a token's probability is 0.1, or 0.9, in the mean
+UNSURE, SURE = 2.5, 12.0  # standard deviation of the logits: a flat distribution, and one with a clear favourite
 SURE_SHARE = 0.75  # of the tokens
 PERIOD = 23  # tokens in which there is a stretch with more of the unsure ones and one with fewer
 

@@ -288,7 +288,6 @@ class Benchmark:
         self.figures["sharing"] = rows
         self.table("2. one update by the share of shared tokens", rows)
 
-
     def compiled(self) -> None:
         from ibtpo.compile_check import get_devices, usable_hbm
         from ibtpo.parallel import make_mesh

@@ -94,8 +94,8 @@ def _xla(query, key_pages, value_pages, layer, page_table, lengths, shared):
 
     def gather(cache, pages):
         rows = lax.optimization_barrier(first_row + pages)  # once, not for each element that they fetch
-        found = cache.reshape(-1, page_size * head_dim).at[rows].get(
-            mode="promise_in_bounds", wrap_negative_indices=False
+        found = (
+            cache.reshape(-1, page_size * head_dim).at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
         )
         return found.reshape(num_kv_heads, pages.shape[0], -1, head_dim)
 

@@ -23,7 +23,7 @@ SHARES = (2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 
 
 class _Blocks(NamedTuple):
-    """How the rows are cut: query and key blocks in tokens, query blocks of a turn, turns, tokens with what fills up."""
+    """How rows are cut: query and key blocks in tokens, query blocks of a turn, turns, tokens with what fills up."""
 
     query: int
     key: int
@@ -49,16 +49,17 @@ def _cut(num_rows: int, num_tokens: int, num_heads: int, block: int) -> _Blocks:
 
 
 class _Visits(NamedTuple):
-    """Which key blocks the turns gather, nearest to the row's start first. chosen: [turns, B, n, key blocks], those
-    that a query block sees before the others; branch: [turns], the index of their number in `widths`."""
+    """Which key blocks the turns gather. turn: [turns], its number; chosen: [turns, B, n, key blocks], in the order of
+    the row, those that a query block sees before the others; branch: [turns], the index of their number in `widths`."""
 
+    turn: jax.Array
     chosen: jax.Array
     branch: jax.Array
-    widths: tuple[int, ...]
 
 
-def _visits(subtree_end: jax.Array, blocks: _Blocks) -> _Visits:
-    """A query block sees no key block that begins behind it, and none whose subtrees all end before it."""
+def _visits(subtree_end: jax.Array, blocks: _Blocks) -> tuple[_Visits, tuple[int, ...]]:
+    """(visits, widths). A query block sees no key block that begins behind it, and none whose subtrees all end before
+    it."""
     B = subtree_end.shape[0]
     num_keys = blocks.tokens // blocks.key
     first_query = jnp.arange(0, blocks.tokens, blocks.query, dtype=jnp.int32)[:, None]
@@ -68,7 +69,8 @@ def _visits(subtree_end: jax.Array, blocks: _Blocks) -> _Visits:
     widths = tuple(sorted({-(-num_keys * share // SHARES[-1]) for share in SHARES}))
     most = seen.sum(-1).reshape(B, blocks.turns, blocks.turn).max((0, 2))
     chosen = jnp.moveaxis(chosen.reshape(B, blocks.turns, blocks.turn, num_keys), 1, 0)
-    return _Visits(chosen, jnp.searchsorted(jnp.asarray(widths), most), widths)
+    turn = jnp.arange(blocks.turns, dtype=jnp.int32)
+    return _Visits(turn, chosen, jnp.searchsorted(jnp.asarray(widths), most)), widths
 
 
 def _queries(x: jax.Array, K: int, blocks: _Blocks) -> jax.Array:
@@ -88,7 +90,7 @@ def _from_queries(x: jax.Array, shape: tuple[int, ...], blocks: _Blocks) -> jax.
 
 def _keys(x: jax.Array, blocks: _Blocks) -> jax.Array:
     """[B, T, K, Dh] -> [K, B key blocks, key Dh]: a block of a kv head is one row, gathered as a whole."""
-    B, T, K, Dh = x.shape
+    _, T, K, Dh = x.shape
     x = jnp.pad(x, ((0, 0), (0, blocks.tokens - T), (0, 0), (0, 0)))
     return jnp.moveaxis(x, 2, 0).reshape(K, -1, blocks.key * Dh)
 
@@ -182,7 +184,7 @@ def _forward(q, k, v, subtree_end, block):
     B, T, H, _ = q.shape
     K, blocks = k.shape[2], _cut(B, T, H, block)
     ends = jnp.pad(subtree_end, ((0, 0), (0, blocks.tokens - T)))
-    keys, values, visits = _keys(k, blocks), _keys(v, blocks), _visits(ends, blocks)
+    keys, values, (visits, widths) = _keys(k, blocks), _keys(v, blocks), _visits(ends, blocks)
 
     def branch(num_keys: int):
         def attend(query, turn, chosen):
@@ -190,17 +192,16 @@ def _forward(q, k, v, subtree_end, block):
 
         return attend
 
-    branches = [branch(width) for width in visits.widths]
+    branches = [branch(width) for width in widths]
 
-    # Not for a gradient of it, which is below: what follows from subtree_end alone, the masks of all turns, is otherwise
-    # computed ahead of the loop over the layers, and kept.
+    # Not for a gradient of it, which is below: otherwise JAX computes what follows from subtree_end alone, the masks of
+    # all turns, ahead of the loop over the layers, and keeps it.
     @jax.checkpoint
     def take_turn(inputs):
         query, turn, chosen, index = inputs
         return jax.lax.switch(index, branches, query, turn, chosen)
 
-    turns = (jnp.arange(blocks.turns, dtype=jnp.int32), visits.chosen, visits.branch)
-    out, lse = jax.lax.map(take_turn, (_queries(q, K, blocks), *turns))
+    out, lse = jax.lax.map(take_turn, (_queries(q, K, blocks), *visits))
     # A remat policy may keep these two by name.
     out, lse = checkpoint_name(_from_queries(out, q.shape, blocks), "attention"), checkpoint_name(lse, "attention")
     return out, (q, k, v, subtree_end, out, lse)
@@ -211,7 +212,7 @@ def _backward(block, saved, g):
     B, T, H, Dh = q.shape
     K, blocks = k.shape[2], _cut(B, T, H, block)
     ends = jnp.pad(subtree_end, ((0, 0), (0, blocks.tokens - T)))
-    keys, values, visits = _keys(k, blocks), _keys(v, blocks), _visits(ends, blocks)
+    keys, values, (visits, widths) = _keys(k, blocks), _keys(v, blocks), _visits(ends, blocks)
     delta = _queries((g.astype(lse.dtype) * out.astype(lse.dtype)).sum(-1, keepdims=True), K, blocks)[..., 0]
 
     def branch(num_keys: int):
@@ -228,17 +229,16 @@ def _backward(block, saved, g):
 
         return add_gradient
 
-    branches = [branch(width) for width in visits.widths]
+    branches = [branch(width) for width in widths]
 
     def take_turn(carry, inputs):
         *arrays, index = inputs
         dk, dv, dq = jax.lax.switch(index, branches, *carry, *arrays)
         return (dk, dv), dq
 
-    turns = (jnp.arange(blocks.turns, dtype=jnp.int32), visits.chosen, visits.branch)
     zeros = jnp.zeros(keys.shape, lse.dtype)
     (dk, dv), dq = jax.lax.scan(
-        take_turn, (zeros, zeros), (_queries(q, K, blocks), lse, delta, _queries(g, K, blocks), *turns)
+        take_turn, (zeros, zeros), (_queries(q, K, blocks), lse, delta, _queries(g, K, blocks), *visits)
     )
     dk, dv = (_from_keys(x, k.shape, blocks).astype(y.dtype) for x, y in ((dk, k), (dv, v)))
     return _from_queries(dq, q.shape, blocks), dk, dv, None

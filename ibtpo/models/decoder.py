@@ -171,8 +171,12 @@ class Decoder(nnx.Module):
         """The parameters of each layer as arrays of their own, copied. Where the decoder runs in a loop, made outside
         of it they save it a copy of each layer's weights per pass, which a scan on a CPU makes."""
         stacked = nnx.state(self.layers)
-        layers = [jax.tree.map(lambda x: x[layer], stacked) for layer in range(self.config.num_layers)]
-        return jax.lax.optimization_barrier(layers)  # or the compiler slices in the loop again
+
+        def of(layer: int) -> nnx.State:
+            return jax.tree.map(lambda x: x[layer], stacked)
+
+        # With a barrier, or the compiler slices in the loop again.
+        return jax.lax.optimization_barrier([of(layer) for layer in range(self.config.num_layers)])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden [..., D]."""

@@ -90,7 +90,7 @@ def test_hosts_share_out_the_batches_of_one(count, each, extra, seed, numbers):
 
 
 def test_impossible_shards_are_refused():
-    with pytest.raises(ValueError, match="batch_size 4 cannot be dealt out to 3 hosts.* 6"):
+    with pytest.raises(ValueError, match=r"batch_size 4 cannot be dealt out to 3 hosts.* 6"):
         ProblemIterator(_problems(9), 4, 0, shard=(0, 3))
     for shard in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="0 <= index < count"):
