@@ -8,8 +8,8 @@
    peak of the resident memory, against the same.
 3. trees: (4,9,1,1) and (4,3,4,1) of strategy "ib" against flat groups of 8 and 12; 256 questions, prompts of 64 tokens,
    at most 384 new ones. Lengths are log-normal, with a median of 160 and a standard deviation of 0.5 of the logarithm;
-   32 of the 512 tokens end a step. The model is sure of some steps and unsure of others, and one step in fourteen is a
-   mistake, which makes every response behind it wrong (lengths.py). 131,072 tokens of KV cache.
+   32 of the 512 tokens end a step. The model is sure of some steps and unsure of others (lengths.py), and one step in
+   fourteen is a mistake, which makes every response behind it wrong. 131,072 tokens of KV cache.
 4. memory: KV pages in use at the peak of (4,9,1,1), in tokens, over the tokens they hold, for three page sizes.
 5. growth: time for 16 to 1,024 questions, 4 to 64 responses, 64 to 1,024 tokens; the exponent is the slope of the
    least-squares line through the logarithms.
