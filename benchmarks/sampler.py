@@ -15,12 +15,13 @@
    least-squares line through the logarithms.
 
 Everyone uses random float32 weights of the same sizes, temperature 1 without truncation, log-probabilities, and all
-cores: our engine as one JAX device each, between which it splits the questions, or all as one device, transformers with
-each of its caches, and in 1 and 2 the faster counts (in 2 there is one question, hence one device); 3 to 5 have a
-device for each core. In 1 and 2 no token ends a response, so that all draw as many. Each engine and workload of 1 and 2
-has a process of its own, in turn, runs once untimed and then --repeats times (fewer once --budget seconds are spent);
-medians are reported. In 3 and 5 the workloads of a process take turns, after a smaller untimed run. The peers are
-installed, at pinned versions, under build/benchmarks. --quick: much smaller workloads, once each.
+cores: our engine as one JAX device each, between which it splits the questions or the model, or all as one device,
+transformers with each of its caches, and in 1 and 2 the fastest counts (in 2 there is one question, which is not
+split); 3 to 5 have a device for each core, and questions split. In 1 and 2 no token ends a response, so that all draw
+as many. Each engine and workload of 1 and 2 has a process of its own, in turn, runs once untimed and then --repeats
+times (fewer once --budget seconds are spent); medians are reported. In 3 and 5 the workloads of a process take turns,
+after a smaller untimed run. The peers are installed, at pinned versions, under build/benchmarks. --quick: much smaller
+workloads, once each.
 """
 
 import argparse
@@ -117,7 +118,7 @@ class Workload:
             graphdef, params = timed_decoder(model, stops=STOPS, **lengths)
         else:
             graphdef, params = nnx.split(Decoder(model, rngs=nnx.Rngs(0)), nnx.Param)
-        mesh = parallel.use_mesh(types.SimpleNamespace(data=-1, fsdp=1, tensor=1))
+        mesh = parallel.use_mesh(types.SimpleNamespace(data=-1, fsdp=1, tensor=job.get("tensor", 1)))
         self.params = parallel.shard_params(params, mesh)
         tree = TreeOptions(**dict(top_k=1, branch=1, max_new_tokens=job["new_tokens"]) | job["tree"])
         options = SamplerOptions(
@@ -294,8 +295,13 @@ class Benchmark:
         )
 
         def fastest() -> dict:
-            counts = sorted({1, self.most_devices([our_job])})
-            results = [self.ours([our_job], n)[0] | dict(variant=f"{n} device{'s' * (n > 1)}") for n in counts]
+            cores = os.cpu_count() or 1
+            variants = {"1 device": (our_job, 1)}
+            if (split := self.most_devices([our_job])) > 1:
+                variants[f"{split} devices, questions split"] = (our_job, split)
+            if cores > 1 and our_job["model"]["num_kv_heads"] % cores == 0:
+                variants[f"{cores} devices, model split"] = (our_job | dict(tensor=cores), cores)
+            results = [self.ours([job], devices)[0] | dict(variant=name) for name, (job, devices) in variants.items()]
             return min(results, key=lambda result: statistics.median(result["seconds"]))
 
         runs = {"ours": fastest}

@@ -111,6 +111,11 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def share_cores() -> bool:
+    """Whether several CPU devices of this process share its cores, so that each had better keep to one at a time."""
+    return platform() == "cpu" and jax.local_device_count() > 1
+
+
 def num_row_shards() -> int:
     """Shards of the logical axis "rows" under the current mesh."""
     mesh = current_mesh()

@@ -9,11 +9,12 @@ from jax import numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu import paged_attention as pallas
 
-from ibtpo.parallel import platform
+from ibtpo.parallel import platform, share_cores
 
 LANES = 128
 BLOCK_TOKENS = 256  # the TPU kernel reads whole blocks of so many tokens (half of one is beyond the end, on average)
 XLA_BLOCK = 64  # tokens of a slot that the XLA path reads at once
+XLA_BLOCKS = 8  # such blocks that it reads at once on one core: what it gathers then stays in the core's cache
 SHARED_BLOCK = 256  # tokens of each tile that it reads at once
 TILE = 8  # neighbouring slots that the XLA path lets read together what all of them share
 SHARED_SPEED = 4  # so many times less it costs a tile to read a page together than each of its slots one of its own
@@ -151,13 +152,14 @@ def _xla(query, key_pages, value_pages, layer, page_table, lengths, shared):
 
         carry = jax.tree.map(of_slots, read, carry)
 
-    # What is left is read block by block, S blocks at a time, whatever slots they are of: the blocks of all slots are
-    # numbered through, so that the work follows the sum of the lengths and not the longest.
+    # What is left is read block by block, several blocks at a time, whatever slots they are of: the blocks of all slots
+    # are numbered through, so that the work follows the sum of the lengths and not the longest.
     blocks = pages_for(pages_for(lengths, page_size) - start, columns)
     ends = jnp.cumsum(blocks)
+    width = min(num_slots, XLA_BLOCKS) if share_cores() else num_slots
 
     def read_own(turn, carry):
-        number = turn * num_slots + jnp.arange(num_slots)
+        number = turn * width + jnp.arange(width)
         slot = jnp.searchsorted(ends, number, side="right", method="compare_all").clip(max=num_slots - 1)
         first = start[slot] + (number - ends[slot] + blocks[slot]) * columns
         pages = table[slot[:, None], (first[:, None] + jnp.arange(columns)).clip(max=num_columns - 1)]
@@ -166,7 +168,7 @@ def _xla(query, key_pages, value_pages, layer, page_table, lengths, shared):
         pages, visible = lax.optimization_barrier((pages, visible))  # once, not for each element they are used for
         return merge(slot, carry, attend(query[:, slot], pages, visible))
 
-    _, total, out = lax.fori_loop(0, pages_for(ends[-1], num_slots), read_own, carry)
+    _, total, out = lax.fori_loop(0, pages_for(ends[-1], width), read_own, carry)
     out = jnp.moveaxis(out / total[..., None], 0, 1)
     return out.reshape(num_slots, num_heads, head_dim).astype(value_pages.dtype)
 

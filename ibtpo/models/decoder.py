@@ -168,15 +168,14 @@ class Decoder(nnx.Module):
         return _into_layer(rms_norm(hidden, self.final_norm[...], self.config.norm_eps)), cache
 
     def unstack(self) -> list[nnx.State]:
-        """The parameters of each layer as arrays of their own, copied. Where the decoder runs in a loop, made outside
-        of it they save it a copy of each layer's weights per pass, which a scan on a CPU makes."""
+        """The parameters of each layer as arrays of their own, copied. Given to a program that runs the decoder in a
+        loop, they save it the copy of each layer's weights that a scan on a CPU makes in every pass."""
         stacked = nnx.state(self.layers)
 
         def of(layer: int) -> nnx.State:
             return jax.tree.map(lambda x: x[layer], stacked)
 
-        # With a barrier, or the compiler slices in the loop again.
-        return jax.lax.optimization_barrier([of(layer) for layer in range(self.config.num_layers)])
+        return [of(layer) for layer in range(self.config.num_layers)]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden [..., D]."""

@@ -23,7 +23,7 @@ from jax import numpy as jnp
 from ibtpo.kernels.paged_attention import paged_attention, shared_pages
 from ibtpo.models.attention import tree_attend
 from ibtpo.models.decoder import Attend
-from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard, platform, replicate
+from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard, replicate
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.logits import SamplingParams, sample
 from ibtpo.sampling.pages import POOL_AXES, PagePool
@@ -311,6 +311,7 @@ def decode_chunk(
     sampling: SamplingParams,
     stops: jax.Array,
     steps: jax.Array,
+    layers: list | None = None,
     *,
     chunk: int,
     slots: int,
@@ -318,8 +319,9 @@ def decode_chunk(
     """Takes up to `steps` (int32 scalar, at most `chunk`) decode steps; stops early when nothing can go on.
 
     A sequence ends at a token that `stops`, the `StopTable`'s transitions [A, V], says to (kept, as its last token) or
-    at its limit, and its slot takes the next of the queue. `slots`: how many of the slots take part, over all shards;
-    each shard's must hold what is active.
+    at its limit, and its slot takes the next of the queue. `layers`: the decoder's layers one by one
+    (`Decoder.unstack`), None to scan over them. `slots`: how many of the slots take part, over all shards; each shard's
+    must hold what is active.
     """
     shards = num_row_shards()
     num_slots = state.slots.row.shape[0] // shards
@@ -334,8 +336,6 @@ def decode_chunk(
         state.pool.ref_counts
     )
     decoder = nnx.merge(graphdef, params)
-    # A CPU's scan copies each layer's weights in every step; a copy of them all is made once for each chunk instead.
-    layers = decoder.unstack() if platform() == "cpu" else None
 
     def step(carry):
         index, _, pool, taken, active_slots, queue, out = carry

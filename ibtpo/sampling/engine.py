@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jax import numpy as jnp
 from jax.experimental import multihost_utils
 
@@ -147,6 +148,7 @@ class SamplerStats:
 _start = jax.jit(start, donate_argnums=0)
 _release = jax.jit(release, donate_argnums=0)
 _serving = jax.jit(parallel.serving, static_argnums=1)
+_unstack = jax.jit(lambda graphdef, params: nnx.merge(graphdef, params).unstack(), static_argnums=0)
 _pages_in_use = jax.jit(lambda pool: parallel.replicate(paging.pages_in_use(pool)))
 
 
@@ -159,11 +161,16 @@ class _Programs(NamedTuple):
 
 
 @functools.cache
-def _programs(platform: str) -> _Programs:
-    # XLA's own small batched products of decode attention take 1.8 times as long on a CPU as those of this library of
-    # it, which is off by default (benchmarks/sampler.py).
-    library = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-    options = dict(static_argnums=0, donate_argnums=2, compiler_options=library if platform == "cpu" else None)
+def _programs(platform: str, share_cores: bool) -> _Programs:
+    compiler_options = {}
+    if platform == "cpu":
+        # XLA's own small batched products of decode attention take 1.8 times as long on a CPU as those of this library
+        # of it, which is off by default (benchmarks/sampler.py).
+        compiler_options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    if share_cores:
+        # Loops over small arrays are not split between cores that all have a device to serve.
+        compiler_options["xla_disable_hlo_passes"] = "cpu-parallel-task-assigner"
+    options = dict(static_argnums=0, donate_argnums=2, compiler_options=compiler_options)
     return _Programs(
         prefill=jax.jit(prefill, **options),
         decode_chunk=jax.jit(decode_chunk, static_argnames=("chunk", "slots"), **options),
@@ -266,7 +273,7 @@ class TreeSampler:
         self.group_size = num_responses(tree)
         self.max_length = options.max_prompt_tokens + tree.max_new_tokens
         self._graphdef, self._model, self._dtype = graphdef, model, dtype
-        self.programs = _programs(parallel.platform())
+        self.programs = _programs(parallel.platform(), parallel.share_cores())
 
         shards = self.num_shards = parallel.num_row_shards()
         if options.slots % shards:
@@ -450,6 +457,8 @@ class _Run:
     def __init__(self, sampler, params, questions, grade, key, sampling, on_finished):
         self.began = time.perf_counter()
         self.sampler, self.params, self.grade = sampler, sampler.serve(params), grade
+        # A CPU's scan would copy each layer's weights in every step; they are copied once for all chunks.
+        self.layers = _unstack(sampler._graphdef, self.params) if parallel.platform() == "cpu" else None
         self.key, self.sampling, self.on_finished = key, sampling, on_finished
         self.seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         self.state = sampler._initial_state()
@@ -683,6 +692,7 @@ class _Run:
             self.sampling,
             sampler.stops.table,
             np.int32(steps),
+            self.layers,
             chunk=options.chunk,
             slots=next(n for n in sampler._widths if n >= slots),
         )

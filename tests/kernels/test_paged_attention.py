@@ -64,8 +64,10 @@ def test_paged_attention_matches_the_oracle(backend, dtype, head_dim, tolerance,
 def test_slots_that_share_pages_get_what_each_would_alone(seed, monkeypatch):
     """Two tiles of slots, each sharing a random number of first pages; some slots are of one token or free."""
     monkeypatch.setattr(module, "XLA_BLOCK", 2 * PAGE)
+    monkeypatch.setattr(module, "share_cores", lambda: seed % 2 == 1)  # fewer blocks at once than there are slots
     rng = np.random.default_rng(seed)
     tiles, columns = 2, 9
+    assert tiles * module.TILE > module.XLA_BLOCKS
     slots = tiles * module.TILE
     keys, values = rng.normal(size=(2, 2, LAYERS, 200, PAGE, 16)).astype(np.float32)
     query = rng.normal(size=(slots, 4, 16)).astype(np.float32)
