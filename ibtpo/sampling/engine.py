@@ -345,7 +345,8 @@ class TreeSampler:
 
     def lower(self, params) -> dict[str, jax.stages.Lowered]:
         """The sampler's programs for parameters in the training layout (abstract ones will do), for ahead-of-time
-        compilation: serve, prefill (of the longest prompts), start, decode (all slots), release, recompute."""
+        compilation: serve, prefill (of the longest prompts), start, decode (all slots, with a scan over the layers,
+        which a call on CPUs does without), release, recompute."""
         mesh = jax.sharding.get_mesh()
 
         def place(tree, names):
