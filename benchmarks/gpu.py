@@ -1,6 +1,6 @@
 """One GPU: how much of the memory bandwidth decoding reaches, and of the arithmetic, prefilling and training.
 
-    python benchmarks/gpu.py [--quick] [--json] [--models=Qwen/Qwen3-1.7B,Qwen/Qwen3-8B]
+    python benchmarks/gpu.py [--quick] [--json] [--models=Qwen/Qwen3-1.7B,Qwen/Qwen3-8B] [--parts=decode,prefill]
 
 Random bfloat16 weights and KV cache. For each model:
 
@@ -11,7 +11,6 @@ Random bfloat16 weights and KV cache. For each model:
   products and causal attention as a share of the device's bfloat16 peak.
 - trees: (4,9,1,1) of strategy "ib" against flat groups of 12 on 256 questions, at most 512 new tokens; lengths are
   log-normal, with a median of 213 and a standard deviation of 0.5 of the logarithm.
-
 - update: 16 trees (4,9,1,1) of responses of 512 tokens after prompts of 256, packed into rows; float32 parameters and
   moments, bfloat16 computation. The FLOPs that the model itself needs for their unique tokens, over the time, as a
   share of the bfloat16 peak: 0.45 is the goal.
@@ -33,6 +32,7 @@ import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B")
+PARTS = ("decode", "prefill", "trees", "update")
 GOAL, UPDATE_GOAL = 0.6, 0.45
 # Words of device_kind: (bytes/s of memory, dense bfloat16 FLOP/s), from the vendor's data sheets.
 PEAKS = {
@@ -276,14 +276,17 @@ def pool_tokens(sizes: dict[str, int]) -> int:
 
 
 def memory_needed(model, sizes: dict[str, int]) -> float:
-    return 2 * model.num_params + pool_tokens(sizes) * kv_bytes_per_token(model) + SLACK
+    # The sampler decodes with a copy of the weights, layer by layer.
+    return 4 * model.num_params + pool_tokens(sizes) * kv_bytes_per_token(model) + SLACK
 
 
 def share(value: float | None, peak: float | None) -> float | None:
     return None if value is None or peak is None else value / peak
 
 
-def run(*, quick=False, models=MODELS, repeats=3, bandwidth=None, flops=None, log=print, show=print) -> dict:
+def run(
+    *, quick=False, models=MODELS, parts=PARTS, repeats=3, bandwidth=None, flops=None, log=print, show=print
+) -> dict:
     """The figures of the benchmark, `goals` among them."""
     import jax
 
@@ -310,13 +313,14 @@ def run(*, quick=False, models=MODELS, repeats=3, bandwidth=None, flops=None, lo
             try:
                 log(f"{name}: making {2 * config.num_params / 1e9:.2f} GB of weights")
                 bench = Bench(config, sizes, 1 if quick else repeats)
-                for part in ("decode", "prefill", "trees", "update"):
+                for part in parts:
                     log(f"{name}: {part}")
                     training = TRAINING_BYTES * config.num_params + SLACK
                     if part == "update" and not quick and limit and training > limit:
                         log(f"  skipped: needs about {training / 1e9:.0f} GB, and the device offers {limit / 1e9:.0f}")
                     else:
                         found[part] = getattr(bench, part)()
+                        log(f"  {found[part]}")
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -335,6 +339,8 @@ def run(*, quick=False, models=MODELS, repeats=3, bandwidth=None, flops=None, lo
             ("decode", "bandwidth_share", "share of memory bandwidth", GOAL),
             ("update", "flops_share", "model FLOP utilisation", UPDATE_GOAL),
         ):
+            if part not in parts:
+                continue
             goals.append(make_goal(f"{name}: {part}, {what}", found.get(part, {}).get(key), goal, at_least=True))
     rows = []
     for name, found in results.items():
@@ -374,13 +380,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model on any device")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the table goes to stderr")
     parser.add_argument("--models", default=",".join(MODELS), help="presets, separated by commas")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which of them, separated by commas")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each call")
     parser.add_argument("--bandwidth", type=float, help="bytes/s of the device's memory")
     parser.add_argument("--flops", type=float, help="bfloat16 FLOP/s of the device")
     arguments = parser.parse_args()
+    for part in arguments.parts.split(","):
+        if part not in PARTS:
+            parser.error(f"--parts={part}: there are {', '.join(PARTS)}")
     figures = run(
         quick=arguments.quick,
         models=arguments.models.split(","),
+        parts=[part for part in PARTS if part in arguments.parts.split(",")],
         repeats=arguments.repeats,
         bandwidth=arguments.bandwidth,
         flops=arguments.flops,

@@ -9,6 +9,7 @@ from jax import numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu import paged_attention as pallas
 
+from ibtpo.kernels import paged_attention_gpu
 from ibtpo.parallel import platform, share_cores
 
 LANES = 128
@@ -42,10 +43,10 @@ def paged_attention(
       page_table: int32 [S, M]; absent pages are -1.
       lengths: int32 [S], at least 1.
       shared: int32 [S], `shared_pages` of these slots, for the XLA path; None: every slot reads its own.
-      backend: "tpu" (JAX's own Pallas kernel, which reads the live pages only), "interpret" (the same, interpreted on
-        any machine, for tests) or "xla" (reads whole blocks of the live pages; those that neighbouring slots share are
-        read once where that pays); None: the kernel where the mesh's devices are TPUs and
-        it fits (`supported`), else XLA.
+      backend: "tpu" (JAX's own Pallas kernel) or "gpu" (`paged_attention_gpu`), which read the live pages only;
+        "interpret" or "interpret_gpu" (the same, interpreted on any machine, for tests); or "xla" (reads whole blocks
+        of the live pages; those that neighbouring slots share are read once where that pays). None: the kernel of the
+        mesh's devices where there is one and it fits (`supported`), else XLA.
 
     Returns:
       [S, H, head_dim] in the query's dtype; the softmax is float32.
@@ -53,12 +54,16 @@ def paged_attention(
     Raises:
       ValueError: the kernel is asked for and does not fit.
     """
-    fits = supported(key_pages.shape[-1], key_pages.dtype, page_table.shape)
+    page_size, head_dim = key_pages.shape[3:]
+    fits = supported(head_dim, key_pages.dtype, page_table.shape)
+    fits_gpu = paged_attention_gpu.supported(head_dim, page_size, key_pages.dtype)
     if backend is None:
-        backend = "tpu" if platform() == "tpu" and fits else "xla"
+        backend = platform() if {"tpu": fits, "gpu": fits_gpu}.get(platform()) else "xla"
     arrays = (query, key_pages, value_pages, layer, page_table, lengths)
     if backend == "xla":
         return _xla(*arrays, shared)
+    if backend in ("gpu", "interpret_gpu"):
+        return paged_attention_gpu.paged_attention_gpu(*arrays, interpret=backend == "interpret_gpu")
     if not fits:
         raise ValueError(
             f"the TPU paged attention takes bfloat16 pages with head_dim in multiples of {LANES} and a page table of "

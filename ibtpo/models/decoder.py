@@ -13,7 +13,7 @@ from flax import nnx
 
 from ibtpo.models import rope
 from ibtpo.models.config import ModelConfig
-from ibtpo.parallel import constrain, gather
+from ibtpo.parallel import constrain, current_mesh, gather
 
 Cache = Any  # any pytree
 # (q [B,T,H,Dh], k [B,T,K,Dh], v [B,T,K,Dh], layer int32 [], cache) -> (out [B,T,H,Dh], cache)
@@ -39,10 +39,13 @@ REMAT = {"attention": jax.checkpoint_policies.save_only_these_names("attention")
 
 
 class Layers(nnx.Module):
-    """The parameters of all layers, stacked on a leading axis [L, ...]; called on the slice of one layer."""
+    """The parameters of all layers, stacked on a leading axis [L, ...]; called on the slice of one layer.
+
+    packed: whether weights that multiply the same input are one array (`pack`).
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype, param_dtype):
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.packed = config, dtype, False
         L, D, F, Dh = config.num_layers, config.embed_dim, config.mlp_dim, config.head_dim
         H, K = config.num_heads, config.num_kv_heads
 
@@ -81,9 +84,13 @@ class Layers(nnx.Module):
             return gather(param, self.dtype)
 
         x = _into_layer(rms_norm(hidden, self.attn_norm[...], eps))
-        q = constrain(jnp.einsum("btd,dhx->bthx", x, w(self.q)), "rows", None, "heads", None)
-        k = constrain(jnp.einsum("btd,dkx->btkx", x, w(self.k)), "rows", None, "kv_heads", None)
-        v = constrain(jnp.einsum("btd,dkx->btkx", x, w(self.v)), "rows", None, "kv_heads", None)
+        if self.packed:
+            H, K = self.config.num_heads, self.config.num_kv_heads
+            q, k, v = jnp.split(jnp.einsum("btd,dhx->bthx", x, w(self.qkv)), (H, H + K), axis=2)
+        else:
+            q = constrain(jnp.einsum("btd,dhx->bthx", x, w(self.q)), "rows", None, "heads", None)
+            k = constrain(jnp.einsum("btd,dkx->btkx", x, w(self.k)), "rows", None, "kv_heads", None)
+            v = constrain(jnp.einsum("btd,dkx->btkx", x, w(self.v)), "rows", None, "kv_heads", None)
         if self.config.qkv_bias:
             q, k, v = q + w(self.q_bias), k + w(self.k_bias), v + w(self.v_bias)
         if self.config.qk_norm:
@@ -92,10 +99,25 @@ class Layers(nnx.Module):
         hidden += _out_of_layer(jnp.einsum("bthx,hxd->btd", out, w(self.o)))
 
         x = _into_layer(rms_norm(hidden, self.mlp_norm[...], eps))
-        gate = constrain(jnp.einsum("btd,df->btf", x, w(self.gate)), "rows", None, "mlp")
-        up = constrain(jnp.einsum("btd,df->btf", x, w(self.up)), "rows", None, "mlp")
+        if self.packed:
+            gate, up = jnp.split(jnp.einsum("btd,df->btf", x, w(self.gate_up)), 2, axis=2)
+        else:
+            gate = constrain(jnp.einsum("btd,df->btf", x, w(self.gate)), "rows", None, "mlp")
+            up = constrain(jnp.einsum("btd,df->btf", x, w(self.up)), "rows", None, "mlp")
         hidden += _out_of_layer(jnp.einsum("btf,fd->btd", jax.nn.silu(gate) * up, w(self.down)))
         return hidden, cache
+
+    def pack(self) -> None:
+        """Makes q, k and v one array `qkv` [.., D, H + 2 K, Dh], and gate and up one array `gate_up` [.., D, 2 F], so
+        that each pair or triple is one larger product. Not for weights split over tensor: a device would get other
+        heads than those it attends with."""
+        qkv, gate_up = (self.q, self.k, self.v), (self.gate, self.up)
+        self.qkv = nnx.Param(jnp.concatenate([x[...] for x in qkv], axis=-2), axes=self.q.get_metadata()["axes"])
+        self.gate_up = nnx.Param(
+            jnp.concatenate([x[...] for x in gate_up], axis=-1), axes=self.up.get_metadata()["axes"]
+        )
+        del self.q, self.k, self.v, self.gate, self.up
+        self.packed = True
 
 
 class Decoder(nnx.Module):
@@ -163,19 +185,25 @@ class Decoder(nnx.Module):
             layer_ids = jnp.arange(self.config.num_layers, dtype=jnp.int32)
             (hidden, cache), _ = jax.lax.scan(body, (hidden, cache), (stacked, layer_ids))
         else:
+            graphdef = nnx.graphdef(self._layer(0, packed="qkv" in layers[0]))
             for layer, slices in enumerate(layers):
                 (hidden, cache), _ = body((hidden, cache), (slices, jnp.int32(layer)))
         return _into_layer(rms_norm(hidden, self.final_norm[...], self.config.norm_eps)), cache
 
     def unstack(self) -> list[nnx.State]:
-        """The parameters of each layer as arrays of their own, copied. Given to a program that runs the decoder in a
-        loop, they save it the copy of each layer's weights that a scan on a CPU makes in every pass."""
-        stacked = nnx.state(self.layers)
+        """The parameters of each layer as arrays of their own, copied and, unless the mesh splits them over tensor,
+        packed (`Layers.pack`). Given to a program that runs the decoder in a loop, they save it the copy of each
+        layer's weights that a scan on a CPU or GPU makes in every pass."""
+        mesh = current_mesh()
+        packed = mesh is None or mesh.shape["tensor"] == 1
+        return [nnx.state(self._layer(layer, packed=packed)) for layer in range(self.config.num_layers)]
 
-        def of(layer: int) -> nnx.State:
-            return jax.tree.map(lambda x: x[layer], stacked)
-
-        return [of(layer) for layer in range(self.config.num_layers)]
+    def _layer(self, layer: int, *, packed: bool) -> Layers:
+        graphdef, stacked = nnx.split(self.layers)
+        one = nnx.merge(graphdef, jax.tree.map(lambda x: x[layer], stacked))
+        if packed:
+            one.pack()
+        return one
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden [..., D]."""

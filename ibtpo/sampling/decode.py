@@ -21,7 +21,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from ibtpo.kernels.paged_attention import paged_attention, shared_pages
-from ibtpo.models.attention import tree_attend
+from ibtpo.models.attention import prompt_attend
 from ibtpo.models.decoder import Attend
 from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard, replicate
 from ibtpo.sampling import pages as paging
@@ -222,8 +222,7 @@ def prefill(graphdef, params, pool: PagePool, tokens: jax.Array, lengths: jax.Ar
     # Of a row out of range the table names no page, so nothing of it is stored.
     valid = positions < lengths[:, None]
     page, offset = paging.page_and_offset(_rows_of(pool.page_table, rows), positions, valid, pool.page_size)
-    # Causal attention is tree attention on a chain: every token's subtree ends where the prompt does.
-    own_attend = tree_attend(jnp.where(valid, lengths[:, None], positions + 1))
+    own_attend = prompt_attend(lengths, num_tokens)
 
     def attend(query, key, value, layer, pool):
         return own_attend(query, key, value, layer, _write(pool, layer, page, offset, key, value))

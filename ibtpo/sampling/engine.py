@@ -167,6 +167,9 @@ def _programs(platform: str, share_cores: bool) -> _Programs:
         # XLA's own small batched products of decode attention take 1.8 times as long on a CPU as those of this library
         # of it, which is off by default (benchmarks/sampler.py).
         compiler_options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    if platform == "gpu":
+        # Of few tokens, the vendor's library multiplies faster than what XLA writes itself (docs/results.md).
+        compiler_options["xla_gpu_enable_triton_gemm"] = False
     if share_cores:
         # Loops over small arrays are not split between cores that all have a device to serve.
         compiler_options["xla_disable_hlo_passes"] = "cpu-parallel-task-assigner"
@@ -458,8 +461,8 @@ class _Run:
     def __init__(self, sampler, params, questions, grade, key, sampling, on_finished):
         self.began = time.perf_counter()
         self.sampler, self.params, self.grade = sampler, sampler.serve(params), grade
-        # A CPU's scan would copy each layer's weights in every step; they are copied once for all chunks.
-        self.layers = _unstack(sampler._graphdef, self.params) if parallel.platform() == "cpu" else None
+        # A scan on a CPU or GPU would copy each layer's weights in every step; they are copied once for all chunks.
+        self.layers = None if parallel.platform() == "tpu" else _unstack(sampler._graphdef, self.params)
         self.key, self.sampling, self.on_finished = key, sampling, on_finished
         self.seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         self.state = sampler._initial_state()

@@ -9,6 +9,8 @@ from flax import struct
 from jax import lax
 from jax import numpy as jnp
 
+BLOCK = 128  # tokens of the vocabulary that a draw takes together at first
+
 
 @struct.dataclass
 class SamplingParams:
@@ -73,6 +75,30 @@ def truncate(probs: jax.Array, params: SamplingParams) -> jax.Array:
     return jnp.where(kept >= params.min_p * jnp.max(kept, -1, keepdims=True), kept, 0)
 
 
+def _first_above(masses: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Per row of masses [S, n]: the first index at which their running sum exceeds target [S], and how much of the
+    target is left for it."""
+    cumulative = jnp.cumsum(masses, axis=-1)
+    # Strictly below the total, so that some entry exceeds it; the first to do so has mass.
+    target = jnp.minimum(target, jnp.nextafter(cumulative[:, -1], 0.0))
+    index = jnp.argmax(cumulative > target[:, None], axis=-1).astype(jnp.int32)
+    before = jnp.take_along_axis(cumulative, jnp.maximum(index - 1, 0)[:, None], axis=-1)[:, 0]
+    return index, target - jnp.where(index > 0, before, 0)
+
+
+def _draw(probs: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Inverts the distribution function of probs [S, V], not normalised, at uniform [S] in [0, 1).
+
+    First the block of tokens, then the token in it: the vocabulary is read once, and never as running sums.
+    """
+    num_slots, vocab_size = probs.shape
+    blocks = jnp.pad(probs, ((0, 0), (0, -vocab_size % BLOCK))).reshape(num_slots, -1, BLOCK)
+    sums = jnp.sum(blocks, axis=-1)
+    block, rest = _first_above(sums, uniform * jnp.sum(sums, axis=-1))
+    index, _ = _first_above(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], rest)
+    return block * BLOCK + index
+
+
 def sample(logits: jax.Array, keys: jax.Array, params: SamplingParams) -> tuple[jax.Array, jax.Array]:
     """Draws one token per slot.
 
@@ -80,14 +106,20 @@ def sample(logits: jax.Array, keys: jax.Array, params: SamplingParams) -> tuple[
     Returns (tokens [S] int32, log_probs [S] float32), where log_probs is the *full-vocabulary*
     log-softmax of logits / temperature: truncation changes what is drawn, not what is reported.
     """
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / params.temperature)
-    probs = jnp.exp(log_probs)
-    truncating = (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
-    probs = lax.cond(truncating, lambda p: truncate(p, params), lambda p: p, probs)
+    logits = logits.astype(jnp.float32)
+    normaliser = jax.nn.logsumexp(logits / params.temperature, axis=-1)
     uniform = jax.vmap(jax.random.uniform)(keys)
-    cumulative = jnp.cumsum(probs, axis=-1)
-    total = cumulative[:, -1]
-    # Strictly below the total, so that some entry exceeds it; the first to do so has mass.
-    target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
-    tokens = jnp.argmax(cumulative > target[:, None], axis=-1).astype(jnp.int32)
-    return tokens, jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
+
+    def draw(logits, normaliser, truncate):
+        return _draw(truncate(jnp.exp(logits / params.temperature - normaliser[:, None])), uniform)
+
+    truncating = (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
+    tokens = lax.cond(
+        truncating,
+        lambda *args: draw(*args, lambda probs: truncate(probs, params)),
+        lambda *args: draw(*args, lambda probs: probs),
+        logits,
+        normaliser,
+    )
+    drawn = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, drawn / params.temperature - normaliser

@@ -1,4 +1,4 @@
-"""Paged attention, by XLA and by JAX's TPU kernel (interpreted), against float64 attention over the tokens."""
+"""Paged attention, by XLA and by the TPU and GPU kernels (interpreted), against float64 attention over the tokens."""
 
 import functools
 
@@ -8,6 +8,7 @@ import pytest
 from jax import numpy as jnp
 
 from ibtpo.kernels import paged_attention as module
+from ibtpo.kernels import paged_attention_gpu
 from ibtpo.kernels.paged_attention import paged_attention_cost
 
 paged_attention = jax.jit(module.paged_attention, static_argnames="backend")
@@ -58,6 +59,21 @@ def test_paged_attention_matches_the_oracle(backend, dtype, head_dim, tolerance,
         expected = oracle(*rounded, layer, table, lengths)
         np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=tolerance)
         assert abs(expected).max() > 10 * tolerance
+
+
+@pytest.mark.parametrize("num_kv_heads, group", [(1, 1), (2, 2), (2, 7), (1, 17)])
+@pytest.mark.parametrize("programs, block", [(1, 8), (1, 32), (40, 8), (1000, 8)])
+def test_the_gpu_kernel_matches_the_oracle(programs, block, num_kv_heads, group, monkeypatch):
+    """In one part and in several, some of them behind the end of a sequence, in blocks of one page and of more."""
+    monkeypatch.setattr(paged_attention_gpu, "PROGRAMS", programs)
+    monkeypatch.setattr(paged_attention_gpu, "BLOCK_TOKENS", block)
+    query, keys, values, table, lengths = case(np.random.default_rng(group), num_kv_heads, group, 32)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (query, keys, values)]
+    out = jax.jit(lambda *args: module.paged_attention(*args, backend="interpret_gpu"))(
+        *arrays, jnp.int32(1), table, lengths
+    )
+    expected = oracle(*[np.asarray(x, np.float64) for x in arrays], 1, table, lengths)
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -11,6 +11,7 @@ from flax import nnx
 
 from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.models import hf, rope
+from ibtpo.models.attention import tree_attend
 from ibtpo.models.config import ModelConfig, RopeScaling
 from ibtpo.models.decoder import Decoder
 from tests.models.reference import CASES, make_reference, random_tokens, torch_gradients, torch_greedy, torch_logits
@@ -235,3 +236,17 @@ def test_rotation_depends_on_relative_position_only():
 
     np.testing.assert_allclose(score(9, 4), score(25, 20), rtol=1e-5)
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
+
+
+def test_unstacked_layers_give_the_same(pair):
+    _, decoder = pair
+    tokens = random_tokens((2, 12))
+    positions = np.tile(np.arange(12, dtype=np.int32), (2, 1))
+
+    @jax.jit
+    def forward(layers):
+        return decoder(tokens, positions, tree_attend(jnp.full((2, 12), 12)), layers=layers)[0]
+
+    layers = jax.jit(decoder.unstack)()
+    assert len(layers) == decoder.config.num_layers and "qkv" in layers[0]  # packed
+    np.testing.assert_allclose(forward(layers), forward(None), atol=1e-5)
