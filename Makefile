@@ -2,6 +2,7 @@
 # make demo       train the tiny model with the whole method on the CPU and draw its curves
 # make test       the test suite              make test-slow   the long tests as well
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
+# make test-gpu   what needs the GPU compiler (no GPU), in an environment of its own, .venv-gpu (several GB)
 # make test-peers our losses against those of Tunix and TRL, each in an environment of its own (several GB)
 # make lint       ruff                        make clean       remove what was built (not .venv, not runs)
 #
@@ -11,7 +12,7 @@
 # TEST_JOBS=N test processes (0: one, no workers)
 
 .DELETE_ON_ERROR:
-.PHONY: env test-env demo test test-slow test-tpu test-peers lint clean help
+.PHONY: env test-env demo test test-slow test-tpu test-gpu test-peers lint clean help
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -30,7 +31,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,11p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,12p'
 
 env: $(VENV)/.env
 test-env: $(VENV)/.test-env
@@ -66,6 +67,14 @@ test-tpu:
 
 $(VENV)/.tpu-env: requirements.txt requirements-test.txt requirements-tpu.txt | $(BIN)/python
 	$(PIP) -r requirements-test.txt -r requirements-tpu.txt
+	@touch $@
+
+test-gpu:
+	$(MAKE) VENV=.venv-gpu .venv-gpu/.gpu-env
+	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m pytest -q tests/kernels/test_gpu_compile.py $(PYTEST_ARGS)
+
+$(VENV)/.gpu-env: requirements.txt requirements-test.txt requirements-gpu.txt | $(BIN)/python
+	$(PIP) -r requirements-test.txt -r requirements-gpu.txt
 	@touch $@
 
 # Not a part of the test suite: it installs other libraries. PEERS_ARGS=... e.g. "--quick --peers=trl"

@@ -10,7 +10,8 @@ Random bfloat16 weights and KV cache. For each model:
 - prefill: prompts of 1,024 tokens less prompts of 32, one new token each: tokens per second, and their matrix
   products and causal attention as a share of the device's bfloat16 peak.
 - trees: (4,9,1,1) of strategy "ib" against flat groups of 12 on 256 questions, at most 512 new tokens; lengths are
-  log-normal, with a median of 213 and a standard deviation of 0.5 of the logarithm.
+  log-normal, with a median of 213 and a standard deviation of 0.5 of the logarithm. A tree keeps the keys and values of
+  all its responses until it is done, and decodes one of them at a time: the pool is as large as the memory allows.
 - update: 16 trees (4,9,1,1) of responses of 512 tokens after prompts of 256, packed into rows; float32 parameters and
   moments, bfloat16 computation. The FLOPs that the model itself needs for their unique tokens, over the time, as a
   share of the bfloat16 peak: 0.45 is the goal.
@@ -86,14 +87,14 @@ def decode_bytes(model, slots: int, prompt: int, new: int) -> float:
 class Bench:
     """One model on the device."""
 
-    def __init__(self, model, sizes: dict[str, int], repeats: int):
+    def __init__(self, model, sizes: dict[str, int], repeats: int, limit: int | None = None):
         from flax import nnx
         from jax import numpy as jnp
 
         from benchmarks.lengths import timed_decoder
         from ibtpo.models.decoder import Decoder
 
-        self.model, self.sizes, self.repeats = model, sizes, repeats
+        self.model, self.sizes, self.repeats, self.limit = model, sizes, repeats, limit
         self.stops = range(0, model.vocab_size, 256)
         lengths = dict(prompt_tokens=sizes["prompt"], median=sizes["median"], longest=sizes["tree_new"])
         types = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
@@ -205,7 +206,7 @@ class Bench:
                 prompt=sizes["prompt"],
                 new=sizes["tree_new"],
                 tree=tree,
-                pool_tokens=self.pool_tokens(),
+                pool_tokens=tree_pool_tokens(self.model, sizes, self.limit),
                 stops=True,
             )
             seconds, stats = self.seconds(sampler, questions)
@@ -215,6 +216,7 @@ class Bench:
                 mean_length=stats.response_tokens / stats.responses,
                 useful_share=stats.generated_tokens / stats.slot_steps,
                 stall_share=stats.stall_seconds / seconds,
+                pool_tokens=sampler.total_pages * PAGE_SIZE,
                 preemptions=stats.preemptions,
             )
         return found
@@ -275,6 +277,17 @@ def pool_tokens(sizes: dict[str, int]) -> int:
     return max(batch, (group + 1) * (sizes["prompt"] + sizes["tree_new"] + 2 * PAGE_SIZE))
 
 
+def tree_pool_tokens(model, sizes: dict[str, int], limit: int | None) -> int:
+    """Tokens of the KV pool for trees: what the device's memory, of `limit` bytes, holds beside the weights, at most
+    what all questions at once can need; without a limit, `pool_tokens`."""
+    if limit is None:
+        return pool_tokens(sizes)
+    responses = max(tree["initial"] + tree["rounds"] - 1 for tree in TREES.values())
+    worst = sizes["questions"] * (sizes["prompt"] + responses * (sizes["tree_new"] + PAGE_SIZE))
+    held = (limit - 4 * model.num_params - SLACK) / kv_bytes_per_token(model)
+    return max(pool_tokens(sizes), min(worst, int(held)))
+
+
 def memory_needed(model, sizes: dict[str, int]) -> float:
     # The sampler decodes with a copy of the weights, layer by layer.
     return 4 * model.num_params + pool_tokens(sizes) * kv_bytes_per_token(model) + SLACK
@@ -312,7 +325,7 @@ def run(
         else:
             try:
                 log(f"{name}: making {2 * config.num_params / 1e9:.2f} GB of weights")
-                bench = Bench(config, sizes, 1 if quick else repeats)
+                bench = Bench(config, sizes, 1 if quick else repeats, None if quick else limit)
                 for part in parts:
                     log(f"{name}: {part}")
                     training = TRAINING_BYTES * config.num_params + SLACK
@@ -346,7 +359,7 @@ def run(
     for name, found in results.items():
         decode, prefill = found.get("decode", {}), found.get("prefill", {})
         trees = found.get("trees", {})
-        rate = {tree: trees.get(tree, {}).get("tokens_per_second") for tree in TREES}
+        rate = {tree: trees.get(tree, {}).get("responses_per_second") for tree in TREES}
         rows.append(
             {
                 "model": name,
@@ -358,7 +371,7 @@ def run(
                 "of peak": prefill.get("flops_share"),
                 "update tokens/s": found.get("update", {}).get("tokens_per_second"),
                 "MFU": found.get("update", {}).get("flops_share"),
-                **{f"{tree} tokens/s": value for tree, value in rate.items()},
+                **{f"{tree} responses/s": value for tree, value in rate.items()},
                 "note": found.get("skipped", ""),
             }
         )

@@ -346,10 +346,14 @@ class TreeSampler:
             return params
         return _serving(params, self._dtype)
 
+    def _layers(self, params) -> list[nnx.State] | None:
+        """The layers one by one, for a whole call: a scan on a CPU or GPU would copy each one's weights in every step.
+        None on TPUs, whose scans do not."""
+        return None if parallel.platform() == "tpu" else _unstack(self._graphdef, params)
+
     def lower(self, params) -> dict[str, jax.stages.Lowered]:
         """The sampler's programs for parameters in the training layout (abstract ones will do), for ahead-of-time
-        compilation: serve, prefill (of the longest prompts), start, decode (all slots, with a scan over the layers,
-        which a call on CPUs does without), release, recompute."""
+        compilation: serve, prefill (of the longest prompts), start, decode (all slots), release, recompute."""
         mesh = jax.sharding.get_mesh()
 
         def place(tree, names):
@@ -371,6 +375,7 @@ class TreeSampler:
             parallel.shardings(params, mesh, parallel.SERVING_RULES),
         )
         prompts = self._empty_prefill(_prefill_width(self.options.max_prompt_tokens))
+        layers = jax.eval_shape(self._layers, params)
         return {
             "serve": serve,
             "prefill": self.programs.prefill.lower(self._graphdef, params, state.pool, *prompts),
@@ -382,6 +387,7 @@ class TreeSampler:
                 SamplingParams().traced(),
                 self.stops.table,
                 np.int32(1),
+                layers,
                 chunk=self.options.chunk,
                 slots=self.options.slots,
             ),
@@ -461,8 +467,7 @@ class _Run:
     def __init__(self, sampler, params, questions, grade, key, sampling, on_finished):
         self.began = time.perf_counter()
         self.sampler, self.params, self.grade = sampler, sampler.serve(params), grade
-        # A scan on a CPU or GPU would copy each layer's weights in every step; they are copied once for all chunks.
-        self.layers = None if parallel.platform() == "tpu" else _unstack(sampler._graphdef, self.params)
+        self.layers = sampler._layers(self.params)
         self.key, self.sampling, self.on_finished = key, sampling, on_finished
         self.seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         self.state = sampler._initial_state()
