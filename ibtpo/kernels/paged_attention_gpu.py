@@ -20,10 +20,11 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 def supported(head_dim: int, page_size: int, dtype: jnp.dtype) -> bool:
-    """Whether the kernel takes such pages: sizes are powers of two, and products are exact in the type of the cache."""
+    """Whether the kernel takes such pages: sizes are powers of two, heads fit shared memory, products are exact in the
+    cache's type."""
     # Matrix units would round float32 to 10 bits, which a float32 cache was not chosen for.
     powers = head_dim & (head_dim - 1) == 0 and page_size & (page_size - 1) == 0
-    return powers and head_dim >= LEAST_ROWS and jnp.dtype(dtype).itemsize == 2
+    return powers and LEAST_ROWS <= head_dim <= 128 and jnp.dtype(dtype).itemsize == 2
 
 
 def _dot(a, b):

@@ -23,11 +23,13 @@ from jax import numpy as jnp
 from ibtpo.kernels.paged_attention import paged_attention, shared_pages
 from ibtpo.models.attention import prompt_attend
 from ibtpo.models.decoder import Attend
-from ibtpo.parallel import constrain, constrain_tree, num_row_shards, per_shard, replicate
+from ibtpo.parallel import constrain, constrain_tree, current_mesh, num_row_shards, per_shard, replicate
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.logits import SamplingParams, sample
 from ibtpo.sampling.pages import POOL_AXES, PagePool
 from ibtpo.sampling.stops import MATCHED
+
+CHECK_EVERY = 4  # decode steps on a mesh between two looks at whether any device has something to do
 
 
 @struct.dataclass
@@ -315,7 +317,8 @@ def decode_chunk(
     chunk: int,
     slots: int,
 ) -> tuple[SamplerState, Chunk]:
-    """Takes up to `steps` (int32 scalar, at most `chunk`) decode steps; stops early when nothing can go on.
+    """Takes up to `steps` (int32 scalar, at most `chunk`) decode steps; stops early when nothing can go on, which it
+    notices up to `CHECK_EVERY` - 1 steps later on a mesh.
 
     A sequence ends at a token that `stops`, the `StopTable`'s transitions [A, V], says to (kept, as its last token) or
     at its limit, and its slot takes the next of the queue. `layers`: the decoder's layers one by one
@@ -335,6 +338,8 @@ def decode_chunk(
         state.pool.ref_counts
     )
     decoder = nnx.merge(graphdef, params)
+    # Asked of all devices, which wait for each other then: seldom, so that one may be a little ahead of another.
+    check_every = 1 if current_mesh() is None else CHECK_EVERY
 
     def step(carry):
         index, _, pool, taken, active_slots, queue, out = carry
@@ -367,7 +372,11 @@ def decode_chunk(
             stop_state=jnp.where(running & ~stopped, stop_state, current.stop_state),
             active=current.active & ~stopped & ~(running & (length >= current.limit)),
         )
-        going = jnp.any(running) & (jnp.any(current.active) | jnp.any(queue.waiting & queue.ready))
+
+        def can_go_on():
+            return jnp.any(running) & (jnp.any(current.active) | jnp.any(queue.waiting & queue.ready))
+
+        going = lax.cond(index % check_every == check_every - 1, can_go_on, lambda: jnp.bool_(True))
         return index + 1, going, pool, taken, current, queue, out
 
     def working(carry):

@@ -171,8 +171,8 @@ def _programs(platform: str, share_cores: bool) -> _Programs:
         # Of few tokens, the vendor's library multiplies faster than what XLA writes itself (docs/results.md).
         compiler_options["xla_gpu_enable_triton_gemm"] = False
     if share_cores:
-        # Loops over small arrays are not split between cores that all have a device to serve.
-        compiler_options["xla_disable_hlo_passes"] = "cpu-parallel-task-assigner"
+        # Loops over small arrays are not split between cores that all have a device to serve, and sums not into parts.
+        compiler_options["xla_disable_hlo_passes"] = "cpu-parallel-task-assigner,tree_reduction_rewriter"
     options = dict(static_argnums=0, donate_argnums=2, compiler_options=compiler_options)
     return _Programs(
         prefill=jax.jit(prefill, **options),
