@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import numpy as jnp
 
+from ibtpo.sampling import logits
 from ibtpo.sampling.logits import SamplingParams, sample, truncate
 
 
@@ -70,6 +71,24 @@ def test_draws_follow_the_truncated_distribution():
     expected = np.exp(full[kept], dtype=np.float64)
     expected *= count / expected.sum()
     assert chisquare(observed[kept], expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("vocab_size", [100, 128, 1000, 1024])  # one block of the draw, part of one, several
+def test_a_draw_inverts_the_distribution_function(vocab_size):
+    """Against float64; most tokens, and whole blocks of them, have no mass."""
+    rng = np.random.default_rng(vocab_size)
+    probs = rng.exponential(size=(64, vocab_size)) * (rng.random((64, vocab_size)) < 0.3)
+    probs[:, vocab_size // 4 : vocab_size // 4 * 3] = 0
+    probs = (probs / probs.sum(-1, keepdims=True)).astype(np.float32)
+    cumulative = np.cumsum(probs.astype(np.float64), axis=-1)
+    draw = jax.jit(logits._draw)
+    for uniform in (np.zeros(64), rng.random(64), rng.random(64), np.full(64, 1 - 2.0**-24)):
+        tokens = np.asarray(draw(jnp.asarray(probs), jnp.asarray(uniform, jnp.float32)))
+        row = np.arange(64)
+        assert (probs[row, tokens] > 0).all()
+        target = uniform.astype(np.float32) * cumulative[:, -1]
+        assert (cumulative[row, tokens] > target - 1e-6).all()
+        assert (cumulative[row, tokens] - probs[row, tokens] < target + 1e-6).all()
 
 
 def test_a_row_depends_on_its_own_key_only():
