@@ -53,6 +53,7 @@ TREES = {
     "flat 12": dict(strategy="independent", initial=12, rounds=1),
     "ib (4,9,1,1)": dict(strategy="ib", initial=4, rounds=9),
 }
+GROUP = max(tree["initial"] + tree["rounds"] - 1 for tree in TREES.values())  # most responses of a question
 
 
 def peaks(device_kind: str) -> tuple[float | None, float | None]:
@@ -272,9 +273,8 @@ class Bench:
 
 def pool_tokens(sizes: dict[str, int]) -> int:
     """Tokens of the KV pool: the decode batch at its end, or one tree at its worst if that is more."""
-    group = max(tree["initial"] + tree["rounds"] - 1 for tree in TREES.values())
     batch = sizes["slots"] * (sizes["prompt"] + sizes["new"] + 2 * PAGE_SIZE)
-    return max(batch, (group + 1) * (sizes["prompt"] + sizes["tree_new"] + 2 * PAGE_SIZE))
+    return max(batch, (GROUP + 1) * (sizes["prompt"] + sizes["tree_new"] + 2 * PAGE_SIZE))
 
 
 def tree_pool_tokens(model, sizes: dict[str, int], limit: int | None) -> int:
@@ -282,15 +282,18 @@ def tree_pool_tokens(model, sizes: dict[str, int], limit: int | None) -> int:
     what all questions at once can need; without a limit, `pool_tokens`."""
     if limit is None:
         return pool_tokens(sizes)
-    responses = max(tree["initial"] + tree["rounds"] - 1 for tree in TREES.values())
-    worst = sizes["questions"] * (sizes["prompt"] + responses * (sizes["tree_new"] + PAGE_SIZE))
-    held = (limit - 4 * model.num_params - SLACK) / kv_bytes_per_token(model)
+    worst = sizes["questions"] * (sizes["prompt"] + GROUP * (sizes["tree_new"] + PAGE_SIZE))
+    held = (limit - memory_beside_pool(model)) / kv_bytes_per_token(model)
     return max(pool_tokens(sizes), min(worst, int(held)))
 
 
-def memory_needed(model, sizes: dict[str, int]) -> float:
+def memory_beside_pool(model) -> float:
     # The sampler decodes with a copy of the weights, layer by layer.
-    return 4 * model.num_params + pool_tokens(sizes) * kv_bytes_per_token(model) + SLACK
+    return 4 * model.num_params + SLACK
+
+
+def memory_needed(model, sizes: dict[str, int]) -> float:
+    return memory_beside_pool(model) + pool_tokens(sizes) * kv_bytes_per_token(model)
 
 
 def share(value: float | None, peak: float | None) -> float | None:
@@ -398,13 +401,13 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, help="bytes/s of the device's memory")
     parser.add_argument("--flops", type=float, help="bfloat16 FLOP/s of the device")
     arguments = parser.parse_args()
-    for part in arguments.parts.split(","):
-        if part not in PARTS:
-            parser.error(f"--parts={part}: there are {', '.join(PARTS)}")
+    parts = arguments.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; parts: {', '.join(PARTS)}")
     figures = run(
         quick=arguments.quick,
         models=arguments.models.split(","),
-        parts=[part for part in PARTS if part in arguments.parts.split(",")],
+        parts=[part for part in PARTS if part in parts],
         repeats=arguments.repeats,
         bandwidth=arguments.bandwidth,
         flops=arguments.flops,

@@ -63,6 +63,11 @@ def paged_attention(
     if backend == "xla":
         return _xla(*arrays, shared)
     if backend in ("gpu", "interpret_gpu"):
+        if not fits_gpu:
+            raise ValueError(
+                f"the GPU paged attention takes 16-bit pages with head_dim and page_size powers of two, head_dim 16 to "
+                f"128, not {key_pages.dtype} with head_dim {head_dim} and page_size {page_size}: use backend='xla'"
+            )
         return paged_attention_gpu.paged_attention_gpu(*arrays, interpret=backend == "interpret_gpu")
     if not fits:
         raise ValueError(

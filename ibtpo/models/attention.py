@@ -16,10 +16,9 @@ def tree_attend(subtree_end: jax.Array) -> Attend:
     return _attend(tree_attention, subtree_end)
 
 
-def prompt_attend(lengths: jax.Array, num_tokens: int) -> Attend:
+def prompt_attend(lengths: jax.Array) -> Attend:
     """An `attend` for rows [B, T] that each hold one sequence of `lengths` [B] tokens and then padding: token i of a
     sequence sees the j <= i. What comes out for padding is finite, and nothing else."""
-    positions = jnp.arange(num_tokens)
 
     def attention(q, k, v, lengths):
         head_dim = q.shape[-1]
@@ -27,6 +26,7 @@ def prompt_attend(lengths: jax.Array, num_tokens: int) -> Attend:
             # cuDNN's: a tenth of the time of XLA's loop over blocks (docs/results.md).
             return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
         # Causal attention is tree attention on a chain: every token's subtree ends where the sequence does.
+        positions = jnp.arange(q.shape[1])
         ends = jnp.where(positions < lengths[:, None], lengths[:, None], positions + 1)
         return tree_attention(q, k, v, ends)
 

@@ -224,7 +224,7 @@ def prefill(graphdef, params, pool: PagePool, tokens: jax.Array, lengths: jax.Ar
     # Of a row out of range the table names no page, so nothing of it is stored.
     valid = positions < lengths[:, None]
     page, offset = paging.page_and_offset(_rows_of(pool.page_table, rows), positions, valid, pool.page_size)
-    own_attend = prompt_attend(lengths, num_tokens)
+    own_attend = prompt_attend(lengths)
 
     def attend(query, key, value, layer, pool):
         return own_attend(query, key, value, layer, _write(pool, layer, page, offset, key, value))
@@ -338,8 +338,6 @@ def decode_chunk(
         state.pool.ref_counts
     )
     decoder = nnx.merge(graphdef, params)
-    # Asked of all devices, which wait for each other then: seldom, so that one may be a little ahead of another.
-    check_every = 1 if current_mesh() is None else CHECK_EVERY
 
     def step(carry):
         index, _, pool, taken, active_slots, queue, out = carry
@@ -376,7 +374,11 @@ def decode_chunk(
         def can_go_on():
             return jnp.any(running) & (jnp.any(current.active) | jnp.any(queue.waiting & queue.ready))
 
-        going = lax.cond(index % check_every == check_every - 1, can_go_on, lambda: jnp.bool_(True))
+        if current_mesh() is None:
+            going = can_go_on()
+        else:
+            # Asked of all devices, which wait for each other then: seldom, so that one may be a little ahead.
+            going = lax.cond(index % CHECK_EVERY == CHECK_EVERY - 1, can_go_on, lambda: jnp.bool_(True))
         return index + 1, going, pool, taken, current, queue, out
 
     def working(carry):

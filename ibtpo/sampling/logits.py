@@ -110,16 +110,10 @@ def sample(logits: jax.Array, keys: jax.Array, params: SamplingParams) -> tuple[
     normaliser = jax.nn.logsumexp(logits / params.temperature, axis=-1)
     uniform = jax.vmap(jax.random.uniform)(keys)
 
-    def draw(logits, normaliser, truncate):
-        return _draw(truncate(jnp.exp(logits / params.temperature - normaliser[:, None])), uniform)
+    def draw(keep=lambda probs: probs):
+        return _draw(keep(jnp.exp(logits / params.temperature - normaliser[:, None])), uniform)
 
     truncating = (params.top_k > 0) | (params.top_p < 1) | (params.min_p > 0)
-    tokens = lax.cond(
-        truncating,
-        lambda *args: draw(*args, lambda probs: truncate(probs, params)),
-        lambda *args: draw(*args, lambda probs: probs),
-        logits,
-        normaliser,
-    )
+    tokens = lax.cond(truncating, lambda: draw(lambda probs: truncate(probs, params)), draw)
     drawn = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, drawn / params.temperature - normaliser

@@ -157,14 +157,21 @@ def test_the_kernel_reads_several_blocks_and_none_beyond_the_end():
 
 
 @pytest.mark.parametrize(
-    "head_dim, dtype, table",
-    [(64, jnp.bfloat16, (2, 3)), (128, jnp.float32, (2, 3)), (128, jnp.bfloat16, (4096, 64))],
+    "backend, head_dim, dtype, table",
+    [
+        ("interpret", 64, jnp.bfloat16, (2, 3)),
+        ("interpret", 128, jnp.float32, (2, 3)),
+        ("interpret", 128, jnp.bfloat16, (4096, 64)),
+        ("interpret_gpu", 96, jnp.bfloat16, (2, 3)),
+        ("interpret_gpu", 128, jnp.float32, (2, 3)),
+        ("interpret_gpu", 256, jnp.bfloat16, (2, 3)),
+    ],
 )
-def test_pages_the_kernel_does_not_take_are_refused_with_the_way_out(head_dim, dtype, table):
+def test_pages_the_kernel_does_not_take_are_refused_with_the_way_out(backend, head_dim, dtype, table):
     cache = jnp.zeros((1, 1, 3, 8, head_dim), dtype)
     arrays = jnp.zeros((table[0], 1, head_dim), dtype), cache, cache, jnp.int32(0), np.zeros(table, np.int32)
     with pytest.raises(ValueError, match=rf"not {cache.dtype} with head_dim {head_dim}.*use backend='xla'"):
-        module.paged_attention(*arrays, np.ones(table[0], np.int32), backend="interpret")
+        module.paged_attention(*arrays, np.ones(table[0], np.int32), backend=backend)
 
 
 def test_cost_counts_the_live_tokens():
