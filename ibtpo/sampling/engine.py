@@ -9,7 +9,7 @@ question depends on the others either.
 The device is always one chunk ahead: while it decodes, the host reads the chunk before, has its responses
 graded, chooses forks and prefills new prompts. Questions are admitted by what they are expected to need. When
 the pool runs out the youngest question gives its pages back and keeps its tokens; later their keys and
-values are computed again, and its responses come out the same.
+values are computed again, and its responses come out the same (but for the rounding of bfloat16).
 
 Under a mesh a question lives on one shard of the logical axis "rows": its pages, rows and slots are there.
 With several processes each of them runs this same plan: the device's answers reach all of them, and a
@@ -56,6 +56,7 @@ from ibtpo.tree import Response, Tree, build_tree
 AHEAD = 2  # decode chunks dispatched and not yet read: the one that runs and the one after it
 STANDBY = 1  # sequences standing by for each slot
 PREFILL_BATCH = 8  # prompts per prefill call, or one per shard: two programs for each length
+RELEASE_BATCH = 8  # questions of each shard whose pages one call gives back
 SMALLEST_PREFILL = 32  # prompt lengths are rounded up to this times a power of two
 
 
@@ -65,7 +66,8 @@ class SamplerOptions:
 
     slots: sequences decoded at once. pages: KV pages, 0 for as many as `questions_in_flight` questions
     can ever need. page_size: tokens per page. chunk: decode steps between two looks by the host.
-    max_prompt_tokens: longest prompt. questions_in_flight: most at once, 0 for two per slot.
+    max_prompt_tokens: longest prompt. questions_in_flight: most at once, 0 for two per slot; as many on each shard, so
+    rounded up to a multiple of the shards.
     """
 
     slots: int = 64
@@ -91,7 +93,7 @@ class SamplerOptions:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt to grow a tree from. id: what its random draws depend on; tokens: the prompt."""
+    """A prompt to grow a tree from. id: what its random draws depend on, from 0 to 2^31 - 1; tokens: the prompt."""
 
     id: int
     tokens: Sequence[int]
@@ -198,7 +200,8 @@ class _Draft:
     limit: int = 0  # tokens at which it stops or pauses
     has_row: bool = False  # whether its own row holds its cached tokens, or will when its turn comes
     wanted: bool = False  # to be decoded further, now or after its question is back
-    grade: "Future | float | None" = None  # None: not graded yet, or graded by another process
+    graded_here: bool = False  # by this process, and asked for
+    grade: "Future | float | None" = None  # what the caller's function gave
     finish: str = ""  # "" while it is unfinished, which includes paused at a segment's end
     reward: float = 0.0
     answer_start: int = 0  # known once it is finished
@@ -253,7 +256,8 @@ class TreeSampler:
 
     The mesh that is current when it is made (`jax.set_mesh`) must be current when it is called.
 
-    Raises ValueError if the pages cannot hold even one question, or do not divide among the shards.
+    Raises ValueError if the pages cannot hold even one question, or slots or pages do not divide among the shards; when
+    called, of a prompt or an id out of range, of a reward that is no finite number, and of parameters that give NaN.
     """
 
     def __init__(
@@ -279,16 +283,17 @@ class TreeSampler:
         self.programs = _programs(parallel.platform(), parallel.share_cores())
 
         shards = self.num_shards = parallel.num_row_shards()
-        if options.slots % shards:
-            raise ValueError(
-                f"sampling.slots={options.slots} cannot be split over mesh.data x mesh.fsdp = {shards} shards: set it "
-                f"to a multiple of {shards}, e.g. {-(-options.slots // shards) * shards}"
-            )
+        for name, count in (("slots", options.slots), ("pages", options.pages)):
+            if count % shards:
+                raise ValueError(
+                    f"sampling.{name}={count} cannot be split over mesh.data x mesh.fsdp = {shards} shards: set it to "
+                    f"a multiple of {shards}, e.g. {-(-count // shards) * shards}"
+                )
         # What one shard has. Blocks: rows of one question.
         self.num_slots = options.slots // shards
         self.num_blocks = -(-(options.questions_in_flight or 2 * options.slots) // shards)
         self.queue_size = (1 + STANDBY) * self.num_slots
-        worst = self._worst_case_pages(options.max_prompt_tokens)
+        worst = self._worst_case_pages()
         self.num_pages = options.pages // shards if options.pages else self.num_blocks * worst
         if self.num_pages < worst:
             raise ValueError(
@@ -310,15 +315,20 @@ class TreeSampler:
     @property
     def least_pages(self) -> int:
         """The fewest pages, over all shards, with which any question can be sampled."""
-        return self._worst_case_pages(self.options.max_prompt_tokens) * self.num_shards
+        return self._worst_case_pages() * self.num_shards
 
-    def _worst_case_pages(self, prompt_tokens: int) -> int:
+    def _worst_case_pages(self) -> int:
         """Pages a question can need at most: its prompt's, and for each response all those beyond the
         whole pages of the prompt, as if it shared nothing else."""
-        page_size = self.options.page_size
-        longest = paging.pages_for(prompt_tokens + self.tree.max_new_tokens - 1, page_size)
-        own = longest - (prompt_tokens - 1) // page_size
-        return paging.pages_for(prompt_tokens, page_size) + self.group_size * own
+        page_size, longest = self.options.page_size, self.options.max_prompt_tokens
+
+        def pages(prompt_tokens: int) -> int:
+            end = paging.pages_for(prompt_tokens + self.tree.max_new_tokens - 1, page_size)
+            own = end - (prompt_tokens - 1) // page_size
+            return paging.pages_for(prompt_tokens, page_size) + self.group_size * own
+
+        # Of a prompt that fills its pages every response copies the last one, for its pending token.
+        return max(pages(n) for n in (longest, longest - longest % page_size) if n)
 
     def _empty_state(self) -> SamplerState:
         model, options, shards = self._model, self.options, self.num_shards
@@ -391,7 +401,7 @@ class TreeSampler:
                 chunk=self.options.chunk,
                 slots=self.options.slots,
             ),
-            "release": _release.lower(state, self._no_rows()),
+            "release": _release.lower(state, self._no_rows().reshape(-1)),
             "recompute": self.programs.recompute.lower(self._graphdef, params, state, *self._empty_recompute()),
         }
 
@@ -420,8 +430,8 @@ class TreeSampler:
         return rows, rows.copy(), np.zeros((shards, self.num_slots), np.int32), zeros, zeros.copy()
 
     def _no_rows(self) -> np.ndarray:
-        """Room for the rows of one question, on any shard."""
-        return np.full(self.num_shards * (self.group_size + 1), paging.NO_ROW, np.int32)
+        """Room for the rows of `RELEASE_BATCH` questions of each shard: [shards, RELEASE_BATCH, rows of one]."""
+        return np.full((self.num_shards, RELEASE_BATCH, self.group_size + 1), paging.NO_ROW, np.int32)
 
     def __call__(
         self,
@@ -450,14 +460,20 @@ def _prefill_width(num_tokens: int) -> int:
     return width
 
 
-def _known(grade: "Future | float | None") -> float:
-    """The reward, NaN while this process does not know it."""
-    if isinstance(grade, Future):
-        grade = grade.result() if grade.done() else None
-    if grade is None:
+def _known(q: "_Growing", draft: "_Draft") -> float:
+    """The reward of a response, NaN while this process does not know it."""
+    grade = draft.grade
+    if draft.graded_here and isinstance(grade, Future):
+        if not grade.done():
+            return math.nan
+        grade = grade.result()
+    elif not draft.graded_here:
         return math.nan
-    if math.isnan(grade):
-        raise ValueError("a response was graded NaN; a reward must be a finite number")
+    if grade is None or not math.isfinite(grade):
+        raise ValueError(
+            f"response {draft.index} of question {q.question.id} was graded {grade}: a reward must be a finite number "
+            "(or a Future of one)"
+        )
     return float(grade)
 
 
@@ -481,12 +497,14 @@ class _Run:
         self.on_device: list[dict[int, tuple[_Growing, _Draft]]] = [
             {} for _ in shards
         ]  # by row; in a slot or standing by
+        self.leaving: list[list[range]] = [[] for _ in shards]  # rows of questions that have left
         # Pages in use as far as the host has read, and at most taken since: (chunk by which it is known, pages).
         self.pages_read = [0 for _ in shards]
         self.pages_taken: list[deque[tuple[int, int]]] = [deque() for _ in shards]
         # After a preemption so many questions at most, one more for each that finishes.
         self.most_in_flight = [sampler.num_blocks for _ in shards]
         self.starved = [False for _ in shards]
+        self.generated, self.fruitless = 0, 0  # tokens when one starved last, and how often since with no more of them
         # Chunks: dispatched so far, and (futures of) those not yet read.
         self.dispatched = 0
         self.chunks: deque[tuple[int, bool, Future]] = deque()
@@ -497,6 +515,8 @@ class _Run:
         self.pages_of_finished = [0, 0]  # sum, count
         self.stats = SamplerStats(questions=len(questions))
         for question in questions:
+            if not 0 <= question.id < 2**31:
+                raise ValueError(f"question id {question.id} is out of range: ids go from 0 to 2^31 - 1")
             if not 0 < len(question.tokens) <= sampler.options.max_prompt_tokens:
                 raise ValueError(
                     f"question {question.id} has a prompt of {len(question.tokens)} tokens; "
@@ -506,6 +526,7 @@ class _Run:
     def run(self) -> tuple[list[SampledTree], SamplerStats]:
         with self.reader:
             while self.pending or any(self.in_flight):
+                self._release()
                 self._admit()
                 self._start()
                 if any(self.on_device):
@@ -519,6 +540,7 @@ class _Run:
                 self._preempt()
             while self.chunks:
                 self._read()
+        self._release()
         self.stats.pages_left = int(_pages_in_use(self.state.pool))
         self.stats.seconds = time.perf_counter() - self.began
         return self.results, self.stats
@@ -556,7 +578,8 @@ class _Run:
         """Pages that its prompt, and the responses it already has, take at once."""
         page_size, prompt = self.sampler.options.page_size, len(q.question.tokens)
         own = (
-            paging.pages_for(prompt + len(d.tokens) - 1, page_size) - (prompt + max(d.fork - 1, 0)) // page_size
+            paging.pages_for(end := prompt + len(d.tokens) - 1, page_size)
+            - min(prompt + max(d.fork - 1, 0), end) // page_size
             for d in q.drafts
             if d.has_row
         )
@@ -568,7 +591,7 @@ class _Run:
         if not self.free_blocks[shard] or len(self.in_flight[shard]) >= self.most_in_flight[shard]:
             return False
         total, count = self.pages_of_finished
-        worst = self.sampler._worst_case_pages(self.sampler.options.max_prompt_tokens)
+        worst = self.sampler._worst_case_pages()
         expected = total / count if count else worst / 2
         within = (len(self.in_flight[shard]) + 1) * expected <= self.sampler.num_pages
         return within and self._pages_bound(shard) + need <= self.sampler.num_pages
@@ -639,19 +662,36 @@ class _Run:
                 self.on_device[shard] = {row: pair for row, pair in device.items() if pair[0] is not q}
                 self.most_in_flight[shard] = len(self.in_flight[shard])
                 self.stats.preemptions += 1
+                self.fruitless = 0
+        # What a chunk says may be older than the last release; so often it is not.
+        self.fruitless = self.fruitless + 1 if self.stats.generated_tokens == self.generated else 0
+        self.generated = self.stats.generated_tokens
+        if self.fruitless > 2 * AHEAD:
+            raise RuntimeError(
+                f"no page is free for the only question in flight, although {self.sampler.total_pages} should hold "
+                "any: a fault of the sampler; a larger sampling.pages avoids it"
+            )
         self.starved = [False] * len(self.starved)
         self._collect_grades()
 
     def _leave(self, q: _Growing) -> None:
-        """Takes a question's rows back."""
-        sampler, shard = self.sampler, q.shard
-        size, rows = sampler.group_size + 1, sampler._no_rows()
-        rows[shard * size : (shard + 1) * size] = range(q.prompt_row, q.prompt_row + size)
-        self.state = _release(self.state, rows)
+        """Takes a question's rows back; the device learns of it before it gets more to do."""
+        size = self.sampler.group_size + 1
+        self.leaving[q.shard].append(range(q.prompt_row, q.prompt_row + size))
         self.left.append((self.dispatched, q.cached_tokens()))
-        self.free_blocks[shard].append(q.prompt_row // size)
-        self.in_flight[shard].remove(q)
+        self.free_blocks[q.shard].append(q.prompt_row // size)
+        self.in_flight[q.shard].remove(q)
         q.shard = -1
+
+    def _release(self) -> None:
+        """Lets the device have back the rows of the questions that have left."""
+        while any(self.leaving):
+            rows = self.sampler._no_rows()
+            for of_shard, leaving in zip(rows, self.leaving):
+                for i, of_question in enumerate(leaving[:RELEASE_BATCH]):
+                    of_shard[i] = of_question
+                del leaving[:RELEASE_BATCH]
+            self.state = _release(self.state, rows.reshape(-1))
 
     # Decoding.
 
@@ -765,13 +805,18 @@ class _Run:
             self._done_waiting(q)
             return
         draft.finish = draft.finish or "length"
+        if any(map(math.isnan, draft.log_probs)):
+            raise ValueError(
+                f"response {draft.index} of question {q.question.id} has a log-probability of NaN: the parameters are "
+                "not finite, or too large for the type of the computation"
+            )
         self.stats.responses += 1
         self.stats.response_tokens += len(draft.tokens)
         tokens = np.asarray(draft.tokens, np.int32)
         draft.answer_start = self.sampler.answer_start(tokens)
         if (q.question.id + draft.index) % jax.process_count() == jax.process_index():
-            draft.grade = self.grade(q.question, tokens)
-        if jax.process_count() == 1 and not math.isnan(reward := _known(draft.grade)):
+            draft.graded_here, draft.grade = True, self.grade(q.question, tokens)
+        if jax.process_count() == 1 and not math.isnan(reward := _known(q, draft)):
             draft.reward, draft.grade = reward, None
             self._done_waiting(q)
         else:
@@ -780,7 +825,7 @@ class _Run:
     def _collect_grades(self) -> None:
         if not self.grading:
             return
-        rewards = np.array([_known(draft.grade) for _, draft in self.grading])
+        rewards = np.array([_known(q, draft) for q, draft in self.grading])
         if jax.process_count() > 1:  # as 32-bit words, which pass unrounded
             words = multihost_utils.process_allgather(rewards.view(np.int32))
             rewards = np.fmax.reduce(np.ascontiguousarray(words).view(np.float64))

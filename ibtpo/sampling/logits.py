@@ -79,9 +79,11 @@ def _first_above(masses: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.A
     """Per row of masses [S, n]: the first index at which their running sum exceeds target [S], and how much of the
     target is left for it."""
     cumulative = jnp.cumsum(masses, axis=-1)
-    # Strictly below the total, so that some entry exceeds it; the first to do so has mass.
-    target = jnp.minimum(target, jnp.nextafter(cumulative[:, -1], 0.0))
-    index = jnp.argmax(cumulative > target[:, None], axis=-1).astype(jnp.int32)
+    # Summed in a tree, it may rise by rounding where there is no mass: such an entry is not to be found.
+    reached = jnp.where(masses > 0, cumulative, 0)
+    # Strictly below the total, so that some entry exceeds it.
+    target = jnp.minimum(target, jnp.nextafter(jnp.max(reached, axis=-1), 0.0))
+    index = jnp.argmax(reached > target[:, None], axis=-1).astype(jnp.int32)
     before = jnp.take_along_axis(cumulative, jnp.maximum(index - 1, 0)[:, None], axis=-1)[:, 0]
     return index, target - jnp.where(index > 0, before, 0)
 

@@ -235,6 +235,48 @@ def test_running_out_of_pages_preempts_and_changes_no_response(policy, strategy)
         sampler(policy, dataclasses.replace(options, pages=least - 1), tree)
 
 
+@pytest.mark.parametrize("length", [15, 16, 17])
+def test_the_fewest_pages_do_for_a_prompt_of_any_length(policy, length):
+    """One of 16 needs more than one of 17: each response copies its last page."""
+    tree = dataclasses.replace(TREE, strategy="independent", initial=6, rounds=1)
+    options = dataclasses.replace(OPTIONS, slots=8, max_prompt_tokens=17, questions_in_flight=1)
+    engine = TreeSampler(policy[0], MODEL, options, tree, stop_ids=[], step_ends=step_ends)
+    assert engine.total_pages == engine.least_pages == 4 + 6 * (10 - 3)
+    _, stats = engine(policy[1], [Question(1, [3] * length)], grade, key=jax.random.key(0), sampling=SamplingParams())
+    assert stats.generated_tokens == 6 * TREE.max_new_tokens and stats.preemptions == 0
+    assert (stats.peak_pages == engine.least_pages) == (length <= 16)
+
+
+def test_a_question_that_can_never_go_on_ends_the_call(policy, monkeypatch):
+    """Were the bound on its pages wrong."""
+    tree = dataclasses.replace(TREE, strategy="independent", initial=6, rounds=1)
+    monkeypatch.setattr(TreeSampler, "_worst_case_pages", lambda self: 20)
+    options = dataclasses.replace(OPTIONS, questions_in_flight=1)
+    engine = TreeSampler(policy[0], MODEL, options, tree, stop_ids=[], step_ends=step_ends)
+    with pytest.raises(RuntimeError, match="no page is free for the only question in flight, although 20"):
+        engine(policy[1], [Question(1, [3] * 20)], grade, key=jax.random.key(0), sampling=SamplingParams())
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_names_its_response(policy, questions, value, later):
+    with ThreadPoolExecutor(1) as pool:
+
+        def bad(question, tokens):
+            return pool.submit(lambda: value) if later else value
+
+        with pytest.raises(ValueError, match=rf"response \d of question 10\d was graded {value}: a reward must be"):
+            run(policy, questions[:2], grade=bad)
+
+
+@pytest.mark.parametrize("strategy", ["ib", "independent"])
+def test_parameters_that_are_not_finite_are_named(policy, questions, strategy):
+    graphdef, params = policy
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    with pytest.raises(ValueError, match="has a log-probability of NaN: the parameters are not finite"):
+        run((graphdef, broken), questions[:2], tree=dataclasses.replace(TREE, strategy=strategy))
+
+
 def test_pages_at_the_peak_hold_the_tokens_alive(policy, questions):
     tree = dataclasses.replace(TREE, strategy="independent")
     trees, stats = run(policy, questions[:1], dataclasses.replace(OPTIONS, page_size=1), tree)
@@ -261,6 +303,12 @@ def test_the_device_has_its_next_chunk_before_the_host_reads_the_last(policy, qu
 def test_prompt_too_long_names_the_question(policy):
     with pytest.raises(ValueError, match="question 9 has a prompt of 21 tokens"):
         run(policy, [Question(9, [2] * 21)])
+
+
+@pytest.mark.parametrize("id", [-1, 2**31])
+def test_an_id_out_of_range_is_named(policy, id):
+    with pytest.raises(ValueError, match=f"question id {id} is out of range"):
+        run(policy, [Question(id, [2])])
 
 
 def test_nothing_recompiles_when_temperature_prompts_or_tree_settings_change(policy, questions):

@@ -91,6 +91,23 @@ def test_a_draw_inverts_the_distribution_function(vocab_size):
         assert (cumulative[row, tokens] - probs[row, tokens] < target + 1e-6).all()
 
 
+def test_what_has_no_mass_is_never_found():
+    """A running sum that is added up in a tree may rise by a rounding between two entries of zero."""
+    rng = np.random.default_rng(0)
+    masses = np.zeros((200, 1187), np.float32)  # blocks of a vocabulary of 151,936
+    for row in masses:
+        row[rng.choice(len(row), 20, replace=False)] = rng.exponential(size=20) * 0.1
+    cumulative = np.asarray(jax.jit(lambda x: jnp.cumsum(x, axis=-1))(masses))
+    rises = (np.diff(cumulative, axis=-1) > 0) & (masses[:, 1:] == 0)
+    assert rises.any()  # or there is nothing to be seen here
+    find = jax.jit(logits._first_above)
+    for row, entry in zip(*rises.nonzero()):
+        # On both sides of the rise, and beyond the end of all mass.
+        targets = np.array([*cumulative[row, entry : entry + 2], 2], np.float32)
+        index, _ = find(jnp.broadcast_to(masses[row], (3, 1187)), targets)
+        assert (masses[row, np.asarray(index)] > 0).all()
+
+
 def test_a_row_depends_on_its_own_key_only():
     logits = jax.random.normal(jax.random.key(0), (8, 40))
     keys = jax.random.split(jax.random.key(1), 8)
