@@ -30,19 +30,14 @@ def get_config() -> config_dict.ConfigDict:
     config.data.eval_split = "train[:256]"  # so its first problems are held out
     config.data.decontaminate = "math_500,aime_2024,aime_2025,amc_2023"  # left out of training
 
-    # [paper], all of this block; base.py agrees, and these stay if it should change.
-    config.tree.strategy = "ib"  # the tree (4, 9, 1, 1): 12 responses per question
-    config.tree.initial = 4  # B0
-    config.tree.rounds = 9  # L
-    config.tree.top_k = 1  # K
-    config.tree.branch = 1  # B
+    # [paper], all of this block; base.py agrees, and these stay if it should change. What a method decides (the tree,
+    # loss.kl) is left to config.method: a value set here would hold for every method.
     config.tree.beta = 5.0  # weight of the information term
     config.sampling.temperature = 0.7  # no other value is tried
     config.sampling.top_p = 0.95  # nucleus
     config.sampling.top_k = 20  # tokens
     config.sampling.max_new_tokens = 2048  # per response
     config.loss.ib_weight = 0.1  # lambda
-    config.loss.kl = 0.001  # to the frozen reference
     config.optimizer.learning_rate = 1e-6  # constant
 
     config.sampling.slots = 64  # responses decoded side by side, 16 per shard of rows

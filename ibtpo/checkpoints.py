@@ -1,10 +1,11 @@
 """Checkpoints of a whole run with Orbax: everything that makes a resumed run equal an unbroken one.
 
-Layout: <workdir>/checkpoints/<step>/{params,optimizer,reference,counters,extra}. Arrays are saved
-under their dotted path (params: layers.q), so that no file depends on a Python class; the PRNG key
-is saved as its data; `extra` is JSON with the data iterator's position and the configuration.
+Layout: <workdir>/checkpoints/<step>/{params,optimizer,reference,counters,extra}, or <checkpoint.dir>/<step>/... for a
+run that was given one. Arrays are saved under their dotted path (params: layers.q), so that no file depends on a Python
+class; the PRNG key is saved as its data; `extra` is JSON with the data iterator's position and the configuration.
 """
 
+import json
 import logging
 import os
 from typing import Any
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from ibtpo.config import SAVED_NAME
 from ibtpo.state import TrainState
 
 # Orbax reports every phase of every save; only its warnings are news.
@@ -199,17 +201,54 @@ def _absolute(folder: str | os.PathLike) -> epath.Path:
 
 
 def find(run: str | os.PathLike) -> epath.Path | None:
-    """The folder with the checkpoints of a run, given its workdir or that folder itself; None if it is neither."""
-    run = _absolute(run)
-    if (run / "checkpoints").is_dir():
-        return run / "checkpoints"
-    return run if run.is_dir() and any(child.name.isdigit() for child in run.iterdir()) else None
+    """The folder with the checkpoints of a run, given its workdir or that folder itself; None if it is neither.
+
+    A workdir without a folder checkpoints has them in the checkpoint.dir that its config.json names. Its own folder
+    comes first, as it may be a copy of that one, fetched from a bucket.
+
+    Raises:
+      ValueError: the package that reads a URL is missing.
+    """
+    path = _absolute(run)
+    if _is_dir(path / "checkpoints"):
+        return path / "checkpoints"
+    named = _named_dir(path)
+    if named and _is_dir(_absolute(named)):
+        return _absolute(named)
+    return path if path.is_dir() and any(child.name.isdigit() for child in path.iterdir()) else None
+
+
+def why_missing(run: str | os.PathLike) -> str:
+    """In words, what was looked for where `find` finds nothing."""
+    named = _named_dir(_absolute(run))
+    elsewhere = f"the checkpoint.dir={named!r} of its config.json is none either"
+    if not named:
+        elsewhere = "no config.json with a checkpoint.dir"
+    return f"there is no folder {os.path.join(run, 'checkpoints')}, and {elsewhere}"
+
+
+def _is_dir(path: epath.Path) -> bool:
+    try:
+        return path.is_dir()
+    except ImportError as error:
+        raise ValueError(
+            f"{path} cannot be read here ({error}): install requirements-tpu.txt, or copy the checkpoints to a folder "
+            "checkpoints in the workdir"
+        ) from error
+
+
+def _named_dir(workdir: epath.Path) -> str:
+    """checkpoint.dir of a workdir's config.json; "" if that is not there, empty or another program's file."""
+    try:
+        return json.loads((workdir / SAVED_NAME).read_text())["checkpoint"]["dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _open(run: str | os.PathLike) -> Checkpoints:
     folder = find(run)
     if folder is None:
-        raise ValueError(f"no checkpoints in {run}: there is no folder {os.path.join(run, 'checkpoints')}")
+        raise ValueError(f"no checkpoints in {run}: {why_missing(run)}")
     return Checkpoints(run, folder=folder)
 
 

@@ -82,7 +82,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 SAVED_NAME = "config.json"
-# Keys that may change when a run is resumed: how long and how closely watched, never what is learnt.
+# Keys that may change when a run is resumed: how long and how closely watched, never what is learnt. (train.steps only
+# where no schedule ends with it.)
 RESUMABLE = ("train.steps", "log.", "eval.", "checkpoint.")
 
 
@@ -319,8 +320,11 @@ def responses_per_question(tree: ConfigDict) -> int:
     return tree.initial + (tree.rounds - 1) * tree.top_k * tree.branch
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict, *, training: bool = True) -> ConfigDict:
     """The complete configuration: placeholders filled from `method`, every value checked, locked. Idempotent.
+
+    Args:
+      training: whether rows are packed; without it (evaluation) train.row_tokens limits nothing.
 
     Raises:
       ConfigError: an unknown or missing key, a value of the wrong type or outside its rule, or values that
@@ -338,7 +342,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         if flat[key] is None:
             flat[key] = value
     flat = {key: _check_value(key, value) for key, value in flat.items()}
-    _check_combinations(flat)
+    _check_combinations(flat, training)
     return unflatten(flat).lock()
 
 
@@ -353,7 +357,7 @@ def _check_value(key: str, value: Any) -> Any:
     return value
 
 
-def _check_combinations(flat: Mapping[str, Any]) -> None:
+def _check_combinations(flat: Mapping[str, Any], training: bool) -> None:
     config = unflatten(flat)
     tree, sampling, train, mesh = config.tree, config.sampling, config.train, config.mesh
     if config.data.system_prompt and not config.data.chat_template:
@@ -407,7 +411,7 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
             f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} tokens: set it to 0 (automatic) or at "
             f"least {pages}"
         )
-    if 0 < train.row_tokens < longest:
+    if training and 0 < train.row_tokens < longest:
         raise ConfigError(
             f"train.row_tokens={train.row_tokens} cannot hold one response of data.max_prompt_tokens + "
             f"sampling.max_new_tokens = {longest} tokens: set it to 0 (as long as each batch's longest tree needs) or "
@@ -419,10 +423,20 @@ def _check_combinations(flat: Mapping[str, Any]) -> None:
             f"mesh.{open_axes[0]}=-1 and mesh.{open_axes[1]}=-1: only one axis can take all remaining devices; "
             "give the other its size"
         )
-    # With an open axis the number of shards is known on the machine only, where the mesh is made.
+    # With an open axis the number of shards is known on the machine only, where `Trainer` makes the mesh.
     shards = mesh.data * mesh.fsdp
-    for key, count in (("sampling.slots", sampling.slots), ("train.rows_per_step", train.rows_per_step)):
-        if shards > 0 and count % shards:
+    if shards > 0:
+        check_split(config, shards)
+
+
+def check_split(config: ConfigDict, shards: int) -> None:
+    """Raises a ConfigError where so many shards of rows do not divide what is split over them."""
+    for key, count in (
+        ("sampling.slots", config.sampling.slots),
+        ("sampling.pages", config.sampling.pages),
+        ("train.rows_per_step", config.train.rows_per_step),
+    ):
+        if count % shards:
             raise ConfigError(
                 f"{key}={count} cannot be split over mesh.data x mesh.fsdp = {shards} shards: set it to a multiple "
                 f"of {shards}, e.g. {-(-count // shards) * shards}"
@@ -676,12 +690,31 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any,
     """{key: (old value, new value)} of the keys that differ and change what a run means; a key that one side
     lacks counts as None there. Keys of RESUMABLE are left out."""
     old, new = flatten(old), flatten(new)
+    decays = new.get("optimizer.schedule", "constant") != "constant"
+    resumable = tuple(key for key in RESUMABLE if not (decays and key == "train.steps"))
     keys = [*new, *(key for key in old if key not in new)]
     return {
         key: (old.get(key), new.get(key))
         for key in keys
-        if old.get(key) != new.get(key) and not key.startswith(RESUMABLE)
+        if old.get(key) != new.get(key) and not key.startswith(resumable)
     }
+
+
+def load_saved(workdir: str) -> ConfigDict | None:
+    """The configuration that `save` wrote into a workdir, None where there is none."""
+    path = os.path.join(workdir, SAVED_NAME)
+    return load(path) if os.path.isfile(path) else None
+
+
+def check_same(place: str, old: Mapping[str, Any], new: Mapping[str, Any], way_out: str) -> None:
+    """Raises a ConfigError, with what else helps, if `place` holds a run of another configuration (`diff`)."""
+    differences = diff(old, new)
+    if differences:
+        listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differences.items())
+        raise ConfigError(
+            f"{place} belongs to a run with another configuration ({listed}): {way_out}, or give "
+            f"{'this key its' if len(differences) == 1 else 'these keys their'} old value to resume it"
+        )
 
 
 def save(config: ConfigDict, workdir: str, *, write: bool = True) -> None:
@@ -695,15 +728,9 @@ def save(config: ConfigDict, workdir: str, *, write: bool = True) -> None:
     Raises:
       ConfigError: the workdir holds a run whose configuration differs in a key outside RESUMABLE.
     """
-    path = os.path.join(workdir, SAVED_NAME)
-    if os.path.isfile(path):
-        differences = diff(load(path), config)
-        if differences:
-            listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differences.items())
-            raise ConfigError(
-                f"{path} belongs to a run with another configuration ({listed}): choose a new --workdir, or give "
-                f"{'this key its' if len(differences) == 1 else 'these keys their'} old value to resume it"
-            )
+    path, saved = os.path.join(workdir, SAVED_NAME), load_saved(workdir)
+    if saved is not None:
+        check_same(path, saved, config, "choose a new --workdir")
     if write:
         os.makedirs(workdir, exist_ok=True)
         with open(path + ".tmp", "w", encoding="utf-8") as file:

@@ -6,8 +6,9 @@ r"""Accuracy of a checkpoint on any number of benchmarks: avg@k, pass@k and maj@
     python -m ibtpo.evaluate --compare=runs/one --compare=runs/other
 
 --checkpoint is the workdir of a run or its checkpoint.dir (the newest checkpoint; the architecture and the tokenizer
-come from config.model.path) or a Hugging Face directory. Responses are independent, eval.samples per question. Without
-eval.benchmarks the held-out split of data.source is evaluated.
+come from config.model.path) or a Hugging Face directory. A workdir without checkpoints of its own leads to the
+checkpoint.dir that its config.json names. Responses are independent, eval.samples per question. Without eval.benchmarks
+the held-out split of data.source is evaluated.
 
 Prints a table per benchmark and one over all, and writes them to --workdir (default: <checkpoint>/evaluation), with
 every response and its verdict as JSON lines and as a page to browse. A benchmark that is there already, from the same
@@ -19,6 +20,7 @@ minus first, with 95 % intervals, and needs no model. See docs/evaluation.md.
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -188,6 +190,7 @@ def identify(checkpoint: str | os.PathLike) -> dict:
 
     Raises:
       ConfigError: it is neither a run nor a Hugging Face directory.
+      ValueError: as `checkpoints.find`.
     """
     if is_model_folder(checkpoint):
         files = sorted(pathlib.Path(checkpoint).glob("*.safetensors"))
@@ -196,7 +199,7 @@ def identify(checkpoint: str | os.PathLike) -> dict:
     folder = checkpoints.find(checkpoint)
     if folder is None:
         raise config_lib.ConfigError(
-            f"--checkpoint={checkpoint} holds neither a run (no folder checkpoints) nor a Hugging Face "
+            f"--checkpoint={checkpoint} holds neither a run ({checkpoints.why_missing(checkpoint)}) nor a Hugging Face "
             "model (no config.json with *.safetensors)"
         )
     return {"path": os.fspath(folder), "step": checkpoints.latest_step(checkpoint)}
@@ -363,4 +366,5 @@ if __name__ == "__main__":
     if any(argument.split("=")[0] == "--compare" for argument in sys.argv[1:]):
         compare(sys.argv[1:])
     else:
-        config_lib.run(main, needs_workdir=False)
+        # A benchmark may need longer prompts than the rows of training hold.
+        config_lib.run(main, resolve=functools.partial(config_lib.resolve, training=False), needs_workdir=False)

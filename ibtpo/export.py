@@ -2,7 +2,8 @@
 
     python -m ibtpo.export --config=configs/tiny.py --workdir=runs/tiny --out=exports/tiny
 
-The newest checkpoint is taken, or that of --step. Architecture and tokenizer files are those of
+The newest checkpoint is taken, or that of --step: of config.checkpoint.dir if it is set, as in training; else of the
+workdir, or the checkpoint.dir that its config.json names. Architecture and tokenizer files are those of
 config.model.path.
 """
 
@@ -19,9 +20,12 @@ _STEP = flags.DEFINE_integer("step", None, "update whose checkpoint is exported;
 
 
 def export(config, workdir: str, out: str, step: int | None = None) -> None:
-    """Writes the policy saved in `workdir` at `step` (None: the newest) to the folder `out`."""
+    """Writes the policy saved at `step` (None: the newest) of a run to the folder `out`.
+
+    Its checkpoints are in config.checkpoint.dir or, where that is "", found from the workdir (`checkpoints.find`).
+    """
     policy = load_policy(config, mesh=parallel.use_mesh(config.mesh))
-    params = checkpoints.load_params(workdir, policy.params, step)
+    params = checkpoints.load_params(config.checkpoint.dir or workdir, policy.params, step)
     hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=config.model.path)
 
 

@@ -199,9 +199,9 @@ def policy_loss(
 
     Returns:
       (scalar loss, metrics). Means over tokens, weighted by W as the loss is: `kl`, `clip_fraction`
-      (share of |A| whose gradient the clip removes), `ratio`, `entropy`, `sampler_gap` =
-      |log_probs - batch.log_probs| and, with importance_cap > 0, `importance` and `importance_capped` (share at the
-      cap); `ratio_max` is a maximum.
+      (share of |A| whose gradient the clip removes), `ratio`, `entropy` (also of what max_old_probability leaves
+      out), `sampler_gap` = |log_probs - batch.log_probs| and, with importance_cap > 0, `importance` and
+      `importance_capped` (share at the cap); `ratio_max` is a maximum.
 
     Raises:
       ValueError: options.kl > 0 without ref_log_probs, or a weight of the entropy without it.
@@ -216,7 +216,7 @@ def policy_loss(
     if options.needs_entropy and entropy is None:
         raise ValueError("loss.entropy_bonus and loss.entropy_advantage need the entropy; pass it or set them to 0")
     positive, negative, weight = map(jnp.asarray, (batch.positive, batch.negative, batch.weight))
-    trained = weight > 0
+    trained, counted = weight > 0, weight
     if options.max_old_probability < 1:
         trained &= jnp.asarray(batch.log_probs) < math.log(options.max_old_probability)
         positive, negative, weight = (jnp.where(trained, x, 0) for x in (positive, negative, weight))
@@ -275,7 +275,7 @@ def policy_loss(
         metrics["importance"] = ((weight * importance).sum(), total)
         metrics["importance_capped"] = ((weight * capped).sum(), total)
     if entropy is not None:
-        metrics["entropy"] = (jnp.where(trained, weight * entropy, 0).sum(), total)
+        metrics["entropy"] = (jnp.where(counted > 0, counted * entropy, 0).sum(), counted.sum())
     if ref_log_probs is not None:
         d = clamped_difference(ref_log_probs, log_probs)
         divergence = (weight * (jnp.exp(d) - d - 1)).sum()

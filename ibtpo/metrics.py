@@ -30,6 +30,11 @@ def read(workdir: str | os.PathLike) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def exist(workdir: str | os.PathLike) -> bool:
+    """Whether there is a workdir/metrics.jsonl."""
+    return os.path.isfile(os.path.join(workdir, FILE_NAME))
+
+
 class MetricWriter:
     """Writes rows of metrics to workdir/metrics.jsonl and, if asked, to TensorBoard event files in workdir/tensorboard.
 
@@ -37,7 +42,7 @@ class MetricWriter:
     JSON has no NaN and no infinity: such a value is null there (TensorBoard gets it as it is).
 
     A resumed run continues the files: rows of steps after `resume_step` are dropped, since the run will write them
-    again, and TensorBoard is told to forget them.
+    again, and TensorBoard is told to forget them. If that leaves none, the file is kept as metrics.jsonl.old.
 
     Args:
       workdir: made if missing.
@@ -61,6 +66,8 @@ class MetricWriter:
         path = os.path.join(workdir, FILE_NAME)
         if os.path.exists(path):
             rows = [row for row in read(workdir) if resume_step is None or row["step"] <= resume_step]
+            if not rows and os.path.getsize(path):
+                os.replace(path, path + ".old")
             with open(path + ".tmp", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             os.replace(path + ".tmp", path)

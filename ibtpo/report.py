@@ -117,7 +117,7 @@ def learning_curve(
         ),
         (axes[1, 0], "Effective rate (groups with unequal rewards)", {"train/eff_rate": "-"}, "update"),
         (axes[1, 1], "IB-Score and covariance", {"train/ib_score": "-", "train/cov": "--"}, "update"),
-        (axes[1, 2], "Policy entropy and KL to the reference", {"train/entropy": "-", "train/kl": "--"}, "update"),
+        (axes[1, 2], "Entropy and KL of trained tokens", {"train/entropy": "-", "train/kl": "--"}, "update"),
     ]
     labels = {
         "train/avg_rate": "all responses",

@@ -8,7 +8,6 @@ directory to JSON lines with a question and a solution.
 """
 
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
@@ -23,12 +22,13 @@ from ml_collections import ConfigDict
 from ibtpo import config as config_lib
 from ibtpo.data import arithmetic, chained_arithmetic
 from ibtpo.data.problems import Problem, format_prompt
+from ibtpo.data.records import BadRecord, find_question, read_records
 from ibtpo.data.tokenizer import load_tokenizer
 from ibtpo.losses import token_log_probs
 from ibtpo.metrics import MetricWriter, Progress
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
-from ibtpo.models.decoder import Decoder
+from ibtpo.models.decoder import REMAT, Decoder
 from ibtpo.optimizer import make_optimizer
 from ibtpo.packing import TokenBatch
 
@@ -41,7 +41,7 @@ def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
     and again, in a new order each time.
 
     Raises:
-      ValueError: unknown source, or a file without records.
+      ValueError: unknown source, a file without records, or a record without both texts.
     """
     rng = np.random.default_rng(seed)
     kind, _, path = data.source.partition(":")
@@ -52,14 +52,19 @@ def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
             solution = arithmetic.worked_solution(problem, rng, data.noise, difficulty.max_value)
             yield Problem(i, problem.question, problem.answer), solution
     elif kind == "jsonl":
-        lines = pathlib.Path(path).read_bytes().splitlines()  # of text, also at U+2028, which JSON may hold
-        records = [json.loads(line) for line in lines if line.strip()]
-        if not records:
+        pairs = []
+        for index, record in read_records(pathlib.Path(path)):
+            try:
+                if isinstance(record, BadRecord):
+                    raise record
+                pairs.append([find_question(record, [field]) for field in (data.question_field, data.solution_field)])
+            except BadRecord as error:
+                raise ValueError(f"data.source: {path}, line {index + 1}: {error}") from error
+        if not pairs:
             raise ValueError(f"data.source: {path} holds no record")
         while True:
-            for i in rng.permutation(len(records)):
-                question = records[i][data.question_field]
-                solution = records[i][data.solution_field]
+            for i in rng.permutation(len(pairs)):
+                question, solution = pairs[i]
                 yield Problem(int(i), question, answer=""), solution
     else:
         raise ValueError(f"data.source={data.source!r} is neither 'arithmetic' nor 'jsonl:<path>'")
@@ -127,17 +132,31 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
     return update
 
 
+def _check(config: ConfigDict) -> None:
+    """Raises ValueError for what would fail late."""
+    remats = ("none", *REMAT)
+    if config.model.remat not in remats:
+        raise ValueError(f"model.remat={config.model.remat!r} is none of {', '.join(remats)}")
+    for key in ("steps", "rows", "row_tokens"):
+        if config.train[key] < 1:
+            raise ValueError(f"train.{key}={config.train[key]} must be at least 1")
+    if config.log.every < 1:
+        raise ValueError(f"log.every={config.log.every} must be at least 1 update")
+
+
 def main(config: ConfigDict, workdir: str) -> None:
     """Trains for config.train.steps updates and writes the model directory config.output."""
-    tokenizer = load_tokenizer(config.tokenizer)
-    dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
-    if config.model.path:
-        decoder = hf.load(config.model.path, **dtypes)
-    else:
-        architecture = ModelConfig(vocab_size=len(tokenizer), **config.model.architecture)
-        decoder = Decoder(architecture, rngs=nnx.Rngs(config.train.seed), **dtypes)
+    with config_lib.user_errors():
+        _check(config)
+        tokenizer = load_tokenizer(config.tokenizer)
+        dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
+        if config.model.path:
+            decoder = hf.load(config.model.path, **dtypes)
+        else:
+            architecture = ModelConfig(vocab_size=len(tokenizer), **config.model.architecture)
+            decoder = Decoder(architecture, rngs=nnx.Rngs(config.train.seed), **dtypes)
+        optimizer, schedule = make_optimizer(config.optimizer, config.train.steps)
     graphdef, params = nnx.split(decoder, nnx.Param)
-    optimizer, schedule = make_optimizer(config.optimizer, config.train.steps)
     opt_state = optimizer.init(params)
     update = make_update(graphdef, optimizer, remat=config.model.remat)
 
@@ -145,19 +164,19 @@ def main(config: ConfigDict, workdir: str) -> None:
         response = tokenizer.encode(solution, add_special_tokens=False)
         return format_prompt(problem, config.data, tokenizer), [*response, tokenizer.eos_token_id]
 
-    stream = solutions(config.data, config.train.seed)
-    batches = pack(
-        (tokenize(*pair) for pair in stream),
-        rows=config.train.rows,
-        row_tokens=config.train.row_tokens,
-    )
+    def read_batches() -> Iterator[TokenBatch]:
+        with config_lib.user_errors():  # of the data, whenever it is met
+            pairs = solutions(config.data, config.train.seed)
+            examples = (tokenize(*pair) for pair in pairs)
+            yield from pack(examples, rows=config.train.rows, row_tokens=config.train.row_tokens)
+
     start = time.monotonic()
     with (
         MetricWriter(workdir, config.log.tensorboard, resume_step=0) as writer,
         Progress(config.train.steps, description="sft") as progress,
     ):
         total, count, tokens = 0.0, 0, 0
-        for step, batch in zip(range(1, config.train.steps + 1), batches):
+        for step, batch in zip(range(1, config.train.steps + 1), read_batches()):
             params, opt_state, loss = update(params, opt_state, batch)
             total, count, tokens = total + loss, count + 1, tokens + int(batch.weight.sum())
             if step % config.log.every == 0 or step == config.train.steps:

@@ -120,8 +120,9 @@ def make_update(
 
     The gradient is that of the whole batch: microbatches of `rows_per_step` rows are visited in
     turn and their gradients added, in float32 at least; the loss weights are normalised already,
-    so the sum is exact. If the loss or the gradient's norm is not finite, the parameters and the
-    optimizer's state stay as they are, and only `step` moves on.
+    so the sum is exact. If the loss or the gradient's norm is not finite, or the gradient is zero
+    (no group told its responses apart), the parameters and the optimizer's state stay as they are,
+    and only `step` moves on: momentum and weight decay of earlier updates are no reason to move.
 
     Args:
       graphdef: static part of the decoder, `nnx.split(decoder, nnx.Param)[0]`.
@@ -133,7 +134,8 @@ def make_update(
       donate: the caller gives up the state passed in (its memory is reused).
 
     The metrics are those of `losses.policy_loss` and `loss`, `grad_norm` (before clipping),
-    `skipped_updates`, each (sum, weight). A skipped update reports its non-finite loss as it is.
+    `skipped_updates` (not finite) and `empty_updates` (no gradient), each (sum, weight). A skipped
+    update reports its non-finite loss as it is.
     """
 
     def loss_fn(params, batch, ref_log_probs, old_log_probs):
@@ -186,8 +188,9 @@ def make_update(
         params = optax.apply_updates(state.params, updates)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        moves = finite & (norm > 0)
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
+            lambda new, old: jnp.where(moves, new, old),
             (params, opt_state),
             (state.params, state.opt_state),
         )
@@ -195,13 +198,14 @@ def make_update(
         metrics = reduce_metrics(stacked) | {
             "loss": (loss, one),
             "grad_norm": (norm, one),
-            "skipped_updates": (1 - finite.astype(jnp.float32), one),
+            "skipped_updates": ((~finite).astype(jnp.float32), one),
+            "empty_updates": ((finite & ~moves).astype(jnp.float32), one),
         }
         state = state.replace(
             step=state.step + steps,
             params=constrain_params(params),
             opt_state=constrain_params(opt_state),
-            policy_version=state.policy_version + finite.astype(jnp.int32),
+            policy_version=state.policy_version + moves.astype(jnp.int32),
         )
         return state, replicate(metrics)
 

@@ -9,11 +9,13 @@ that all of them see, and the first writes the other files to its own workdir.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import time
 
 import jax
 import numpy as np
+from absl import logging
 
 from ibtpo import checkpoints, packing, parallel, report
 from ibtpo import config as config_lib
@@ -63,11 +65,18 @@ class Trainer:
 
     def __init__(self, config):
         self.config, self.mesh = config, parallel.use_mesh(config.mesh)
+        config_lib.check_split(config, parallel.num_row_shards())
         self.policy = load_policy(config, mesh=self.mesh)
         tokenizer = self.policy.tokenizer
         self.problems = load_training(config.data, tokenizer)
         self.held_out = []
         if config.eval.every:
+            if config.data.source.partition(":")[0] in ("jsonl", "parquet") and "{split}" not in config.data.source:
+                logging.warning(
+                    "data.source=%r has no {split}: what is evaluated is what is trained on. Set eval.every=0, or name "
+                    "two files in one, e.g. jsonl:problems_{split}.jsonl",
+                    config.data.source,
+                )
             held_out = load_problems(config.data, config.data.eval_split, tokenizer)
             self.held_out = held_out[: config.eval.questions or None]
         self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
@@ -114,49 +123,61 @@ class Trainer:
         self.state = parallel.shard_params(state, self.mesh)
         self.policy = self.policy.with_params(None)  # the state owns them: an update donates their memory
         self.position = Position(data=self.batches.state())
-        self.trained_on: tuple = ()  # what the last update was given
+        self.skipped = 0  # updates in a row whose loss or gradient was not finite
+        self.trained_on: tuple = ()  # what the last update was given, of a step the last that was skipped
 
     # The algorithm.
 
     def update(self) -> dict[str, float]:
         """One step of the method: sample, grade, score, update. Returns its metrics."""
         config, started = self.config, time.monotonic()
-        trees, stats = self.sample_batch()
-        tree = stack_trees([t.tree for t in trees])
+        graded = dict(self.grader.counts)
+        trees, replaced, stats = self.sample_batch()
+        graded = {name: count - graded[name] for name, count in self.grader.counts.items()}
+        # All of them count in what is reported, the first `len(trees)` are trained on.
+        everything = stack_trees([t.tree for t in trees + replaced])
+        tree = stack_trees([t.tree for t in trees]) if replaced else everything
         sampled = time.monotonic()
 
         trained = np.ones(len(trees), bool)
         if config.loss.mask_uniform_groups:
             trained = ~group_is_uniform(tree)
-        truncated = np.zeros(tree.rewards.shape, bool)
-        for q, sampled_tree in enumerate(trees):
+        truncated = np.zeros(everything.rewards.shape, bool)
+        for q, sampled_tree in enumerate(trees + replaced):
             for response in sampled_tree.responses:
                 truncated[q, response.index] = response.finish == "length"
-        counted = trained[:, None] & (tree.response_node >= 0) & ~(truncated & config.loss.mask_truncated)
-        shaping, term_metrics = self.shape(tree, trees)
-        advantages, log_probs = self.score(tree, trained, shaping)
+        left_out = truncated[: len(trees)] & config.loss.mask_truncated
+        counted = trained[:, None] & (tree.response_node >= 0) & ~left_out
+        shaping, term_metrics = self.shape(everything, trees + replaced)
+        advantages, log_probs = self.score(tree, trained, shaping if shaping is None else shaping[: len(trees)])
         if config.loss.whiten_advantages:
             advantages = whiten(tree, advantages, counted)
         parts = self.minibatches(len(trees))
-        results, packings = [], []
+        results, packings, batches = [], [], []
         for number, part in enumerate(parts, 1):
             batch, extra, packing_metrics = self.pack(tree, advantages, log_probs, counted, part)
-            self.trained_on = batch, *extra
+            batches.append((batch, *extra))
             rows = [x if x is None else parallel.shard_batch(x, self.mesh) for x in (batch, *extra)]
             # Of one update, no argument: one program less.
             steps = {} if len(parts) == 1 else dict(steps=np.int32(number == len(parts)))
             self.state, loss_metrics = self.apply_update(self.state, *rows, **steps)
             results.append(loss_metrics)
             packings.append(packing_metrics)
-        gap = results[0]["sampler_gap"]  # later updates have another policy than the one that drew the tokens
-        loss_metrics = reduce_metrics(jax.tree.map(lambda *x: np.stack(x), *jax.device_get(results)))
-        loss_metrics["sampler_gap"] = jax.device_get(gap)
+        results = jax.device_get(results)
+        self.trained_on = batches[-1]
+        for batch, result in zip(batches, results):
+            failed = bool(result["skipped_updates"][0])
+            self.skipped = self.skipped + 1 if failed else 0
+            self.trained_on = batch if failed else self.trained_on
+        loss_metrics = reduce_metrics(jax.tree.map(lambda *x: np.stack(x), *results))
+        # Later updates have another policy than the one that drew the tokens.
+        loss_metrics["sampler_gap"] = results[0]["sampler_gap"]
         packing_metrics = {name: float(np.mean([p[name] for p in packings])) for name in packings[0]}
         updated = time.monotonic()
 
         self.position.generated_tokens += stats.generated_tokens
-        lengths = tree.response_length[tree.response_node >= 0]
-        result = metrics_lib.reduce(loss_metrics | diagnostics(tree, self.advantage_options))
+        lengths = everything.response_length[everything.response_node >= 0]
+        result = metrics_lib.reduce(loss_metrics | diagnostics(everything, self.advantage_options))
         result |= term_metrics
         result |= packing_metrics | {
             "learning_rate": float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
@@ -165,16 +186,16 @@ class Trainer:
             "responses_per_1k_tokens": 1000 * stats.responses / stats.generated_tokens,
             "response_length": float(lengths.mean()),
             # Unguided responses are what independent sampling would give: their length prices it.
-            "response_length_initial": float(tree.response_length[tree.response_round == 0].mean()),
-            "truncation_rate": float(truncated[tree.response_node >= 0].mean()),
+            "response_length_initial": float(everything.response_length[everything.response_round == 0].mean()),
+            "truncation_rate": float(truncated[everything.response_node >= 0].mean()),
             "masked_groups": 1 - float(trained.mean()),
-            "refilled": stats.questions - len(trees),
+            "refilled": len(replaced),
             "slot_use": stats.generated_tokens / stats.slot_steps,
             "slot_tail": stats.tail_slot_steps / stats.slot_steps,
             "preemptions": stats.preemptions,
             "kv_pages_peak": stats.peak_pages,
             "kv_pages_left": stats.pages_left,
-            **{f"graded_{name}": count for name, count in self.grader.counts.items()},
+            **{f"graded_{name}": count for name, count in graded.items()},
         }
         result = {f"train/{name}": value for name, value in result.items()}
         result |= {"time/sample_s": sampled - started, "time/update_s": updated - sampled}
@@ -182,17 +203,19 @@ class Trainer:
         return result
 
     def sample_batch(self):
-        """Trees of the next questions; where the rewards of one are all equal, of others instead, up to train.refills
-        times (DAPO's dynamic sampling)."""
-        number = self.config.train.questions_per_step
+        """(trees of the next questions, those they replaced, what both cost): where the rewards of one are all equal,
+        another question takes its place, up to train.refills times (DAPO's dynamic sampling)."""
+        number, replaced = self.config.train.questions_per_step, []
         trees, stats = self.sample(self.batches.take(number))
         for _ in range(self.config.train.refills):
-            told_apart = [t for t in trees if not group_is_uniform(t.tree)[0]]
-            if len(told_apart) == number:
+            uniform = [bool(group_is_uniform(t.tree)[0]) for t in trees]
+            if not any(uniform):
                 break
-            more, added = self.sample(self.batches.take(number - len(told_apart)))
-            trees, stats = told_apart + more, stats + added
-        return trees, stats
+            replaced += itertools.compress(trees, uniform)
+            more, added = self.sample(self.batches.take(sum(uniform)))
+            trees = [t for t, equal in zip(trees, uniform) if not equal] + more
+            stats += added
+        return trees, replaced, stats
 
     def sample(self, problems: list[Problem]):
         """Grows a graded tree for each problem with the current policy."""
@@ -297,11 +320,16 @@ class Trainer:
     # Beginning and end.
 
     def restore(self, store: checkpoints.Checkpoints) -> bool:
-        """Continues from the newest checkpoint; False if there is none."""
+        """Continues from the newest checkpoint; False if there is none.
+
+        Raises:
+          ConfigError: it is of another run's configuration; the workdir may be new where checkpoint.dir is not.
+        """
         restored = store.restore(self.state)
         if restored is None:
             return False
-        self.state, position, _ = restored
+        self.state, position, saved = restored
+        config_lib.check_same(str(store.path), saved, self.config.to_dict(), "choose a new --config.checkpoint.dir")
         self.position = Position(**position)
         self.batches.restore(self.position.data)
         return True
@@ -321,25 +349,31 @@ class Trainer:
 
 def train(config, workdir: str) -> None:
     """Runs `config` in `workdir` to its last update, from the newest checkpoint if there is one."""
+    earlier = config_lib.load_saved(workdir)
     config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
     with config_lib.user_errors():
         parallel.initialize()
         trainer = Trainer(config)
     first_host = jax.process_index() == 0
-    config_lib.save(config, workdir, write=first_host)
     total = config.train.steps
     with config_lib.user_errors():
         store = checkpoints.Checkpoints(workdir, folder=config.checkpoint.dir, keep=config.checkpoint.keep)
     with trainer.grader, store:
         with config_lib.user_errors():
             resumed = trainer.restore(store)
+        if not resumed and earlier is not None and earlier.checkpoint.dir != config.checkpoint.dir:
+            raise config_lib.ConfigError(
+                f"checkpoint.dir={config.checkpoint.dir!r} has no checkpoint, and the run in {workdir} kept its own in "
+                f"{earlier.checkpoint.dir!r}: give that one to continue it, or choose a new --workdir"
+            )
+        config_lib.save(config, workdir, write=first_host)
         first = int(trainer.state.step)
         if first >= total:
             print(
                 f"{workdir} is finished: {first} of {total} updates are done. Raise "
                 "--config.train.steps to continue, or choose another --workdir."
             )
-            if first_host:
+            if first_host and metrics_lib.exist(workdir):  # not in the new workdir of an old checkpoint.dir
                 finish(config, workdir)
             return
         print(
@@ -356,22 +390,21 @@ def train(config, workdir: str) -> None:
         ):
             if trainer.held_out and not resumed:
                 writer.write(0, trainer.evaluate())
-            skipped = 0  # updates in a row
             for step in range(first + 1, total + 1):
                 metrics = trainer.update()
-                skipped = skipped + 1 if metrics["train/skipped_updates"] else 0
                 trainer.position.seconds = time.monotonic() - clock
                 metrics["time/elapsed_s"] = trainer.position.seconds
                 if step % config.log.every == 0 or step == total:
                     writer.write(step, metrics)
-                if skipped and skipped == config.train.max_skipped:
+                if 0 < config.train.max_skipped <= trainer.skipped:
                     path = pathlib.Path(workdir) / f"skipped_{step}.npz"
                     if first_host:
                         trainer.save_batch(path)
                     raise config_lib.ConfigError(
-                        f"updates {step - skipped + 1} to {step} had no finite loss and gradient, and were skipped "
-                        f"(train.max_skipped={skipped}); the last one's batch is in {path}. Run again to continue from "
-                        "the newest checkpoint, with a lower optimizer.learning_rate or loss.kl if it had diverged."
+                        f"the last {trainer.skipped} updates, up to step {step}, had no finite loss and gradient, and "
+                        f"were skipped (train.max_skipped={config.train.max_skipped}); the last one's batch is in "
+                        f"{path}. Run again to continue from the newest checkpoint; if the policy had diverged, start "
+                        "anew in another --workdir with a lower optimizer.learning_rate or loss.kl."
                     )
                 shown = {"reward": "avg_rate_initial", "eff-rate": "eff_rate", "entropy": "entropy"}
                 progress.update(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ibtpo.checkpoints import Checkpoints, load_config, load_params
+from ibtpo.checkpoints import Checkpoints, find, latest_step, load_config, load_params
 from ibtpo.losses import LossOptions
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
@@ -126,6 +128,35 @@ def test_parameters_alone_for_evaluation(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoints in .*nowhere"):
         load_params(tmp_path / "nowhere", state.params)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_workdir_leads_to_the_folder_that_its_config_names(tmp_path):
+    workdir, bucket, state = tmp_path / "run", tmp_path / "bucket" / "run", make_state(MODEL, 0, False)
+    with Checkpoints(workdir, folder=bucket) as checkpoints:
+        checkpoints.save(state, {}, {"at": "bucket"})
+    workdir.mkdir()
+    with pytest.raises(ValueError, match=r"no folder .*run/checkpoints, and no config\.json with a checkpoint\.dir"):
+        latest_step(workdir)
+    for content in ('{"checkpoint": {"dir": ""}}', '{"checkpoint": 3}', "[]", "not JSON"):
+        (workdir / "config.json").write_text(content)
+        assert find(workdir) is None
+    (workdir / "config.json").write_text(json.dumps({"checkpoint": {"dir": str(bucket)}}))
+    assert find(workdir) == find(bucket) == bucket and latest_step(workdir) == 0
+    assert_same(load_params(workdir, state.params), state.params)
+    # What was fetched comes first.
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, {}, {"at": "home"})
+    assert load_config(workdir) == {"at": "home"} and load_config(bucket) == {"at": "bucket"}
+
+
+def test_a_named_folder_that_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"dir": str(tmp_path / "gone")}}))
+    with pytest.raises(ValueError, match=r"no folder .*/checkpoints, and the checkpoint\.dir='.*gone' of its config"):
+        latest_step(tmp_path)
+    if importlib.util.find_spec("gcsfs") is None:
+        (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"dir": "gs://bucket/run/checkpoints"}}))
+        with pytest.raises(ValueError, match=r"gs://bucket/run/checkpoints cannot be read here .*gcsfs.*or copy the"):
+            latest_step(tmp_path)
 
 
 def test_what_does_not_fit_is_refused_by_name_and_shape(tmp_path):

@@ -314,6 +314,15 @@ def test_impossible_values(changes, key, hint):
     assert key in message and hint in message and "\n" not in message
 
 
+def test_rows_need_hold_a_response_in_training_only():
+    """Of all limits: a benchmark's prompts may be longer than those that the rows were made for."""
+    config = runnable(train__row_tokens=2048)
+    assert resolve(config, training=False).train.row_tokens == 2048
+    config.sampling.pages = 3
+    with pytest.raises(ConfigError, match=r"sampling\.pages=3"):
+        resolve(config, training=False)
+
+
 def test_unknown_and_missing_keys_of_a_config_file():
     config = runnable()
     config.train.stps = 3
@@ -513,6 +522,14 @@ def test_resume_accepts_exactly_the_keys_that_do_not_change_the_run(tmp_path, ke
         assert f"({key}: {VALID[key]!r} -> {changed(key)!r})" in message
         assert "new --workdir" in message and "\n" not in message
         assert flatten(load(str(tmp_path / "config.json"))) == VALID  # the old one is kept
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_that_ends_with_the_run_fixes_its_length(schedule):
+    old = VALID | {"optimizer.schedule": schedule}
+    assert diff(old, old | {"train.steps": changed("train.steps")}) == {
+        "train.steps": (VALID["train.steps"], changed("train.steps"))
+    }
 
 
 def test_diff_lists_keys_that_one_side_lacks():

@@ -71,6 +71,13 @@ def test_the_papers_settings(repo_root):
     assert (config.optimizer.learning_rate, config.loss.kl, config.loss.ib_weight) == (1e-6, 0.001, 0.1)
 
 
+@pytest.mark.parametrize("method", config_lib.METHODS)
+def test_a_method_is_the_same_whatever_the_config(file, method):
+    flat = config_lib.flatten(config_lib.load(str(file))) | {"method": method}
+    resolved = config_lib.flatten(config_lib.resolve(config_lib.unflatten(flat)))
+    assert {key: resolved[key] for key in config_lib.METHODS[method]} == config_lib.METHODS[method]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "hint"),
     [

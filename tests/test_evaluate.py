@@ -222,8 +222,16 @@ def test_checkpoints_are_told_apart(tmp_path, tiny_model_dir):
     (tmp_path / "model.safetensors").write_bytes(b"others")
     assert evaluate_lib.identify(tmp_path) != first
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(config_lib.ConfigError, match="neither a run"):
+    with pytest.raises(config_lib.ConfigError, match=r"neither a run .*checkpoint\.dir.*nor a Hugging Face model"):
         evaluate_lib.identify(tmp_path)
+
+
+def test_a_run_is_known_by_its_folder_of_checkpoints(tmp_path):
+    (tmp_path / "bucket" / "7").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"checkpoint": {"dir": str(tmp_path / "bucket")}}))
+    expected = {"path": str(tmp_path / "bucket"), "step": 7}
+    assert evaluate_lib.identify(tmp_path / "run") == evaluate_lib.identify(tmp_path / "bucket") == expected
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -243,7 +251,9 @@ def test_the_command_on_real_problems_and_its_comparison(tiny_config, tiny_model
         f"--checkpoint={tiny_model_dir}",
         f"--workdir={tmp_path}/results",
     ]
-    done = command(repo_root, *options, "--config.eval.benchmarks=amc_2023,gsm8k")
+    # Rows of training, which hold none of these prompts, are no limit here.
+    options += ["--config.train.row_tokens=64", "--config.eval.benchmarks=amc_2023,gsm8k"]
+    done = command(repo_root, *options)
     assert done.returncode == 0, done.stderr
     for name in ("amc_2023", "gsm8k"):
         assert f"{name}: 3 questions, 2 responses each" in done.stdout

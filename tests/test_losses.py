@@ -190,6 +190,26 @@ def gradients(kind, loss):
     return jax.jit(jax.value_and_grad(of_params))
 
 
+def test_the_entropy_that_is_reported_is_of_all_counted_tokens():
+    """Also of those that max_old_probability leaves out of the loss."""
+    rng = np.random.default_rng(0)
+    log_probs = np.log(rng.uniform(0.2, 1, (2, 8))).astype(np.float32)
+    weight = rng.uniform(0.5, 1, (2, 8)).astype(np.float32) * (rng.random((2, 8)) < 0.7)
+    entropy = np.where(weight > 0, rng.random((2, 8)), np.nan).astype(np.float32)
+    nothing = np.zeros((2, 8), np.int32)
+    batch = TokenBatch(nothing, nothing, nothing, nothing, log_probs, weight, 0 * weight, weight)
+    expected = (weight * np.nan_to_num(entropy)).sum() / weight.sum()
+    losses = set()
+    for most in (1.0, 0.5):
+        loss, metrics = policy_loss(
+            log_probs, batch, entropy=entropy, options=LossOptions(kl=0.0, max_old_probability=most)
+        )
+        total, count = metrics["entropy"]
+        np.testing.assert_allclose(total / count, expected, rtol=1e-6)
+        losses.add(float(loss))
+    assert len(losses) == 2
+
+
 @pytest.mark.parametrize("aggregation", ["response_mean", "token_mean", "fixed_length"])
 @pytest.mark.parametrize("advantage", ["ibtpo", "grpo", "random"])
 @settings(max_examples=8)

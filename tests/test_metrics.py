@@ -70,7 +70,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert scalars(tmp_path / "cut") == scalars(tmp_path / "whole")
 
 
-def test_a_run_that_starts_afresh_keeps_nothing(tmp_path):
+def test_a_run_that_starts_afresh_keeps_nothing_in_its_file(tmp_path):
     """Killed before its first checkpoint: the old rows, the one of step 0 included, are written again."""
     for _ in range(2):
         with MetricWriter(tmp_path, tensorboard=True, resume_step=-1) as writer:
@@ -78,6 +78,7 @@ def test_a_run_that_starts_afresh_keeps_nothing(tmp_path):
             writer.write(1, {"x": 1.0})
     assert rows_of(tmp_path) == [{"step": 0, "x": 0.0}, {"step": 1, "x": 1.0}]
     assert scalars(tmp_path) == {"x": [(0, 0.0), (1, 1.0)]}
+    assert (tmp_path / "metrics.jsonl.old").read_text() == (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_no_tensorboard_folder_unless_asked(tmp_path):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny_sft
 from ibtpo import metrics, sft
+from ibtpo.config import ConfigError
 from ibtpo.models import hf
 
 
@@ -69,6 +70,35 @@ def test_json_lines_are_read_again_and_again(tmp_path):
         assert all(p.question.split()[1] == s.split()[1] for p, s in epoch)
     with pytest.raises(ValueError, match=r"data\.source='csv:x' is neither"):
         next(sft.solutions(ConfigDict(dict(source="csv:x")), seed=0))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data.source": "foo"}, "data.source='foo' is neither"),
+        ({"data.source": "jsonl:nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"data.source": "jsonl:{tmp}/bad.jsonl"}, "bad.jsonl, line 2: no field 'solution'"),
+        ({"data.max_prompt_tokens": 3}, "data.max_prompt_tokens"),
+        ({"train.row_tokens": 12}, "does not fit train.row_tokens=12"),
+        ({"optimizer.schedule": "bogus"}, "bogus"),
+        ({"model.remat": "bogus"}, "model.remat='bogus' is none of none, attention, full"),
+        ({"log.every": 0}, "log.every=0"),
+        ({"train.steps": 0}, "train.steps=0"),
+        ({"tokenizer": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_run_is_said_in_one_line(tiny_tokenizer_dir, tmp_path, changes, message):
+    (tmp_path / "bad.jsonl").write_text('{"question": "1", "solution": "2"}\n{"question": "3"}\n')
+    config = tiny_sft.get_config()
+    config.tokenizer, config.output = str(tiny_tokenizer_dir), str(tmp_path / "out")
+    config.model.architecture.update(embed_dim=16, mlp_dim=16, num_layers=1, num_heads=1, num_kv_heads=1)
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        (config[section] if section else config)[leaf] = value.format(tmp=tmp_path) if leaf == "source" else value
+    with pytest.raises(ConfigError) as error:
+        sft.main(config, str(tmp_path / "work"))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_short_run_learns_repeats_itself_and_saves(tiny_tokenizer_dir, tmp_path):

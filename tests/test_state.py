@@ -93,7 +93,12 @@ def test_an_update_with_microbatches_takes_the_gradient_of_the_whole_batch():
     state, found = update(state, batch, ref)
     for new, old, g in zip(*map(jax.tree.leaves, (state.params, params, gradient))):
         np.testing.assert_allclose(new, old - g, atol=1e-6)
-    metrics |= {"loss": (loss, 1), "grad_norm": (optax.global_norm(gradient), 1), "skipped_updates": (0, 1)}
+    metrics |= {
+        "loss": (loss, 1),
+        "grad_norm": (optax.global_norm(gradient), 1),
+        "skipped_updates": (0, 1),
+        "empty_updates": (0, 1),
+    }
     assert found.keys() == metrics.keys()
     for name in metrics:
         np.testing.assert_allclose(found[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
@@ -115,6 +120,21 @@ def test_a_non_finite_update_is_skipped_and_counted():
     assert metrics["skipped_updates"] == (0, 1) and (state.step, state.policy_version) == (3, 2)
     assert any((new != old).any() for new, old in zip(jax.tree.leaves(state.params), jax.tree.leaves(before[0])))
     assert update._cache_size() == 1  # same shapes and types, one compilation
+
+
+def test_an_update_of_nothing_moves_nothing():
+    """Adam would go on with its momentum."""
+    state, update = make(2, optax.adamw(0.1, weight_decay=0.1))
+    batch = random_batch()
+    ref = np.asarray(reference_log_probs(batch))
+    state, metrics = update(state, batch, ref)
+    assert metrics["empty_updates"] == (0, 1)
+    before = jax.tree.map(np.asarray, (state.params, state.opt_state))
+    zeros = np.zeros_like(batch.weight)
+    state, metrics = update(state, batch.replace(positive=zeros, negative=zeros, weight=zeros), ref)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), before)
+    assert metrics["empty_updates"] == (1, 1) and metrics["skipped_updates"] == (0, 1)
+    assert (state.step, state.policy_version) == (2, 1)
 
 
 def test_bfloat16_parameters_keep_their_type():

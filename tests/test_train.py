@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ def rows(workdir):
 
 def learning(row):
     """The numbers of a row that must not depend on the machine."""
-    return {name: value for name, value in row.items() if not name.startswith(("time/", "train/graded"))}
+    return {name: value for name, value in row.items() if not name.startswith("time/")}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,35 @@ def test_running_again_says_finished(finished_run, capsys):
 def test_a_workdir_refuses_another_configuration(finished_run, tiny_config):
     with pytest.raises(config_lib.ConfigError, match=r"loss\.kl"):
         train_lib.train(tiny_config(eval__every=2, loss__kl=0.5), str(finished_run[1]))
+
+
+def test_checkpoints_of_another_configuration_are_refused(finished_run, tiny_config, tmp_path):
+    """Whatever the workdir: the folder of the checkpoints may be anywhere."""
+    folder = str(finished_run[1] / "checkpoints")
+    with pytest.raises(config_lib.ConfigError, match=r"loss\.kl: 0\.001 -> 0\.5.*checkpoint\.dir"):
+        train_lib.train(tiny_config(eval__every=2, loss__kl=0.5, checkpoint__dir=folder), str(tmp_path / "other"))
+    assert not (tmp_path / "other" / "config.json").exists()
+    train_lib.train(tiny_config(eval__every=2, checkpoint__dir=folder), str(tmp_path / "new"))  # is finished
+
+
+def test_a_mistyped_folder_of_checkpoints_loses_nothing(finished_run, tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[1], workdir, ignore=shutil.ignore_patterns("checkpoints"))
+    before = rows(workdir)
+    wrong = tiny_config(eval__every=2, checkpoint__dir=str(tmp_path / "typo"))
+    with pytest.raises(config_lib.ConfigError, match=r"checkpoint\.dir=.*typo.*has no checkpoint"):
+        train_lib.train(wrong, str(workdir))
+    assert rows(workdir) == before
+    assert config_lib.load_saved(workdir).checkpoint.dir == ""
+
+
+def test_training_on_what_is_evaluated_is_said(tiny_config, shared_data, caplog):
+    source = f"jsonl:{shared_data / 'math500_test.jsonl'}"
+    fields = dict(data__question_field="problem", data__answer_field="answer", data__limit=8)
+    for every, count in ((0, 0), (1, 1)):
+        caplog.clear()
+        with train_lib.Trainer(tiny_config(data__source=source, eval__every=every, **fields)).grader:
+            assert sum("has no {split}" in record.getMessage() for record in caplog.records) == count
 
 
 def test_a_run_that_could_not_start_leaves_its_workdir_free(tiny_config, tmp_path):
@@ -243,7 +273,7 @@ def test_questions_that_teach_nothing_are_replaced(tiny_config, monkeypatch):
 
     monkeypatch.setattr(trainer, "sample", record)
     with trainer.grader:
-        trees, stats = trainer.sample_batch()
+        trees, replaced, stats = trainer.sample_batch()
     uniform = [[bool(group_is_uniform(t.tree)[0]) for t in trees] for trees in sampled]
     assert sum(uniform[0]) > 0
     assert [len(trees) for trees in sampled[1:]] == [sum(them) for them in uniform[: len(sampled) - 1]]
@@ -251,6 +281,31 @@ def test_questions_that_teach_nothing_are_replaced(tiny_config, monkeypatch):
     assert len(trees) == 4 and trees[: len(kept)] == kept
     ids = [t.question.id for trees in sampled for t in trees]
     assert ids == list(range(len(ids))) and stats.questions == len(ids)
+    assert sorted(t.question.id for t in trees + replaced) == ids
+
+
+def test_questions_that_are_replaced_count_in_what_is_reported(tiny_config, monkeypatch):
+    trainer = train_lib.Trainer(tiny_config(train__refills=3, method="grpo", tree__initial=2, tree__rounds=1))
+    sampled, sample = [], trainer.sample
+
+    def record(problems):
+        trees, stats = sample(problems)
+        sampled.extend(trees)
+        return trees, stats
+
+    monkeypatch.setattr(trainer, "sample", record)
+    with trainer.grader:
+        first = trainer.update()
+        assert first["train/graded_graded"] == 2 * len(sampled) > 2 * 4
+        rewards = np.array([[r.reward for r in t.responses] for t in sampled])
+        lengths = np.array([[len(r.tokens) for r in t.responses] for t in sampled])
+        assert first["train/refilled"] == len(sampled) - 4
+        assert first["train/eff_rate"] == pytest.approx((rewards[:, 0] != rewards[:, 1]).mean())
+        assert first["train/avg_rate"] == pytest.approx(rewards.mean())
+        assert first["train/response_length"] == pytest.approx(lengths.mean())
+        sampled.clear()
+        second = trainer.update()  # the counts are of the step
+        assert second["train/graded_graded"] == 2 * len(sampled)
 
 
 def test_updates_that_are_not_finite_end_the_run_and_leave_their_batch(tiny_config, tmp_path, monkeypatch):
@@ -263,12 +318,31 @@ def test_updates_that_are_not_finite_end_the_run_and_leave_their_batch(tiny_conf
 
     monkeypatch.setattr(packing, "token_weights", broken)
     config = tiny_config(train__steps=6, train__max_skipped=2, loss__mask_uniform_groups=False)
-    with pytest.raises(config_lib.ConfigError, match=r"updates 3 to 4 had no finite loss .*skipped_4\.npz"):
+    with pytest.raises(config_lib.ConfigError, match=r"the last 2 updates, up to step 4, .*skipped_4\.npz"):
         train_lib.train(config, str(tmp_path))
     assert [row["train/skipped_updates"] for row in rows(tmp_path)] == [1, 0, 1, 1]
     with np.load(tmp_path / "skipped_4.npz") as saved:
         assert saved["tokens"].shape == saved["ref_log_probs"].shape == saved["positive"].shape
         assert not np.isfinite(saved["weight"]).all() and np.isfinite(saved["log_probs"]).all()
+
+
+def test_skipped_updates_are_counted_one_by_one(tiny_config, tmp_path, monkeypatch):
+    """Of two minibatches a step the first is infinite, which is never two in a row; then both of the third step."""
+    weights, calls = packing.token_weights, itertools.count(1)
+
+    def broken(*args, **options):
+        found = weights(*args, **options)
+        return [np.full_like(x, np.inf) for x in found] if next(calls) in (1, 3, 5, 6) else found
+
+    monkeypatch.setattr(packing, "token_weights", broken)
+    config = tiny_config(
+        train__steps=4, train__minibatches=2, train__max_skipped=2, loss__mask_uniform_groups=False, eval__every=0
+    )
+    with pytest.raises(config_lib.ConfigError, match=r"the last 2 updates, up to step 3, .*skipped_3\.npz"):
+        train_lib.train(config, str(tmp_path))
+    assert [row["train/skipped_updates"] for row in rows(tmp_path)] == [0.5, 0.5, 1]
+    with np.load(tmp_path / "skipped_3.npz") as saved:
+        assert not np.isfinite(saved["weight"]).all()
 
 
 def test_evaluating_a_run_repeats_its_own_last_evaluation(finished_run, tmp_path):
