@@ -3,7 +3,7 @@ r"""Llama-3.1-8B-Instruct on competition mathematics, prompted by its chat templ
 Command:   python -m ibtpo.train --config=configs/llama3_8b.py --workdir=runs/llama3_8b \
                --config.checkpoint.dir=gs://BUCKET/llama3_8b
            on every worker of the pod at the same time (tpu_scripts/launch.sh does that; docs/tpu.md)
-Model:     hf download meta-llama/Llama-3.1-8B-Instruct --local-dir models/Llama-3.1-8B-Instruct
+Model:     hf download meta-llama/Llama-3.1-8B-Instruct --local-dir models/Llama-3.1-8B-Instruct --exclude 'original/*'
 Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), without the problems of four benchmarks
 Topology:  v5e:4x4 (16 chips)
 Memory:    per chip, 90 % of the 15.75 GiB at the fullest

@@ -2,10 +2,11 @@
 
     python -m ibtpo.compile_check --config=configs/qwen7b.py --topology=v5e:4x4
 
-The real update and the real programs of the sampler go through the real TPU compiler (extra `tpu`: pip install
--e '.[tpu]'; any x86 Linux machine). No weights are read: config.model.path needs its config.json at most. Everything
-is per chip. FLOPs and bytes are counted in the compiled programs (ibtpo/hlo.py), times are what the chip's published
-peaks allow at best, and memory is the compiler's own. Goals are at the end; with --json the last line holds everything.
+The real update and the real programs of the sampler go through the real TPU compiler (pip install -r
+requirements-tpu.txt; any x86 Linux machine). No weights are read: config.model.path needs its config.json at most.
+Everything is per chip. FLOPs and bytes are counted in the compiled programs (ibtpo/hlo.py), times are what the chip's
+published peaks allow at best, and memory is the compiler's own. Goals are at the end; with --json the last line holds
+everything.
 """
 
 import dataclasses
@@ -63,9 +64,7 @@ def get_devices(topology: str) -> list[jax.Device]:
       ConfigError: libtpu is not installed, or it knows no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise config_lib.ConfigError(
-            "the TPU compiler (libtpu) is not installed: install the extra `tpu`, pip install -e '.[tpu]'"
-        )
+        raise config_lib.ConfigError("the TPU compiler (libtpu) is not installed: pip install -r requirements-tpu.txt")
     from jax.experimental import topologies
 
     # The compiler alone is wanted: no chips are looked for, and several may compile at a time.

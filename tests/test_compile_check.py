@@ -266,17 +266,17 @@ def command(*arguments):
 
 
 @pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
-def test_without_libtpu_one_line_names_the_extra():
+def test_without_libtpu_one_line_says_what_to_install():
     result = command("--topology=v5e:2x2")
     assert result.returncode == 2
     assert result.stdout == ""
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error:") and "`tpu`" in line
+    assert line.startswith("error:") and "requirements-tpu.txt" in line
 
 
 def test_libtpu_is_asked_for_by_name(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"\.\[tpu\]"):
+    with pytest.raises(ConfigError, match=r"-r requirements-tpu\.txt"):
         compile_check.get_devices("v5e:2x2")
 
 
@@ -285,7 +285,7 @@ def test_a_missing_topology_is_asked_for():
     assert result.returncode == 2 and "--topology is missing" in result.stderr and "v5e:4x4" in result.stderr
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu (extra `tpu`)")
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu (requirements-tpu.txt)")
 @pytest.mark.parametrize("name", ["v9:2x2", "nonsense", "v5e:3x5"])
 def test_an_unknown_topology_is_one_line_with_examples(name):
     with pytest.raises(ConfigError, match="v5p:2x2x2") as error:
@@ -293,7 +293,7 @@ def test_an_unknown_topology_is_one_line_with_examples(name):
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu (extra `tpu`)")
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu (requirements-tpu.txt)")
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v5e:1x1"])
 def test_every_generation_has_one_device_per_chip(name):
     devices = compile_check.get_devices(name)
@@ -303,7 +303,7 @@ def test_every_generation_has_one_device_per_chip(name):
     assert 0.9 * chip.hbm_bytes < compile_check.usable_hbm(devices[0]) < 1.01 * chip.hbm_bytes
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu (extra `tpu`)")
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu (requirements-tpu.txt)")
 def test_the_command_compiles_for_a_tpu():
     result = command(
         "--topology=v5e:2x2",

@@ -175,6 +175,23 @@ def test_the_controls_do_what_the_address_does(browse, page, tmp_path):
     assert len(re.findall('class="response"', document)) == (~right[shown(document)[0]]).sum()
 
 
+def test_the_address_keeps_every_search(browse, page, tmp_path):
+    _, path = page
+    text = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text(encoding="utf-8"))
+    teller = "<script>setTimeout(() => { document.title = location.hash; }, 5000)</script></body>"
+    told = tmp_path / "told.html"
+    told.write_text(text.replace("</body>", teller), encoding="utf-8")
+    # Words that are other keys' defaults, and what is left out for being its own key's.
+    for state, kept in (
+        (dict(search="all"), "#search=all"),
+        (dict(search="order", show="wrong", sort="hard"), "#show=wrong&amp;sort=hard&amp;search=order"),
+        (dict(show="all", sort="order", inside="false"), "#"),
+        (dict(inside="true", open=3), "#inside=true&amp;open=3"),
+    ):
+        title = re.search("<title>(.*?)</title>", browse(told, **state))[1]
+        assert title == ("" if kept == "#" else kept)
+
+
 def test_an_opened_question_shows_its_responses_as_text(browse, tmp_path):
     evaluation = make_evaluation(np.random.default_rng(3), len(HOSTILE), 1)
     path = tmp_path / "responses.html"

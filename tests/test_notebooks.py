@@ -1,7 +1,12 @@
-"""The notebooks run, in a short form."""
+"""The notebooks run, in a short form, and find the checkout wherever they start."""
+
+import pathlib
+import subprocess
+import sys
 
 import nbclient
 import nbformat
+import pytest
 
 
 def test_tiny_notebook_trains_prints_trees_and_shows_the_curve(repo_root, tiny_model_dir, tmp_path, monkeypatch):
@@ -19,3 +24,37 @@ def test_tiny_notebook_trains_prints_trees_and_shows_the_curve(repo_root, tiny_m
     assert "J=" in text and "response 0 (round 0) reward=" in text
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert (tmp_path / "learning_curve.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "files, start, root, fetched",
+    [
+        ([], "", "ibtpo", 2),  # Colab: the code, then its requirements
+        (["ibtpo/train.py", "configs/tiny.py"], "", "", 0),
+        (["ibtpo/train.py", "configs/tiny.py"], "notebooks", "", 0),
+    ],
+)
+def test_the_first_cell_finds_the_checkout(files, start, root, fetched, repo_root, tmp_path, monkeypatch):
+    notebook = nbformat.read(repo_root / "notebooks" / "tiny.ipynb", as_version=4)
+    cell = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    commands = []
+
+    def make(*names):
+        for path in map(pathlib.Path, names):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    def fetch(command, **_):
+        commands.append(command)
+        if command[0] == "git":
+            make("ibtpo/ibtpo/train.py", "ibtpo/configs/tiny.py")
+
+    make(*(tmp_path / file for file in (*files, f"{start or '.'}/tiny.ipynb")))
+    monkeypatch.setattr(subprocess, "run", fetch)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    # At first, again in the same kernel, and in a new one, which starts where the first did.
+    for folder in (start, root, start):
+        monkeypatch.chdir(tmp_path / folder)
+        exec(cell, {})
+        assert pathlib.Path.cwd() == tmp_path / root and sys.path[0] == str(tmp_path / root)
+    assert len(commands) == fetched

@@ -1,6 +1,6 @@
 """What a run is trained and evaluated on: published sets by name, and training problems that are in none of them."""
 
-import os
+from pathlib import Path
 
 from absl import logging
 
@@ -19,17 +19,19 @@ def load_benchmark(name: str, data_config, tokenizer=None) -> list[Problem]:
     Args:
       name: one of `BENCHMARKS`.
       data_config: the config's `data` section. A folder in `data.files` is searched first; a single file there
-        belongs to `data.source`, and to a benchmark only where that is it.
+        ("{split}" replaced) belongs to `data.source`, and to a benchmark only where that is it.
 
     Raises:
       ValueError: no such set, or one without an evaluation split; and as `load_problems`.
     """
     if name not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {name!r}: use one of {', '.join(BENCHMARKS)}")
-    source, files = f"tfds:{name}", data_config.files
-    if data_config.source != source and not os.path.isdir(os.path.expanduser(files)):
+    source, files, split = f"tfds:{name}", data_config.files, DATASETS[name].eval_split
+    # The source may have files of its own splits only. What is no file is passed on, to be looked into or refused.
+    splits = (split, data_config.train_split, data_config.eval_split)
+    if data_config.source != source and any(_is_file(files, split) for split in splits):
         files = ""
-    return load_problems(_changed(data_config, source=source, files=files), DATASETS[name].eval_split, tokenizer)
+    return load_problems(_changed(data_config, source=source, files=files), split, tokenizer)
 
 
 def load_training(data_config, tokenizer=None) -> list[Problem]:
@@ -69,6 +71,11 @@ def load_training(data_config, tokenizer=None) -> list[Problem]:
 def split_names(names: str) -> list[str]:
     """The parts of a list of names separated by commas, without blanks; [] of ""."""
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _is_file(files: str, split: str) -> bool:
+    """Whether `data.files` names a single file for a split, or for a slice of one."""
+    return Path(files.replace("{split}", split.split("[")[0])).expanduser().is_file()
 
 
 def _load_evaluation(name: str, data_config) -> list[Problem]:

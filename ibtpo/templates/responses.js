@@ -16,8 +16,9 @@ const SORTS = {
 };
 const statesAnswers = document.querySelector("[data-show=unanswered]") !== null;
 const byId = (id) => document.getElementById(id);
-// What the address holds; open: id of the question opened last.
-const state = { show: "all", sort: "order", search: "", inside: false, open: "" };
+// What the address holds, where it differs; open: id of the question opened last.
+const DEFAULTS = { show: "all", sort: "order", search: "", inside: false, open: "" };
+const state = { ...DEFAULTS };
 let questions = [];
 let shown = [];
 let drawn = 0;
@@ -152,7 +153,7 @@ function openQuestion(id) {
 }
 
 function writeHash() {
-  const parts = Object.entries(state).filter(([, value]) => value && value !== "all" && value !== "order");
+  const parts = Object.entries(state).filter(([key, value]) => value !== DEFAULTS[key]);
   const hash = parts.map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
   history.replaceState(null, "", `#${hash}`);
 }
@@ -166,8 +167,8 @@ function changed() {
 
 function readHash() {
   const hash = new URLSearchParams(location.hash.slice(1));
-  state.show = Object.hasOwn(SHOWN, hash.get("show") ?? "") ? hash.get("show") : "all";
-  state.sort = Object.hasOwn(SORTS, hash.get("sort") ?? "") ? hash.get("sort") : "order";
+  state.show = Object.hasOwn(SHOWN, hash.get("show") ?? "") ? hash.get("show") : DEFAULTS.show;
+  state.sort = Object.hasOwn(SORTS, hash.get("sort") ?? "") ? hash.get("sort") : DEFAULTS.sort;
   state.search = hash.get("search") ?? "";
   state.inside = hash.get("inside") === "true";
   state.open = hash.get("open") ?? "";

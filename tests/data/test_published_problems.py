@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import functools
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ibtpo.data import published, published_problems
-from ibtpo.data.datasets import load_benchmark
+from ibtpo.data.datasets import load_benchmark, load_training
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import format_prompt, load_problems
 from ibtpo.data.published import BENCHMARKS, DATASETS, find_files
@@ -385,12 +386,36 @@ def test_benchmarks_look_into_the_folder_but_not_into_the_file_of_the_source(hub
     for files, number in (("", 2), (str(file.parent), 1), (str(file), 2)):
         config.files = files
         assert len(load_benchmark("math_500", config)) == number
-    config.source = "tfds:math_500"
+    # Of the source's splits there may be some only, and not the benchmark's.
+    _write(tmp_path / "files" / "dapo_train.jsonl", [{}])
+    config.update(files=f"{tmp_path}/files/dapo_{{split}}.jsonl", train_split="train[256:]", eval_split="train[:256]")
+    assert len(load_benchmark("math_500", config)) == 2
+    config.update(source="tfds:math_500", files=str(file))
     assert len(load_benchmark("math_500", config)) == 1
     assert config.limit == 1 and config.files == str(file)
     for name in ("dapo_math_17k", "chained_arithmetic", "math500"):
         with pytest.raises(ValueError, match=f"unknown benchmark '{name}': use one of gsm8k, math, "):
             load_benchmark(name, config)
+
+
+def test_a_wrong_place_for_the_files_is_said_for_benchmarks_too(hub, data_config, tmp_path, monkeypatch):
+    rows = FORMATS["math_500"][0]
+    file = _write(tmp_path / "files" / "test" / "math_500.jsonl", rows)
+    _write(tmp_path / "files" / "mine.jsonl", [{"problem": "What is 1 + 2?", "answer": "3"}])
+    _write(hub.folder / "HuggingFaceH4/MATH-500/test.jsonl", rows * 2)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = f"jsonl:{tmp_path}/files/mine.jsonl"
+    config = data_config(source=source, question_field="problem", check_rows=False, decontaminate="math_500")
+    for files in ("~/file/test", "~/files/{split}x", str(file.with_suffix(".json"))):
+        config.files = files
+        for load in (functools.partial(load_benchmark, "math_500"), load_training):
+            with pytest.raises(FileNotFoundError, match=r"data\.files='.*no file or folder") as caught:
+                load(config)
+            assert repr(files) in str(caught.value)
+    # Folders: the hub has twice as many problems. A file is the source's, however it is written.
+    for files, number in (("~/files/{split}", 1), ("~/files/test", 1), ("~/files/{split}/math_500.jsonl", 2)):
+        config.files = files
+        assert len(load_benchmark("math_500", config)) == number
 
 
 def test_a_resumed_run_goes_on_with_the_problems_of_the_file(shared_data, data_config):
