@@ -2,6 +2,7 @@ r"""Records of problem files: JSON lines, JSON, parquet and CSV, one at a time, 
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError:  # of JSON, or of UTF-8
+            except (ValueError, RecursionError):  # of JSON, of UTF-8, or of brackets nested too deeply
                 yield index, BadRecord("not JSON")
                 continue
             yield index, record if isinstance(record, dict) else BadRecord("not a JSON object")
@@ -59,7 +60,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
 def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     for index, record in enumerate(content if isinstance(content, list) else [content]):
         yield index, record if isinstance(record, dict) else BadRecord("not a JSON object")
@@ -147,8 +148,10 @@ def extract_answer(value: Any, pattern: str) -> str:
         (GSM8K: r"####\s*(.+)").
 
     Raises:
-      BadRecord: no answer there, or it is empty.
+      BadRecord: no answer there, it is empty, or it is a number that is not finite.
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRecord(f"answer is {value}, not a finite number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):

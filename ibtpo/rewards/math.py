@@ -33,11 +33,18 @@ _JOINT = re.compile(
 )
 _MAX_JOINT_CHARACTERS = 40
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_ANSWER_IS = re.compile(r"\banswer(?:[ \t]+is\b|[ \t]*[:=])[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer(?:[ \t]+(is)\b|[ \t]*[:=])[ \t]*:?", re.IGNORECASE)
+_MARKUP = " \t\r\n*:`"
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in 2**3
-_SENTENCE_END = re.compile(r"\.(?=\s|$)")
+_SENTENCE_END = re.compile(r"\.(?=[\s`]|$)")
+_EXPLANATION = re.compile(r",? \(?(?:because|since)\b", re.IGNORECASE)
+_DISPLAY = re.compile(r"\$\$([^$]{1,500})\$\$|\\\[(.{1,500}?)\\\]", re.DOTALL)
 _INLINE_MATH = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.{1,500}?)\\\)")
-_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
+_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])[-−–])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
+# Words, no symbols, around a number; a capital beside it makes a name of both ("March 5", "Room 12").
+_PROSE_BEFORE = re.compile(r"(?:(?:[A-Za-z][A-Za-z'’]*,? )*[a-z]+,? )?[-−–]?\\?\$?")
+_LIST_ITEM = re.compile(r"\d+[.)] ")
+_PROSE_AFTER = re.compile(r"(?: ?\\?%)?,?(?: [a-z][a-z'’]*,?(?: [A-Za-z][A-Za-z'’]*,?)*)?")
 
 
 def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, int]:
@@ -79,6 +86,63 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
     return (boxes[-1][2] if len(contents) == 1 else ", ".join(contents)), unclosed
 
 
+def _lone_number(sentence: str) -> str:
+    """The number of a sentence that is prose but for it ("Janet makes 18 dollars every day"). Any other as it is: a
+    number with its unit, several numbers, a formula, words that may change the number ("half of 18") or hedge."""
+    if len(sentence) > _MAX_NUMBER_CHARACTERS or _number(_normalise(sentence), plain_words=True):
+        return sentence
+    numbers = list(_NUMBER_IN_TEXT.finditer(sentence))
+    if len(numbers) != 1:
+        return sentence
+    before, after = sentence[: numbers[0].start()], sentence[numbers[0].end() :]
+    if not (_PROSE_BEFORE.fullmatch(before) and _PROSE_AFTER.fullmatch(after)):
+        return sentence
+    words = re.findall(r"(?<!['’])\b[a-z]+", f"{before} {after}".lower())
+    variables = [word for word in words if len(word) < 3 and word not in _SHORT_WORDS and word not in _UNIT_NAMES]
+    if variables or _NOT_PROSE.intersection(words) or _LABEL_BEFORE.search(before):
+        return sentence
+    unit = re.match(r" ([A-Za-z]+)", after)
+    return numbers[0][0] + (unit[0] if unit and unit[1] in _UNIT_NAMES and unit[1] != "in" else "")
+
+
+def _stated_answer(text: str) -> str | None:
+    """What the last "answer is" states that something with a digit or a formula follows; if none is followed by such,
+    what the last states that anything follows."""
+    other, end = None, len(text)
+    for match in reversed(list(_ANSWER_IS.finditer(text))):
+        line = text[match.end() : end].partition("\n")[0]
+        rest = text[match.end() : end].lstrip(_MARKUP)
+        later = not line.strip(_MARKUP)
+        end = match.start()
+        if display := _DISPLAY.match(rest):
+            # What goes on behind it, "or" another one, belongs to the answer.
+            line = rest[: display.end()] + rest[display.end() :].partition("\n")[0]
+        elif later:
+            line = rest.partition("\n")[0]
+        # Reasoning may begin on the line behind "answer:": only what is nothing but an answer is taken from there.
+        unannounced = later and match.group(1) is None
+        if unannounced and re.search(r"[\d\\$]", rest[len(line) :]):
+            continue
+        if display and line.strip(_MARKUP + ".,;") == display.group().strip():
+            return "".join(filter(None, display.groups())).strip()
+        listed = later and _LIST_ITEM.match(line)
+        sentence = _BOLD.sub("", line).strip() if listed else _SENTENCE_END.split(_BOLD.sub("", line), 1)[0].strip()
+        stated = _EXPLANATION.split(sentence, maxsplit=1)[0].strip()
+        # An explanation that may name another answer is kept.
+        sentence = sentence if _NOT_PROSE.intersection(re.findall(r"[a-z]+", sentence[len(stated) :])) else stated
+        formulas = _INLINE_MATH.findall(sentence)
+        if len(formulas) == 1:  # "the answer is the point $(1, 2)$, as shown"
+            return "".join(formulas[0]).strip()
+        sentence = sentence.strip("` ").rstrip(",;: ") or sentence
+        prose = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,} | [A-Za-z]{2,}", sentence)
+        if unannounced and (listed or (prose and not _number(_normalise(sentence), plain_words=True))):
+            continue
+        if re.search(r"[\d\\$]", sentence):
+            return _lone_number(sentence)
+        other = other or (sentence if re.search(r"\w", sentence) else None)
+    return other
+
+
 def extract_answer(text: str) -> str | None:
     r"""The answer a response states, as written, or None.
 
@@ -88,9 +152,11 @@ def extract_answer(text: str) -> str | None:
        boxes included, or of several that name one answer together (see `find_boxes`); a box left
        open (a truncated response) is no answer, and neither is anything after its opening;
     2. the rest of the line after the last `####` (GSM8K);
-    3. the rest of the sentence after the last "answer is", "answer:" or "answer =", or the one
-       formula in it;
-    4. the last number in the text (integer, decimal or a/b, thousands commas allowed).
+    3. the rest of the sentence after the last "answer is", "answer:" or "answer =" that something with a digit or a
+       formula follows, else that anything follows. Where its line ends there, a formula or a line that is only a number
+       or a word may follow below. Of the sentence: not its explanation ("because", "since"); the one formula in it, if
+       there is one; the one number in it, if all else is plain prose that neither changes it nor hedges;
+    4. the last number in the text (integer, decimal or a/b, thousands commas and a minus sign of any kind allowed).
 
     Args:
       text: the response.
@@ -106,14 +172,9 @@ def extract_answer(text: str) -> str | None:
     matches = _HASHES.findall(text)
     if matches and matches[-1].strip():
         return matches[-1].strip()
-    matches = _ANSWER_IS.findall(text)
-    if matches:
-        sentence = _SENTENCE_END.split(_BOLD.sub("", matches[-1]), maxsplit=1)[0].strip()
-        formulas = _INLINE_MATH.findall(sentence)
-        if len(formulas) == 1:  # "the answer is the point $(1, 2)$, as shown"
-            sentence = "".join(formulas[0]).strip()
-        if sentence:
-            return sentence
+    answer = _stated_answer(text)
+    if answer:
+        return answer
     numbers = _NUMBER_IN_TEXT.findall(text)
     return numbers[-1] if numbers else None
 
@@ -133,9 +194,14 @@ _DELIMITERS = re.compile(r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|[
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degrees?(?![a-zA-Z]))")
 _ONE_IN_BRACES = re.compile(r"([_^])\{(\w)\}")
-_TEXT = r"\\(?:text|mbox|mathrm|textbf|textit|mathbf|operatorname)\s*\{([^{}]*)\}"
+_TEXT_COMMAND = r"\\(?:text|mbox|mathrm|textbf|textit|mathbf|operatorname)\s*"
+_TEXT = rf"{_TEXT_COMMAND}\{{([^{{}}]*)\}}"
 _ALL_TEXT = re.compile(_TEXT)
 _CHOICE = re.compile(r"\(([A-Z])\)")
+# Of a multiple-choice answer with its value: "\textbf{(B)} 27".
+_LABEL = re.compile(
+    rf"({_TEXT_COMMAND}\{{\s*)?\(([A-E])\)(?(1)\s*\}}|(?!\())\s*(?=-?[\w\\({{\[.])(?!\\(?:cup|cap|cdot|times|pm)\b)"
+)
 _UNIT = re.compile(rf"\s*{_TEXT}\s*(?:\^\s*\{{?\d\}}?)?$")
 # Two letters are a product of variables unless they are a known unit.
 _WORD = r"(?:[A-Za-z][a-z]{2,}|cm|mm|km|kg|mg|ml|ft|in|oz|lb|hr|mi)"
@@ -168,16 +234,24 @@ _NOT_UNITS = frozenset(
     "factorial choose if for where when with more less than least most at about approximately "
     "remainder is are was else otherwise except only".split()
 )
+# Words that may change the number beside them, or say that it is not the answer.
+_NOT_PROSE = (_NOT_UNITS - {"is", "are", "was", "of", "to", "for", "at", "with"}) | frozenset(
+    "no never neither nor either maybe perhaps possibly but instead wait negative double twice triple from between "
+    "nearly almost close around over under above below greater smaller larger fewer adding added multiple".split()
+)
+_LABEL_BEFORE = re.compile(r"\b(?:step|part|case|day|question|option|room) $", re.IGNORECASE)
+_SHORT_WORDS = frozenset("a an as at be by he in is it my of on so to we".split())  # others are variables
 _IN_BASE = re.compile(r"([0-9A-Z]+) ?_ ?\{? ?(\d+) ?\}?")
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _DECIMAL = re.compile(rf"([+-]?)(?:({_UNSIGNED})(?:\.(\d*))?|\.(\d+))(?:[eE]([+-]?\d{{1,3}}))?")
 _SLASH = re.compile(rf"([+-]?)(?:(\d+) )?({_UNSIGNED})/({_UNSIGNED})")
+_REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar) ?(?:\{(\d+)\}|(\d))")
 _LATEX_FRACTION = re.compile(r"([+-]?)(\d*)\\frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
 
 
 def _normalise(text: str) -> str:
     r"""Removes what carries no value: dollar signs, spacing, \left and \right, degrees, \frac's
-    style, a full stop; spells symbols as LaTeX commands."""
+    style, a comma or full stop at the end; spells symbols as LaTeX commands."""
     text = text if text.isascii() else text.translate(_SYMBOLS)
     text = _PI.sub(r"\\pi", re.sub(r"\s+", " ", text).strip().replace("{,}", ","))
     while text.startswith("\\boxed{"):
@@ -192,6 +266,8 @@ def _normalise(text: str) -> str:
     text = _DEGREES.sub("", text)
     text = _ONE_IN_BRACES.sub(r"\1\2", text)
     text = text.strip()
+    if text.endswith((",", ";")):
+        text = text[:-1].rstrip()
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
     return text
@@ -203,6 +279,15 @@ def _spelling(text: str) -> str:
     text = re.sub(r"\s+", "", _ALL_TEXT.sub(r"\1", text))
     choice = _CHOICE.fullmatch(text)
     return choice.group(1) if choice else text
+
+
+def _split_label(answer: str, reference: str) -> tuple[str, str]:
+    r"""("B", "27") of a normalised answer "\textbf{(B)} 27"; ("", answer) without such a label, or where the reference,
+    normalised too, has one."""
+    whole = _ALL_TEXT.fullmatch(answer)
+    text = whole.group(1).strip() if whole else answer
+    label = _LABEL.match(text)
+    return (label.group(2), text[label.end() :]) if label and not _LABEL.match(reference) else ("", answer)
 
 
 def _without_unit(text: str, plain_words: bool) -> str:
@@ -234,10 +319,12 @@ class _Number:
 
 
 def _number(text: str, plain_words: bool) -> _Number | None:
-    r"""The number that a text is (an integer, decimal, a/b, \frac or mixed number, with a unit or a percent sign or
-    without), else None."""
+    r"""The number that a text is (an integer, decimal, repeating decimal, a/b, \frac or mixed number, with a unit or a
+    percent sign or without, in a text command or not), else None."""
     if len(text) > _MAX_NUMBER_CHARACTERS:
         return None
+    whole = _ALL_TEXT.fullmatch(text)
+    text = whole.group(1).strip() if whole else text
     percent = _PERCENT.search(text)
     text = text[: percent.start()] if percent else _without_unit(text, plain_words)
     text = text.replace(" ", "") if "\\frac" in text else text
@@ -247,6 +334,14 @@ def _number(text: str, plain_words: bool) -> _Number | None:
         decimals = decimals or only_decimals or ""
         value = Fraction(f"{(whole or '0').replace(',', '')}.{decimals or '0'}e{exponent or 0}")
         return _Number(-value if sign == "-" else value, bool(decimals.strip("0")), bool(percent))
+    match = _REPEATING.fullmatch(text)
+    if match:
+        sign, whole, decimals, repeated, repeated_digit = match.groups()
+        repeated = repeated or repeated_digit
+        # 1.2333... is (123 - 12) / 90.
+        difference = int(whole + decimals + repeated) - int(whole + decimals or "0")
+        value = Fraction(difference, 10 ** len(decimals) * (10 ** len(repeated) - 1))
+        return _Number(-value if sign == "-" else value, percent=bool(percent))
     match = _SLASH.fullmatch(text)
     if match:
         sign, whole, top, bottom = match.groups()
@@ -282,7 +377,8 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     trailing unit ignored) their exact values decide, except that a decimal within 1e-5 of an
     unequal value is left open, because Math-Verify rounds decimals. 50 % is 50 or 1/2, unless both
     sides are percentages. Two known units must be the same. Numerals that both name a base must
-    agree in digits and base. A missing answer is wrong.
+    agree in digits and base. Of "(B) 27" the value counts, or the letter if the reference is one; the
+    label stays if the reference has one too. A missing answer is wrong.
 
     Args:
       answer_text: what `extract_answer` returned.
@@ -303,6 +399,11 @@ def fast_grade(answer_text: str | None, reference: str) -> bool | None:
     if not answer:
         return False
     if _spelling(answer) == spelling:
+        return True
+    label, answer = _split_label(answer, expected)
+    if label and re.fullmatch("[A-E]", spelling):
+        return label == spelling
+    if label and _spelling(answer) == spelling:
         return True
     bases = _IN_BASE.fullmatch(answer), _IN_BASE.fullmatch(expected)
     if all(bases):  # Math-Verify ignores the base
@@ -369,7 +470,8 @@ def _slow_grade(answer: str, reference: str) -> bool:
     """Parses both sides with Math-Verify and compares them; what it cannot parse or compare is
     wrong."""
     try:
-        sides = _parse_reference(reference), _parse(answer)
+        label, value = _split_label(_normalise(answer), _normalise(reference))
+        sides = _parse_reference(reference), _parse(value if label else answer)
         return bool(_math_verify().verify(*sides, timeout_seconds=None, raise_on_error=True))
     except MemoryError:  # let the worker report that its limit was hit
         raise

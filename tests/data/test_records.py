@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from ibtpo.data.records import BadRecord, find_field, list_places, read_records
+from ibtpo.data.records import BadRecord, extract_answer, find_field, list_places, read_records
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12).map(lambda s: f"<{s}>")
 
@@ -53,6 +53,7 @@ def test_files_that_are_no_such_format_are_named(tmp_path):
     for name, content, message in [
         ("x.parquet", b"PAR1 or not", r"x\.parquet: not a parquet file"),
         ("x.json", b"{", r"x\.json: not JSON"),
+        ("x.json", b"[" * 100_000, r"x\.json: not JSON"),
         ("x.csv", b'a,b\n1,"2', r"x\.csv: not CSV after line"),
         ("x.csv", b"a,b\n1,\xff", r"x\.csv: not CSV"),
         ("x.txt", b"", r"x\.txt: unknown format '\.txt': use one of \.jsonl"),
@@ -62,6 +63,25 @@ def test_files_that_are_no_such_format_are_named(tmp_path):
             list(read_records(tmp_path / name))
     (tmp_path / "y.json").write_text("[1, {}]")
     assert [type(record) for _, record in read_records(tmp_path / "y.json")] == [BadRecord, dict]
+
+
+def test_a_line_of_nested_brackets_is_a_bad_record(tmp_path):
+    path = tmp_path / "x.jsonl"
+    for line in ("[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000):
+        path.write_text(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
+        first, bad, last = (record for _, record in read_records(path))
+        assert first == {"a": 1} and last == {"a": 2}
+        assert isinstance(bad, BadRecord) and str(bad) == "not JSON"
+
+
+def test_an_answer_that_is_no_finite_number_is_a_bad_record(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": NaN}\n{"a": Infinity}\n{"a": -Infinity}\n{"a": 1e999}\n')
+    for (_, record), name in zip(read_records(path), ("nan", "inf", "-inf", "inf"), strict=True):
+        for pattern in ("", r"(\w+)"):
+            with pytest.raises(BadRecord, match=f"^answer is {name}, not a finite number$"):
+                extract_answer(record["a"], pattern)
+    assert extract_answer(2.5, "") == "2.5" and extract_answer("nan", "") == "nan"
 
 
 def test_fields_are_found_by_name_then_by_path():
