@@ -218,6 +218,12 @@ def find(run: str | os.PathLike) -> epath.Path | None:
     return path if path.is_dir() and any(child.name.isdigit() for child in path.iterdir()) else None
 
 
+def has_any(run: str | os.PathLike) -> bool:
+    """Whether there is a checkpoint where `find` looks."""
+    folder = find(run)
+    return folder is not None and any(child.name.isdigit() for child in folder.iterdir())
+
+
 def why_missing(run: str | os.PathLike) -> str:
     """In words, what was looked for where `find` finds nothing."""
     named = _named_dir(_absolute(run))

@@ -349,7 +349,6 @@ class Trainer:
 
 def train(config, workdir: str) -> None:
     """Runs `config` in `workdir` to its last update, from the newest checkpoint if there is one."""
-    earlier = config_lib.load_saved(workdir)
     config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
     with config_lib.user_errors():
         parallel.initialize()
@@ -361,11 +360,11 @@ def train(config, workdir: str) -> None:
     with trainer.grader, store:
         with config_lib.user_errors():
             resumed = trainer.restore(store)
-        if not resumed and earlier is not None and earlier.checkpoint.dir != config.checkpoint.dir:
-            raise config_lib.ConfigError(
-                f"checkpoint.dir={config.checkpoint.dir!r} has no checkpoint, and the run in {workdir} kept its own in "
-                f"{earlier.checkpoint.dir!r}: give that one to continue it, or choose a new --workdir"
-            )
+            if not resumed and checkpoints.has_any(workdir):
+                raise config_lib.ConfigError(
+                    f"checkpoint.dir={config.checkpoint.dir!r} has no checkpoint, and the run in {workdir} kept its "
+                    f"own in {checkpoints.find(workdir)}: give that one to continue it, or choose a new --workdir"
+                )
         config_lib.save(config, workdir, write=first_host)
         first = int(trainer.state.step)
         if first >= total:

@@ -91,7 +91,7 @@ def test_checkpoints_of_another_configuration_are_refused(finished_run, tiny_con
 
 def test_a_mistyped_folder_of_checkpoints_loses_nothing(finished_run, tiny_config, tmp_path):
     workdir = tmp_path / "run"
-    shutil.copytree(finished_run[1], workdir, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(finished_run[1], workdir)
     before = rows(workdir)
     wrong = tiny_config(eval__every=2, checkpoint__dir=str(tmp_path / "typo"))
     with pytest.raises(config_lib.ConfigError, match=r"checkpoint\.dir=.*typo.*has no checkpoint"):
