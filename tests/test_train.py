@@ -262,7 +262,9 @@ def test_several_updates_on_the_same_trees(tiny_config, tmp_path, monkeypatch):
     assert int(checkpoints.Checkpoints(tmp_path, keep=2).latest_step()) == 3
 
 
-def test_questions_that_teach_nothing_are_replaced(tiny_config, monkeypatch):
+@pytest.fixture
+def dapo(tiny_config, monkeypatch):
+    """(a trainer that replaces uniform groups of two, the list of trees that each of its calls of `sample` gave)."""
     trainer = train_lib.Trainer(tiny_config(train__refills=3, method="grpo", tree__initial=2, tree__rounds=1))
     sampled, sample = [], trainer.sample
 
@@ -272,6 +274,11 @@ def test_questions_that_teach_nothing_are_replaced(tiny_config, monkeypatch):
         return trees, stats
 
     monkeypatch.setattr(trainer, "sample", record)
+    return trainer, sampled
+
+
+def test_questions_that_teach_nothing_are_replaced(dapo):
+    trainer, sampled = dapo
     with trainer.grader:
         trees, replaced, stats = trainer.sample_batch()
     uniform = [[bool(group_is_uniform(t.tree)[0]) for t in trees] for trees in sampled]
@@ -284,28 +291,21 @@ def test_questions_that_teach_nothing_are_replaced(tiny_config, monkeypatch):
     assert sorted(t.question.id for t in trees + replaced) == ids
 
 
-def test_questions_that_are_replaced_count_in_what_is_reported(tiny_config, monkeypatch):
-    trainer = train_lib.Trainer(tiny_config(train__refills=3, method="grpo", tree__initial=2, tree__rounds=1))
-    sampled, sample = [], trainer.sample
-
-    def record(problems):
-        trees, stats = sample(problems)
-        sampled.extend(trees)
-        return trees, stats
-
-    monkeypatch.setattr(trainer, "sample", record)
+def test_questions_that_are_replaced_count_in_what_is_reported(dapo):
+    trainer, sampled = dapo
     with trainer.grader:
         first = trainer.update()
-        assert first["train/graded_graded"] == 2 * len(sampled) > 2 * 4
-        rewards = np.array([[r.reward for r in t.responses] for t in sampled])
-        lengths = np.array([[len(r.tokens) for r in t.responses] for t in sampled])
-        assert first["train/refilled"] == len(sampled) - 4
+        trees = list(itertools.chain.from_iterable(sampled))
+        assert first["train/graded_graded"] == 2 * len(trees) > 2 * 4
+        rewards = np.array([[r.reward for r in t.responses] for t in trees])
+        lengths = np.array([[len(r.tokens) for r in t.responses] for t in trees])
+        assert first["train/refilled"] == len(trees) - 4
         assert first["train/eff_rate"] == pytest.approx((rewards[:, 0] != rewards[:, 1]).mean())
         assert first["train/avg_rate"] == pytest.approx(rewards.mean())
         assert first["train/response_length"] == pytest.approx(lengths.mean())
         sampled.clear()
         second = trainer.update()  # the counts are of the step
-        assert second["train/graded_graded"] == 2 * len(sampled)
+        assert second["train/graded_graded"] == 2 * sum(map(len, sampled))
 
 
 def test_updates_that_are_not_finite_end_the_run_and_leave_their_batch(tiny_config, tmp_path, monkeypatch):

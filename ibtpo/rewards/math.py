@@ -37,13 +37,13 @@ _ANSWER_IS = re.compile(r"\banswer(?:[ \t]+(is)\b|[ \t]*[:=])[ \t]*:?", re.IGNOR
 _MARKUP = " \t\r\n*:`"
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in 2**3
 _SENTENCE_END = re.compile(r"\.(?=[\s`]|$)")
+_LIST_ITEM = re.compile(r"\d+[.)] ")
 _EXPLANATION = re.compile(r",? \(?(?:because|since)\b", re.IGNORECASE)
 _DISPLAY = re.compile(r"\$\$([^$]{1,500})\$\$|\\\[(.{1,500}?)\\\]", re.DOTALL)
 _INLINE_MATH = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.{1,500}?)\\\)")
 _NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])[-−–])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
 # Words, no symbols, around a number; a capital beside it makes a name of both ("March 5", "Room 12").
 _PROSE_BEFORE = re.compile(r"(?:(?:[A-Za-z][A-Za-z'’]*,? )*[a-z]+,? )?[-−–]?\\?\$?")
-_LIST_ITEM = re.compile(r"\d+[.)] ")
 _PROSE_AFTER = re.compile(r"(?: ?\\?%)?,?(?: [a-z][a-z'’]*,?(?: [A-Za-z][A-Za-z'’]*,?)*)?")
 
 
