@@ -215,13 +215,13 @@ def find(run: str | os.PathLike) -> epath.Path | None:
     named = _named_dir(path)
     if named and _is_dir(_absolute(named)):
         return _absolute(named)
-    return path if path.is_dir() and any(child.name.isdigit() for child in path.iterdir()) else None
+    return path if path.is_dir() and _holds_steps(path) else None
 
 
 def has_any(run: str | os.PathLike) -> bool:
     """Whether there is a checkpoint where `find` looks."""
     folder = find(run)
-    return folder is not None and any(child.name.isdigit() for child in folder.iterdir())
+    return folder is not None and _holds_steps(folder)
 
 
 def why_missing(run: str | os.PathLike) -> str:
@@ -231,6 +231,10 @@ def why_missing(run: str | os.PathLike) -> str:
     if not named:
         elsewhere = "no config.json with a checkpoint.dir"
     return f"there is no folder {os.path.join(run, 'checkpoints')}, and {elsewhere}"
+
+
+def _holds_steps(folder: epath.Path) -> bool:
+    return any(child.name.isdigit() for child in folder.iterdir())
 
 
 def _is_dir(path: epath.Path) -> bool:

@@ -368,10 +368,9 @@ def train(config, workdir: str) -> None:
         config_lib.save(config, workdir, write=first_host)
         first = int(trainer.state.step)
         if first >= total:
-            print(
-                f"{workdir} is finished: {first} of {total} updates are done. Raise "
-                "--config.train.steps to continue, or choose another --workdir."
-            )
+            # A schedule that ends with the run fixes its length (`config.diff`).
+            go_on = "Raise --config.train.steps to continue, or choose" * (config.optimizer.schedule == "constant")
+            print(f"{workdir} is finished: {first} of {total} updates are done. {go_on or 'Choose'} another --workdir.")
             if first_host and metrics_lib.exist(workdir):  # not in the new workdir of an old checkpoint.dir
                 finish(config, workdir)
             return
