@@ -1,10 +1,10 @@
 # make env        a virtual environment in .venv with the pinned run-time dependencies
 # make demo       train the tiny model with the whole method on the CPU and draw its curves
-# make test       the test suite              make test-slow   the long tests as well
+# make test       the test suite              make test-slow   the long tests too, random examples of properties
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
 # make test-gpu   what needs the GPU compiler (no GPU), in an environment of its own, .venv-gpu (several GB)
 # make test-peers our losses against those of Tunix and TRL, each in an environment of its own (several GB)
-# make lint       ruff                        make clean       remove what was built (not .venv, not runs)
+# make lint       ruff and mypy               make clean       remove what was built (not .venv, not runs)
 #
 # PYTHON=...  the interpreter of the environment (3.11 or 3.12)
 # VENV=...    where the environment lives; PYTEST_ARGS=... e.g. "-k tree -x"
@@ -56,14 +56,14 @@ demo: env
 test: test-env
 	$(BIN)/python -m pytest -q -n $(TEST_JOBS) $(PYTEST_ARGS)
 
-# A later -m replaces the one of pyproject.toml.
+# A later -m replaces the one of pyproject.toml. Properties are tried on new random examples, and on more of them.
 test-slow: test-env
-	$(BIN)/python -m pytest -q -n $(TEST_JOBS) -m "slow or not slow" $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-random} $(BIN)/python -m pytest -q -n $(TEST_JOBS) -m "slow or not slow" $(PYTEST_ARGS)
 
 # The TPU runtime stays out of the other environments: JAX looks for TPUs wherever it is installed.
 test-tpu:
 	$(MAKE) VENV=.venv-tpu .venv-tpu/.tpu-env
-	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -q tests/kernels/test_tpu_compile.py tests/test_compile_check.py $(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -q tests/kernels/test_tpu_compile.py tests/compiler tests/test_compile_check.py $(PYTEST_ARGS)
 
 $(VENV)/.tpu-env: requirements.txt requirements-test.txt requirements-tpu.txt | $(BIN)/python
 	$(PIP) -r requirements-test.txt -r requirements-tpu.txt
@@ -83,6 +83,7 @@ test-peers: env
 
 lint: test-env
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from ibtpo.rewards import math
 
-BROKEN_OUT = -1.0
+BROKEN_OUT = 0.5  # no right or wrong answer gets it
 # Kinds with their shares.
 KINDS = {"grammar": 0.3, "damaged": 0.25, "unicode": 0.3, "injection": 0.1496, "bomb": 0.0004}
 
@@ -76,7 +76,7 @@ BOMBS = [
 
 
 def expression(rng: random.Random, depth: int) -> str:
-    """LaTeX by a small grammar of what answers are made of."""
+    """LaTeX by a small grammar of the parts of answers."""
     if depth == 0 or rng.random() < 0.2:
         return rng.choice(_ATOMS)
 
@@ -130,7 +130,7 @@ def _damaged(rng: random.Random) -> str:
 
 
 def _unicode(rng: random.Random) -> str:
-    """Characters of all planes (lone surrogates too), of mathematics, and ones that join, hide or turn what is near."""
+    """Characters of all planes (lone surrogates too), of mathematics, and some that join, hide or turn others."""
     alphabets = [(0x20, 0x7F), (0xA0, 0x24F), (0x300, 0x36F), (0x590, 0x6FF), (0x2000, 0x22FF), (0x3000, 0x30FF),
                  (0xD800, 0xDFFF), (0xFF00, 0xFFEF), (0x1D400, 0x1D7FF), (0x1F300, 0x1F64F), (0, 0x10FFFF)]  # fmt: skip
     return "".join(chr(rng.randint(*rng.choice(alphabets))) for _ in range(rng.randint(1, 30)))

@@ -9,9 +9,9 @@ RssShmem of /proc/self/status, so Linux only; the pages of mapped files are the 
 
     (peak during the import - before it - bytes of the parameters) / bytes of the checkpoint's largest tensor
 
-On the CPU the devices' memory is the host's, so what the devices hold while they insert a tensor counts as well, and
-so does the compilation of the programs that insert. What the first import of a process costs whatever its size (JAX
-starting its compiler) is measured by a model of a few kilobytes before, and reported by itself. The largest tensor,
+On the CPU the devices' memory is the host's, so the devices' copies during the insertion of a tensor count as well, and
+so does the compilation of the programs that insert. The fixed cost of a process's first import (JAX starts
+its compiler) is measured by a model of a few kilobytes before, and reported by itself. The largest tensor,
 the output projection, is imported last, when all else is in place. Goal: at most 1.2.
 """
 
@@ -98,7 +98,7 @@ class PeakMemory:
 
 def measure(folder: pathlib.Path) -> dict[str, float]:
     """Imports folder/first, then folder/model on this process's devices: bytes of the model's parameters, of the peak
-    beyond them and of what the first import cost, and the seconds of the second."""
+    beyond them and of the first import's cost, and the seconds of the second."""
     import jax
     from flax import nnx
     from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ float32 and 1e-11 in float64; the exit code is 1 where a goal is not met or a pe
 pinned versions, under build/benchmarks.
 
 Tunix (google-tunix 0.1.7): the registered policy loss "grpo", the aggregations and advantage estimators of tunix.rl.
-TRL (1.16.0): GRPOTrainer._compute_loss with a GRPOConfig. Where their definitions differ from ours, this is what is
+TRL (1.16.0): GRPOTrainer._compute_loss with a GRPOConfig. Where their definitions differ from ours, this is
 compared:
 
 - Standard deviation of a group: ours is the population's plus 1e-6, Tunix's the sample's plus 1e-6, TRL's the sample's
@@ -40,7 +40,6 @@ compared:
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import os
@@ -48,7 +47,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,140 +55,34 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.sampler import peer_python  # noqa: E402
+from benchmarks.engines import peer_python  # noqa: E402
+from benchmarks.loss_cases import (  # noqa: E402
+    IMPORTANCE_CAP,
+    MAX_NEW,
+    METHODS,
+    PEERS,
+    PROMPT,
+    QUESTIONS,
+    RESPONSES,
+    TUNIX_ADVANTAGES,
+    Case,
+    Method,
+    random_case,
+)
 from ibtpo.advantages import ADVANTAGES, AdvantageOptions  # noqa: E402
 from ibtpo.losses import LossOptions, policy_loss  # noqa: E402
-from ibtpo.packing import pack, place, sequence_weights, token_weights, unpack  # noqa: E402
+from ibtpo.packing import fill, place, plan, unpack  # noqa: E402
+from ibtpo.token_weights import sequence_weights, token_weights  # noqa: E402
 from ibtpo.tree import Response, Tree, build_tree, stack_trees, tokens_of_response  # noqa: E402
 
-QUESTIONS, RESPONSES, MAX_NEW, PROMPT = 4, 4, 24, (1, 2, 3)
 ROW_TOKENS = len(PROMPT) + RESPONSES * MAX_NEW  # any tree fits
-IMPORTANCE_CAP = 1.1
-# Name: (options of its pip install, types it computes in).
-PEERS = {"tunix": (["--no-deps"], ("float32",)), "trl": ([], ("float32", "float64"))}
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One loss: our settings, and each peer's for the same; None where it has none.
-
-    loss: fields of `LossOptions`; tunix: fields of its algorithm config; trl: fields of GRPOConfig.
-    """
-
-    advantage: str
-    aggregation: str
-    loss: dict[str, Any]
-    tunix: dict[str, Any] | None = None
-    trl: dict[str, Any] | None = None
-    mask_truncated: bool = False
-    float64_goal: float = 1e-11
-
-    def goal(self, dtype: str) -> float:
-        return 1e-5 if dtype == "float32" else self.float64_goal
-
-
-MEAN = "sequence-mean-token-mean"
-SEQUENCE = {"importance_sampling_level": "sequence"}
-METHODS = {
-    "grpo": Method("grpo", "response_mean", {}, dict(loss_agg_mode=MEAN), dict(loss_type="grpo")),
-    "grpo, kl": Method(
-        "grpo", "response_mean", dict(kl=0.1), dict(loss_agg_mode=MEAN, beta=0.1), dict(loss_type="grpo", beta=0.1)
-    ),
-    "grpo, dual clip": Method(
-        "grpo",
-        "response_mean",
-        dict(dual_clip=1.4),
-        dict(loss_agg_mode=MEAN, epsilon_c=1.4),
-        dict(loss_type="grpo", delta=1.4),
-    ),
-    "grpo, importance": Method(
-        "grpo",
-        "response_mean",
-        dict(importance_cap=IMPORTANCE_CAP, kl=0.1),
-        dict(loss_agg_mode=MEAN, beta=0.1),
-        dict(loss_type="grpo", beta=0.1, use_vllm=True),
-    ),
-    "grpo, truncated out": Method("grpo", "response_mean", {}, trl=dict(loss_type="grpo"), mask_truncated=True),
-    "rloo": Method("rloo", "response_mean", {}, dict(loss_agg_mode=MEAN), dict(loss_type="grpo")),
-    "dr_grpo": Method(
-        "dr_grpo", "fixed_length", {}, dict(loss_agg_mode="sequence-mean-token-scale"), dict(loss_type="dr_grpo")
-    ),
-    "dr_grpo, kl, truncated out": Method(
-        "dr_grpo", "fixed_length", dict(kl=0.1), trl=dict(loss_type="dr_grpo", beta=0.1), mask_truncated=True
-    ),
-    "dapo": Method(
-        "grpo",
-        "token_mean",
-        dict(clip_high=0.28),
-        dict(loss_agg_mode="token-mean", epsilon_high=0.28),
-        dict(loss_type="dapo", epsilon_high=0.28),
-    ),
-    "token_mean, kl": Method(
-        "grpo", "token_mean", dict(kl=0.1), dict(loss_agg_mode="token-mean", beta=0.1), dict(loss_type="bnpo", beta=0.1)
-    ),
-    "gspo": Method(
-        "grpo",
-        "response_mean",
-        dict(objective="gspo", clip_low=3e-4, clip_high=4e-4),
-        dict(loss_agg_mode=MEAN, loss_algo="gspo-token", epsilon=3e-4, epsilon_high=4e-4),
-        dict(loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4, **SEQUENCE),
-    ),
-    "gspo, token_mean, kl": Method(
-        "grpo",
-        "token_mean",
-        dict(objective="gspo", clip_low=0.05, clip_high=0.1, kl=0.1),
-        dict(loss_agg_mode="token-mean", loss_algo="gspo-token", epsilon=0.05, epsilon_high=0.1, beta=0.1),
-        dict(loss_type="dapo", epsilon=0.05, epsilon_high=0.1, beta=0.1, **SEQUENCE),
-    ),
-    "cispo": Method("grpo", "token_mean", dict(objective="cispo"), trl=dict(loss_type="cispo", epsilon_high=1.2)),
-    "sapo": Method("grpo", "response_mean", dict(objective="sapo"), trl=dict(loss_type="sapo"), float64_goal=1e-7),
-}
-# Ours: the peer's name of the same estimator.
-TUNIX_ADVANTAGES = {"grpo": "grpo", "rloo": "rloo", "dr_grpo": "drgrpo"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Flat groups, float64. log_probs, old, ref, sampler: [Q, R, T], by the policy now, by the trainer when the tokens
-    were drawn, by the reference, by what drew them (read with importance weights only); length, rewards: [Q, R]."""
-
-    log_probs: np.ndarray
-    old: np.ndarray
-    ref: np.ndarray
-    sampler: np.ndarray
-    length: np.ndarray
-    rewards: np.ndarray
-
-    @property
-    def mask(self) -> np.ndarray:
-        """[Q, R, T], the generated tokens."""
-        return np.arange(MAX_NEW) < self.length[:, :, None]
-
-    @property
-    def truncated(self) -> np.ndarray:
-        """[Q, R], the responses cut off at the limit."""
-        return self.length == MAX_NEW
-
-
-def random_case(seed: int) -> Case:
-    rng = np.random.default_rng(seed)
-    groups = (QUESTIONS, RESPONSES)
-    log_probs = -rng.uniform(0.05, 4, (*groups, MAX_NEW))
-    old, ref = (log_probs + 0.3 * rng.standard_normal(log_probs.shape) for _ in range(2))
-    sampler = old + 0.1 * rng.standard_normal(old.shape)
-    length = rng.integers(1, MAX_NEW, groups)
-    length[rng.random(groups) < 0.2] = MAX_NEW
-    length[-1, 0] = MAX_NEW
-    rewards = rng.random(groups)
-    rewards[0] = 1.0
-    return Case(log_probs, old, ref, sampler, length, rewards)
 
 
 # Ours.
 
 
 def make_tree(case: Case, drawn: np.ndarray, dtype) -> Tree:
-    """The groups as trees that fork at the question only; drawn: log-probabilities of what drew the tokens."""
+    """The groups as trees that fork at the question only; drawn: log-probabilities of the sampler."""
 
     def of_question(q: int) -> Tree:
         responses = [
@@ -229,8 +121,8 @@ def response_advantages(case: Case, name: str, dtype) -> np.ndarray:
 
 @functools.cache
 def _value_and_grad(options: LossOptions):
-    def loss(log_probs, batch, ref, old):
-        return policy_loss(log_probs, batch, ref if options.kl else None, old_log_probs=old, options=options)[0]
+    def loss(log_probs, batch):
+        return policy_loss(log_probs, batch, options=options)[0]
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -249,18 +141,19 @@ def our_loss(case: Case, method: Method, dtype) -> tuple[float, np.ndarray]:
             weights = sequence_weights(tree, advantages, now, **clip, **weighting)
         else:
             weights = token_weights(tree, advantages, **weighting)
-        batch, layout = pack(tree, *weights, row_tokens=ROW_TOKENS, row_multiple=QUESTIONS)
-        now, ref, old = (jnp.asarray(place(x, layout, batch.tokens.shape)) for x in (now, ref, old))
-        loss, gradient = _value_and_grad(options)(now, batch, ref, old)
+        layout = plan(tree, row_tokens=ROW_TOKENS, rows_per_step=QUESTIONS)
+        now, ref, old = (jnp.asarray(place(x, layout)) for x in (now, ref, old))
+        batch = fill(layout, tree, weights).replace(ref_log_probs=ref if options.kl else None, old_log_probs=old)
+        loss, gradient = _value_and_grad(options)(now, batch)
         assert loss.dtype == dtype
-        return float(loss), of_responses(tree, unpack(gradient, layout, *tree.tokens.shape))
+        return float(loss), of_responses(tree, unpack(gradient, layout))
 
 
 # Theirs.
 
 
 def peer_input(cases: list[Case], peer: str) -> dict[str, np.ndarray]:
-    """What a peer reads, see benchmarks/peers/*_losses.py."""
+    """The input of a peer, see benchmarks/peers/*_losses.py."""
     settings = {name: getattr(method, peer) for name, method in METHODS.items() if getattr(method, peer) is not None}
     arrays = {"settings": np.array(json.dumps(settings)), "dtypes": np.array(PEERS[peer][1])}
     for i, case in enumerate(cases):
@@ -338,7 +231,7 @@ def compare_advantages(cases: list[Case], found: dict[str, np.ndarray]) -> list[
 
 
 def _goal(name: str, value: float | None, goal: float) -> dict:
-    """One entry of `goals`; what a peer that failed would have said is not met."""
+    """One entry of `goals`; that of a peer that failed is not met."""
     shown = None if value is None else float(f"{value:.3g}")
     return dict(name=name, value=shown, goal=goal, met=value is not None and value <= goal)
 

@@ -1,9 +1,9 @@
-"""The math verifier: how right it is, how fast, and what hostile answers do to it.
+"""The math verifier: its accuracy, its speed, and the effect of hostile answers.
 
     python benchmarks/rewards.py [--quick] [--json] [--data=FOLDER] [--answers=100000]
 
 --data holds gsm8k_test.jsonl, math500_test.jsonl, aime24_test.jsonl, aime25_test.jsonl and amc23_test.jsonl (default:
-../shared/data beside the checkout); without them only the last part runs, and what needs them has no value.
+../shared/data beside the checkout); without them only the last part runs, and figures that need them have no value.
 
 1. right: every GSM8K test answer in four phrasings, and one more than it, to be refused; the MATH-500 solutions against
    their own answers, and each against another problem's (shuffled); the AIME and AMC answers.
@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import hostile_answers  # noqa: E402
-from ibtpo.rewards import FAST_PATHS, REWARDS  # noqa: E402
+from ibtpo.rewards import KINDS  # noqa: E402
 from ibtpo.rewards import math as math_reward  # noqa: E402
 from ibtpo.rewards.pool import Grader  # noqa: E402
 
@@ -194,8 +194,8 @@ class WorkerMemory:
 
 
 def hostile(count: int, log, *, bombs: bool = True, seed: int = 0) -> tuple[dict, list[dict]]:
-    """What `count` hostile answers, and then every bomb alone, do to a grader."""
-    REWARDS["hostile"], FAST_PATHS["hostile"] = hostile_answers.reward, hostile_answers.fast_reward
+    """The effect of `count` hostile answers, and then of every bomb alone, on a grader."""
+    KINDS["hostile"] = hostile_answers
     hostile_answers.load()  # the fast path runs in this process
     kinds, unusual = collections.Counter(), []
     with tempfile.TemporaryDirectory() as name:

@@ -26,39 +26,25 @@ workloads, once each.
 
 import argparse
 import functools
-import hashlib
 import json
-import math
 import os
 import pathlib
 import platform
 import statistics
 import subprocess
 import sys
-import time
-import types
-import zlib
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "build" / "benchmarks"
-SMALL = dict(vocab_size=512, embed_dim=256, mlp_dim=768, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=64)
-LARGE = dict(vocab_size=8192, embed_dim=512, mlp_dim=1536, num_layers=12, num_heads=8, num_kv_heads=4, head_dim=64)
-SHAPES = dict(small=SMALL, large=LARGE)
-# Name: (script, options of its pip install).
-PEERS = {
-    "transformers": ("transformers_generate.py", []),
-    "tunix": ("tunix_sampler.py", ["--no-deps"]),
-}
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks.engines import PEERS, EngineError, our_command, peer_command, run_jobs
+from benchmarks.goals import exponent, make_goal
+from benchmarks.workload import SHAPES, SMALL
+
 PARTS = (1, 2, 3, 4, 5)
 PAGE_SIZE = 8
 PAGE_SIZES = (4, 8, 16)
 SLOTS = 64
-CHUNK = 32
 POOL_TOKENS = 131_072
-STOPS = range(4)
-SEPARATORS = range(16, 48)
-FIRST_PROMPT_TOKEN = 48
-MISTAKES = 14
 TREES = {
     "flat 8": dict(strategy="independent", initial=8, rounds=1),
     "flat 12": dict(strategy="independent", initial=12, rounds=1),
@@ -68,193 +54,8 @@ TREES = {
 IB = [name for name in TREES if name.startswith("ib")]
 
 
-# Our engine, in a process of its own.
-
-
-def grade(question, tokens) -> float:
-    """1.0 unless a step is a mistake: one in MISTAKES, by a hash of the question and all tokens up to its end. So what
-    follows a mistake is wrong too, whichever way it goes on."""
-    state, start = question.id, 0
-    for end in step_ends(tokens):
-        state, start = zlib.crc32(tokens[start:end].tobytes(), state), end
-        if state % MISTAKES == 0:
-            return 0.0
-    return 1.0
-
-
-@functools.cache
-def _is_separator():
-    import numpy as np
-
-    table = np.zeros(max(shape["vocab_size"] for shape in SHAPES.values()), bool)
-    table[list(SEPARATORS)] = True
-    return table
-
-
-def step_ends(tokens) -> list[int]:
-    """Exclusive ends of the steps: behind each separator, and at the end."""
-    ends = (_is_separator()[tokens].nonzero()[0] + 1).tolist()
-    return ends if ends and ends[-1] == len(tokens) else [*ends, len(tokens)]
-
-
-class Workload:
-    """One job of our engine: a sampler, its parameters and its questions."""
-
-    def __init__(self, job: dict):
-        import numpy as np
-        from flax import nnx
-
-        from benchmarks.lengths import timed_decoder
-        from ibtpo import parallel
-        from ibtpo.models.config import ModelConfig
-        from ibtpo.models.decoder import Decoder
-        from ibtpo.sampling.engine import Question, SamplerOptions, TreeSampler
-        from ibtpo.sampling.strategies import TreeOptions
-
-        self.job, self.seconds, self.stats, self.lengths = job, [], [], []
-        model = ModelConfig(family="qwen3", qk_norm=True, tie_embeddings=True, **job["model"])
-        if median := job.get("median_tokens"):
-            lengths = dict(prompt_tokens=job["prompt_tokens"], median=median, longest=job["new_tokens"])
-            graphdef, params = timed_decoder(model, stops=STOPS, **lengths)
-        else:
-            graphdef, params = nnx.split(Decoder(model, rngs=nnx.Rngs(0)), nnx.Param)
-        mesh = parallel.use_mesh(types.SimpleNamespace(data=-1, fsdp=1, tensor=job.get("tensor", 1)))
-        self.params = parallel.shard_params(params, mesh)
-        tree = TreeOptions(**dict(top_k=1, branch=1, max_new_tokens=job["new_tokens"]) | job["tree"])
-        options = SamplerOptions(
-            slots=job["slots"],
-            pages=job.get("pool_tokens", 0) // job["page_size"],
-            page_size=job["page_size"],
-            chunk=CHUNK,
-            max_prompt_tokens=job["prompt_tokens"],
-            questions_in_flight=job.get("questions_in_flight", 0),
-        )
-        stops = list(STOPS) if median else []
-        self.sampler = TreeSampler(graphdef, model, options, tree, stop_ids=stops, step_ends=step_ends)
-        rng = np.random.default_rng(0)
-        size = (job["questions"], job["prompt_tokens"])
-        prompts = rng.integers(FIRST_PROMPT_TOKEN, job["model"]["vocab_size"], size).tolist()
-        self.questions = [Question(i, prompt) for i, prompt in enumerate(prompts)]
-
-    def run(self, num_questions: int | None = None) -> tuple[float, list, object]:
-        import jax
-
-        from ibtpo.sampling.logits import SamplingParams
-
-        start = time.perf_counter()
-        trees, stats = self.sampler(
-            self.params, self.questions[:num_questions], grade, key=jax.random.key(0), sampling=SamplingParams()
-        )
-        return time.perf_counter() - start, trees, stats
-
-    def warm_up(self) -> None:
-        self.run(self.job.get("warm_questions"))
-
-    def unfinished(self) -> bool:
-        return len(self.seconds) < self.job["repeats"] and sum(self.seconds) < self.job["budget_s"]
-
-    def measure(self) -> None:
-        seconds, trees, stats = self.run()
-        self.seconds.append(seconds)
-        self.stats.append({name: value for name, value in vars(stats).items() if name != "seconds"})
-        self.lengths = sorted(len(response.tokens) for tree in trees for response in tree.responses)
-        if not self.job.get("median_tokens"):
-            assert set(self.lengths) == {self.job["new_tokens"]}
-
-    def result(self) -> dict:
-        from benchmarks.peers.measure import peak_rss_mb
-
-        at = {f"p{p}": self.lengths[min(len(self.lengths) - 1, p * len(self.lengths) // 100)] for p in (10, 50, 90)}
-        return dict(
-            name=self.job["name"],
-            seconds=self.seconds,
-            tokens=self.stats[0]["generated_tokens"],
-            peak_rss_mb=peak_rss_mb(),
-            stats={name: statistics.median(stats[name] for stats in self.stats) for name in self.stats[0]},
-            lengths=dict(mean=statistics.fmean(self.lengths), **at),
-        )
-
-
-def work() -> None:
-    """Reads a JSON list of jobs, warms all up, runs them in turn, and prints one JSON line per job."""
-    import jax
-
-    from benchmarks.peers.measure import forget_peak_rss
-
-    workloads = [Workload(job) for job in json.load(sys.stdin)]
-    for workload in workloads:
-        workload.warm_up()
-    forget_peak_rss()
-    while any(workload.unfinished() for workload in workloads):
-        for workload in workloads:
-            if workload.unfinished():
-                workload.measure()
-    for workload in workloads:
-        print(json.dumps(workload.result() | dict(versions=dict(jax=jax.__version__))), flush=True)
-
-
-# Engines as processes.
-
-
-class EngineError(RuntimeError):
-    """A process of an engine ended with an error."""
-
-
-def run_jobs(command: list[str], jobs: list[dict], *, devices: int = 1) -> list[dict]:
-    """The results of the jobs, run by one process in their order; with JAX, the cores make so many devices."""
-    env = os.environ | dict(JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
-    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    result = subprocess.run(command, input=json.dumps(jobs), env=env, capture_output=True, text=True, timeout=3600)
-    if result.returncode:
-        raise EngineError("\n".join(result.stderr.splitlines()[-5:]) or f"exit code {result.returncode}")
-    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
-    return [json.loads(line) for line in lines[-len(jobs) :]]
-
-
-def our_command() -> list[str]:
-    return [sys.executable, str(pathlib.Path(__file__).resolve()), "--worker"]
-
-
-def peer_python(name: str, pip_options: list[str], log) -> str:
-    """The interpreter of a peer's environment; made anew if its requirements have changed or it is not there."""
-    requirements = ROOT / "benchmarks" / "peers" / f"requirements-{name}.txt"
-    venv = FOLDER / f"venv-{name}"
-    python, stamp = venv / "bin" / "python", venv / "installed"
-    digest = hashlib.sha256(f"{sys.version}\n{requirements.read_text()}".encode()).hexdigest()
-    if not stamp.is_file() or stamp.read_text() != digest:
-        log(f"installing {name} in {venv.relative_to(ROOT)}")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
-        install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *pip_options]
-        subprocess.run([*install, "-r", str(requirements)], stdout=sys.stderr, check=True)
-        stamp.write_text(digest)
-    return str(python)
-
-
-def peer_command(name: str, log) -> list[str]:
-    """The command of a peer; installs it if need be."""
-    script, pip_options = PEERS[name]
-    return [peer_python(name, pip_options, log), str(ROOT / "benchmarks" / "peers" / script)]
-
-
-# The figures.
-
-
-def make_goal(name: str, value: float | None, goal: float, *, at_least: bool) -> dict:
-    """One entry of `goals`; a value that could not be measured meets nothing and misses nothing."""
-    met = None if value is None else bool(value >= goal if at_least else value <= goal)
-    return dict(name=name, value=value if value is None else round(value, 4), goal=goal, met=met)
-
-
-def exponent(sizes, seconds) -> float:
-    """Slope of the least-squares line through the logarithms."""
-    x, y = [math.log(v) for v in sizes], [math.log(v) for v in seconds]
-    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
-    squares = sum((a - mean_x) ** 2 for a in x)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / squares
-
-
 class Benchmark:
-    """Runs the parts; `figures` collects what they found."""
+    """Runs the parts; `figures` collects their results."""
 
     def __init__(self, *, quick: bool, peers: list[str], repeats: int, budget: float, log, show):
         self.quick, self.log, self.show = quick, log, show
@@ -266,7 +67,7 @@ class Benchmark:
         self._memory: dict[int, dict] = {}  # page size -> statistics of (4,9,1,1)
 
     def most_devices(self, jobs: list[dict]) -> int:
-        """As many as there are cores, where every device has as many slots, and some of the questions."""
+        """The most devices, at most one per core, that have equally many slots each, and some of the questions."""
         most = min([os.cpu_count() or 1, *(job["questions"] // 2 for job in jobs)])
         return max(n for n in range(1, max(1, most) + 1) if all(job["slots"] % n == 0 for job in jobs))
 
@@ -380,36 +181,39 @@ class Benchmark:
             sizes |= dict(new_tokens=384, median_tokens=160)
         return dict(name=name, model=SMALL, tree=TREES[name], pool_tokens=POOL_TOKENS) | sizes | changes
 
+    def tree_figures(self, result: dict) -> dict:
+        stats, seconds = result["stats"], statistics.median(result["seconds"])
+        return dict(
+            seconds=seconds,
+            generated_tokens=stats["generated_tokens"],
+            useful_share=stats["generated_tokens"] / stats["slot_steps"],
+            stall_share=stats["stall_seconds"] / seconds,
+            tail_share=stats["tail_slot_steps"] / stats["slot_steps"],
+            seconds_per_token=seconds / stats["generated_tokens"],
+            responses_per_second=stats["responses"] / seconds,
+            preemptions=stats["preemptions"],
+            runs=len(result["seconds"]),
+            lengths=result["lengths"],
+        )
+
     def trees(self) -> None:
         self.log("  trees: " + ", ".join(TREES))
         results, rows = {}, []
         for result in self.ours([self.tree_job(name) for name in TREES]):
-            stats, seconds = result["stats"], statistics.median(result["seconds"])
-            results[result["name"]] = figures = dict(
-                seconds=seconds,
-                generated_tokens=stats["generated_tokens"],
-                useful_share=stats["generated_tokens"] / stats["slot_steps"],
-                stall_share=stats["stall_seconds"] / seconds,
-                tail_share=stats["tail_slot_steps"] / stats["slot_steps"],
-                seconds_per_token=seconds / stats["generated_tokens"],
-                responses_per_second=stats["responses"] / seconds,
-                preemptions=stats["preemptions"],
-                runs=len(result["seconds"]),
-                lengths=result["lengths"],
-            )
+            figures = results[result["name"]] = self.tree_figures(result)
             if result["name"] == IB[0]:
-                self._memory[PAGE_SIZE] = stats
+                self._memory[PAGE_SIZE] = result["stats"]
             rows.append(
-                {"sampling": result["name"]}
-                | {
-                    "seconds": seconds,
-                    "tokens": int(stats["generated_tokens"]),
+                {
+                    "sampling": result["name"],
+                    "seconds": figures["seconds"],
+                    "tokens": int(figures["generated_tokens"]),
                     "useful": figures["useful_share"],
                     "stalled": figures["stall_share"],
                     "tail": figures["tail_share"],
                     "µs/token": 1e6 * figures["seconds_per_token"],
                     "responses/s": figures["responses_per_second"],
-                    "preempted": int(stats["preemptions"]),
+                    "preempted": int(figures["preemptions"]),
                     "runs": figures["runs"],
                 }
                 | {f"length {key}": round(value) for key, value in result["lengths"].items()}
@@ -554,11 +358,7 @@ def main() -> None:
     parser.add_argument(
         "--budget", type=float, default=60.0, help="seconds of a workload after which it is not repeated"
     )
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        work()
-        return
     peers = [] if arguments.peers == "none" else arguments.peers.split(",")
     parts = [int(part) for part in arguments.parts.split(",")]
     if unknown := [*(set(peers) - set(PEERS)), *(set(parts) - set(PARTS))]:
@@ -577,5 +377,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

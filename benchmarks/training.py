@@ -1,4 +1,4 @@
-"""What an update costs: trees packed into rows, against their responses one by one.
+"""The cost of an update: trees packed into rows, against their responses one by one.
 
     python benchmarks/training.py [--quick] [--json] [--parts=1,2,3]
 
@@ -8,11 +8,11 @@
      padded     a row for each response and its prompt, as long as the longest of the batch
      sequences  the same responses and prompts packed into rows of train.row_tokens
    All three have the same gradient, which is checked, and no more tokens in a microbatch than the first. The tokens of
-   the trees over those of the responses bound what packing can save where the cost is by the token.
+   the trees over those of the responses bound the saving of packing where the cost is by the token.
 2. sharing: 32 made-up questions of 8 responses, 16 tokens of prompt and 112 of response, of which 0 to 90 % are
    shared by all 8.
 3. compiled: the update of configs/qwen3_1p7b.py on TPU v5e:2x4 in the three layouts, through the TPU compiler, as
-   `ibtpo.compile_check` counts it: FLOPs and bytes per chip, and the time that the chip's peaks allow at best. Every
+   `ibtpo.compiler` counts it: FLOPs and bytes per chip, and the time that the chip's peaks allow at best. Every
    response is 2,048 tokens long, so that no row of a padded layout is. Needs the packages of requirements-tpu.txt, and
    is left out without them.
 
@@ -44,7 +44,7 @@ LONG_ROW = 25_600  # tokens of a row that holds a tree, or several responses
 
 def responses_of(tree, advantages, counted, **options) -> list[dict]:
     """Each counted response of each tree by itself, behind its prompt: {field of TokenBatch: [n]}."""
-    from ibtpo.packing import response_weights
+    from ibtpo.token_weights import response_weights
     from ibtpo.tree import tokens_of_response
 
     weights = response_weights(tree, **options)
@@ -100,19 +100,27 @@ def rows_of(responses: list[dict], row_tokens: int, microbatch_tokens: int, *, s
 class Layouts:
     """The updates of one tree batch in every layout, compiled, from the same state."""
 
-    def __init__(self, trainer, tree, trained, *, sequence_tokens: int, packed=None):
-        """packed: (batch, rows of a microbatch) of the trees; None: as the trainer packs them."""
+    def __init__(self, trainer, tree, trained, *, sequence_tokens: int):
         import jax
 
+        from ibtpo.advantages import compute_advantages
         from ibtpo.losses import LossOptions
-        from ibtpo.optimizer import make_optimizer
+        from ibtpo.packing import fill, plan
+        from ibtpo.run_plan import run_optimizer
         from ibtpo.state import make_log_probs, make_update
+        from ibtpo.token_weights import token_weights
 
         config = trainer.config
-        advantages, _ = trainer.score(tree, trained, None)
+        advantages = compute_advantages(config.loss.advantage, tree, trainer.advantage_options)
         counted = trained[:, None] & (tree.response_node >= 0)
-        batch, _, metrics = trainer.pack(tree, advantages, (None, None), counted, np.arange(len(trained)))
         options = dict(aggregation=config.loss.aggregation, max_new_tokens=config.sampling.max_new_tokens)
+        layout = plan(
+            tree,
+            row_tokens=config.train.row_tokens,
+            rows_per_step=config.train.rows_per_step,
+            select=trained,
+        )
+        batch = fill(layout, tree, token_weights(tree, advantages, mask=counted, **options))
         responses = responses_of(tree, advantages, counted, **options)
         rows = config.train.rows_per_step
         budget = rows * batch.tokens.shape[1]
@@ -122,9 +130,9 @@ class Layouts:
             "padded": rows_of(responses, longest, budget, several=False),
             "sequences": rows_of(responses, sequence_tokens, budget, several=True),
         }
-        self.row_use = metrics["row_use"]
+        self.row_use = layout.useful_share
         self.unique_share = float((tree.step[trained] >= 0).sum()) / sum(len(r["tokens"]) for r in responses)
-        optimizer, _ = make_optimizer(config.optimizer, config.train.steps)
+        optimizer, _ = run_optimizer(config, trainer.plan)
         self.state, self.runs, self.facts = trainer.state, {}, {}
         for name, (batch, rows) in batches.items():
             options = dict(temperature=config.sampling.temperature, rows_per_step=rows)
@@ -140,7 +148,7 @@ class Layouts:
             )
             batch = jax.device_put(batch)
             log_probs = jax.eval_shape(reference, self.state.params, batch)
-            update = update.lower(self.state, batch, log_probs).compile()
+            update = update.lower(self.state, batch.replace(ref_log_probs=log_probs)).compile()
             memory = update.memory_analysis()
             self.facts[name] = dict(
                 rows=batch.tokens.shape[0],
@@ -156,7 +164,8 @@ class Layouts:
 
         reference, update, batch = self.runs[name]
         started = time.perf_counter()
-        _, metrics = jax.block_until_ready(update(self.state, batch, reference(self.state.ref_params, batch)))
+        batch = batch.replace(ref_log_probs=reference(self.state.ref_params, batch))
+        _, metrics = jax.block_until_ready(update(self.state, batch))
         seconds = time.perf_counter() - started
         self.facts[name]["loss"], self.facts[name]["grad_norm"] = (
             float(metrics[key][0]) for key in ("loss", "grad_norm")
@@ -206,7 +215,7 @@ def made_up_tree(share: float, questions: int, vocab_size: int, max_new_tokens: 
 
 
 class Benchmark:
-    """Runs the parts; `figures` collects what they found."""
+    """Runs the parts; `figures` collects their results."""
 
     def __init__(self, *, quick: bool, repeats: int, log, show):
         import jax
@@ -221,7 +230,7 @@ class Benchmark:
     def trainer(self):
         """Of configs/tiny.py. Made when it is needed: it sets the mesh of this machine's devices."""
         from ibtpo.config import load, resolve
-        from ibtpo.train import Trainer
+        from ibtpo.trainer import Trainer
 
         config = load(str(ROOT / "configs" / "tiny.py"))
         config.model.path = str(ROOT / config.model.path)
@@ -232,7 +241,7 @@ class Benchmark:
         return Trainer(resolve(config))
 
     def goal(self, *args) -> None:
-        from benchmarks.sampler import make_goal
+        from benchmarks.goals import make_goal
 
         self.goals.append(make_goal(*args[:-1], at_least=args[-1]))
 
@@ -243,12 +252,10 @@ class Benchmark:
 
     def demo(self) -> None:
         from ibtpo.advantages import group_is_uniform
-        from ibtpo.tree import stack_trees
 
         with self.trainer.grader:
-            trees, _ = self.trainer.sample_batch()
-        tree = stack_trees([sampled.tree for sampled in trees])
-        self.log(f"demo: {len(trees)} trees are sampled; compiling the three layouts")
+            tree = self.trainer.sample_batch().tree
+        self.log(f"demo: {len(tree.tokens)} trees are sampled; compiling the three layouts")
         layouts = Layouts(
             self.trainer, tree, ~group_is_uniform(tree), sequence_tokens=self.trainer.config.train.row_tokens
         )
@@ -289,7 +296,7 @@ class Benchmark:
         self.table("2. one update by the share of shared tokens", rows)
 
     def compiled(self) -> None:
-        from ibtpo.compile_check import get_devices, usable_hbm
+        from ibtpo.compiler.topology import get_devices, usable_hbm
         from ibtpo.parallel import make_mesh
 
         config = layout_config("packed", quick=self.quick)
@@ -331,11 +338,11 @@ def layout_config(name: str, *, quick: bool):
 
 
 def compiled_update(config, mesh, limit: float) -> dict[str, float]:
-    """What one update costs per chip, by the compiled program."""
-    from ibtpo.compile_check import Check
+    """The cost of one update per chip, by the compiled program."""
+    from ibtpo.compiler.check import Check
 
     check = Check(config, mesh, limit)
-    report = check.compile("update", check.lowered()["update"])
+    report = check.compile(check.lowered()["update"])
     if report.exceeded is not None:
         raise RuntimeError(f"the update needs {report.exceeded / 2**30:.2f} GiB too many")
     work = check.work

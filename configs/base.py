@@ -19,6 +19,9 @@ def get_config() -> config_dict.ConfigDict:
     # Named combination that fills the placeholders below: ibtpo | grpo | dr_grpo | dapo | rloo | gspo | cispo | sapo |
     # ibro | treerl | treepo | tree_grpo | spo_tree | treerpo (docs/method.md, section 6).
     config.method = "ibtpo"
+    # Folder of JAX's compiled programs, which the next run reads instead of compiling; JAX_COMPILATION_CACHE_DIR in the
+    # environment comes before it; "": none.
+    config.compilation_cache = "~/.cache/ibtpo/compilation"
 
     config.model = model = config_dict.ConfigDict()
     model.path = ""  # folder with config.json, *.safetensors and tokenizer (Hugging Face layout)
@@ -33,8 +36,8 @@ def get_config() -> config_dict.ConfigDict:
     # "tfds:chained_arithmetic" (generated), "tfds:<name>" of a published set (docs/data.md), "jsonl:<path>" or
     # "parquet:<path>"; {split} in a path is replaced.
     data.source = ""
-    # File or folder with the publisher's files of "tfds:<name>" and of benchmarks, {split} is replaced; what a folder
-    # lacks, and all where this is "", comes through the hub.
+    # File or folder with the publisher's files of "tfds:<name>" and of benchmarks, {split} is replaced; files
+    # that a folder lacks, and all where this is "", come through the hub.
     data.files = ""
     data.check_rows = True  # refuse a published set with another number of rows; False: a warning
     data.dir = ""  # where TFDS keeps prepared data sets; "": the default of TFDS
@@ -50,11 +53,11 @@ def get_config() -> config_dict.ConfigDict:
     # Text given to the model; {question} is replaced.
     data.prompt = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.\n"
     data.chat_template = False  # wrap the prompt as a user turn with the tokenizer's chat template
-    data.system_prompt = ""  # system turn before it, chat_template only; "": what the template does by itself
+    data.system_prompt = ""  # system turn before it, chat_template only; "": the template's own
     data.max_prompt_tokens = 1024  # tokens; a longer prompt is left out of training
     data.separator = "\n\n"  # text that ends a reasoning step [paper]
     data.difficulty = "normal"  # of the generated task: easy | normal | hard
-    data.limit = 0  # use only the first so many problems of a split; 0: all
+    data.limit = 0  # use only the first data.limit problems of a split; 0: all
 
     config.tree = tree = config_dict.ConfigDict()
     tree.strategy = config_dict.placeholder(str)  # ib | random | entropy | fixed_width | independent
@@ -94,7 +97,7 @@ def get_config() -> config_dict.ConfigDict:
     # Ratio is clipped above at 1 + clip_high: 0.2; dapo and treepo 0.28, gspo 4e-4.
     loss.clip_high = config_dict.placeholder(float)
     loss.dual_clip = 0.0  # c > 1 bounds the loss of a negative advantage A by -c A; 0: off
-    # Truncated importance sampling: weights at most so large for the gap between the sampler's and the trainer's
+    # Truncated importance sampling: the largest weight for the gap between the sampler's and the trainer's
     # log-probabilities (2 is usual); 0: off.
     loss.importance_cap = 0.0
     # Train only tokens that were drawn with less: 1, all; spo_tree 0.9.
@@ -147,8 +150,8 @@ def get_config() -> config_dict.ConfigDict:
     # dapo 9.
     train.refills = config_dict.placeholder(int)
     train.seed = 0  # of everything random
-    # Tokens of a packed row, which holds trees, or pieces of one that is longer; 0: as the longest tree of the batch
-    # needs, in coarse steps.
+    # Tokens of a packed row, which holds trees, or pieces of one that is longer; 0: a quarter, a half or all of the
+    # largest tree there can be, as the longest tree of the step needs. One program each.
     train.row_tokens = 0
     train.rows_per_step = 8  # rows of one microbatch; gradients of an update's microbatches are summed
     # Updates in a row without a finite loss and gradient (skipped and counted) after which the run ends, and leaves the
@@ -163,9 +166,9 @@ def get_config() -> config_dict.ConfigDict:
 
     config.eval = evaluation = config_dict.ConfigDict()
     evaluation.every = 20  # updates between evaluations (the first is before training); 0: never
-    # What ibtpo.evaluate runs, names separated by commas ("gsm8k,math_500,aime_2024"); "": the held-out split.
+    # Benchmarks of ibtpo.evaluate, names separated by commas ("gsm8k,math_500,aime_2024"); "": the held-out split.
     evaluation.benchmarks = ""
-    evaluation.questions = 0  # the first so many of the held-out split or of each benchmark; 0: all
+    evaluation.questions = 0  # the first eval.questions of the held-out split or of each benchmark; 0: all
     evaluation.samples = 32  # k of avg@k, independent responses per question [paper]
     evaluation.temperature = 0.7  # [paper]
     evaluation.top_k = 20  # [paper]

@@ -5,7 +5,7 @@ Tokenizer: python assets/make_tokenizer.py --output assets/qwen3-tiny (before th
 Hardware:  two CPU cores, 8 minutes
 Result:    sft/loss 0.10; then python -m ibtpo.evaluate --config=configs/tiny.py --checkpoint=assets/qwen3-tiny says
            avg@8 42.6 % on 256 held-out problems at temperature 1, and 98.4 % greedily (--config.eval.top_k=1). The
-           model knows the task and samples mistakes at the rate it was shown: what is left to learn.
+           model knows the task and samples mistakes at the rate it was shown: these are left to learn.
 """
 
 from ml_collections import config_dict
@@ -16,6 +16,7 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.tokenizer = "assets/qwen3-tiny"  # folder of the tokenizer
     config.output = "assets/qwen3-tiny"  # model directory to write, in Hugging Face layout
+    config.compilation_cache = "~/.cache/ibtpo/compilation"  # folder of JAX's compiled programs; "": none
 
     config.model = model = config_dict.ConfigDict()
     model.path = ""  # model directory to start from; "": random weights of `architecture`

@@ -9,9 +9,12 @@ Q questions, R responses, N nodes. Sources: docs/method.md for IB-TPO; the paper
 docstring for the rest.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ibtpo.ib_score import eta1, ib_score, node_confidence, node_values
+from ibtpo import choices
+from ibtpo.ib_score import ScoreOptions, eta1, ib_score, node_confidence, node_values
 from ibtpo.tree import (
     Array,
     Tree,
@@ -31,24 +34,21 @@ class AdvantageOptions:
     """Options of the advantages; the flat and the other tree methods read none of them.
 
     Attributes:
-      beta: β of the IB-Score.
+      score: of the IB-Score, whose p̂, η1 and π the advantage of IB-TPO takes.
       ib_weight: λ, the weight of A_IB.
-      ratio_power: 1 or 2, see `ib_score.eta1`.
-      confidence: "geometric_mean" or "joint", see `ib_score.node_confidence`.
-      value: "leaf_mean" or "backup", see `ib_score.node_values`.
-      root: "all" or "initial", likewise.
     """
 
-    beta: float = 5.0
+    score: ScoreOptions = field(default_factory=ScoreOptions)
     ib_weight: float = 0.1
-    ratio_power: int = 1
-    confidence: str = "geometric_mean"
-    value: str = "leaf_mean"
-    root: str = "all"
+
+    @classmethod
+    def from_config(cls, config: Any) -> "AdvantageOptions":
+        """Reads the options of the IB-Score and loss.ib_weight."""
+        return cls(score=ScoreOptions.from_config(config), ib_weight=config.loss.ib_weight)
 
 
 def overlong_penalty(tree: Tree, *, max_new_tokens: int, tokens: float, penalty: float) -> Array:
-    """What is added to the rewards, [Q, R]: penalty * min(0, (max_new_tokens - tokens - length) / tokens).
+    """The values added to the rewards, [Q, R]: penalty * min(0, (max_new_tokens - tokens - length) / tokens).
 
     0 for responses up to max_new_tokens - tokens long, -penalty for the longest, a line between; 0 on padding.
     Source: DAPO, arXiv 2503.14476, eq. 13.
@@ -58,21 +58,21 @@ def overlong_penalty(tree: Tree, *, max_new_tokens: int, tokens: float, penalty:
     return xp.where(response_mask(tree), penalty * xp.minimum(excess, 0), 0).astype(tree.rewards.dtype)
 
 
-def _spread_nodes(tree: Tree, advantage: Array) -> Array:
+def spread_nodes(tree: Tree, advantage: Array) -> Array:
     """[Q, N] -> [Q, R, N] on every path, the root left out."""
     xp = namespace(advantage)
     path = on_path(tree) & (tree.node_parent >= 0)[:, None, :]
     return xp.where(path, advantage[:, None, :], 0)
 
 
-def _spread_responses(tree: Tree, advantage: Array) -> Array:
+def spread_responses(tree: Tree, advantage: Array) -> Array:
     """[Q, R] -> [Q, R, N] on every path, the root left out."""
     xp = namespace(advantage)
     path = on_path(tree) & (tree.node_parent >= 0)[:, None, :]
     return xp.where(path, advantage[:, :, None], 0)
 
 
-def _mean_std(x: Array, mask: Array) -> tuple[Array, Array]:
+def mean_std(x: Array, mask: Array) -> tuple[Array, Array]:
     """Mean and population standard deviation over the last axis where mask, that axis kept.
 
     The deviation is exactly 0 where all entries are equal: the rounding of their mean must not
@@ -90,7 +90,7 @@ def _mean_std(x: Array, mask: Array) -> tuple[Array, Array]:
 def _group_normalised(x: Array, mask: Array) -> Array:
     """(x − mean)/(std + ε) over the last axis where mask; 0 elsewhere and where all are equal."""
     xp = namespace(x)
-    mean, std = _mean_std(x, mask)
+    mean, std = mean_std(x, mask)
     return xp.where(mask & (std > 0), (x - mean) / (std + EPSILON), 0)
 
 
@@ -106,22 +106,23 @@ def ibtpo(tree: Tree, options: AdvantageOptions, shaped: Tree | None = None) -> 
     Source: arXiv 2605.28109.
     """
     outcome = _outcome(tree if shaped is None else shaped, options)
-    return _spread_nodes(tree, outcome + options.ib_weight * _information(tree, options))
+    return spread_nodes(tree, outcome + options.ib_weight * _information(tree, options))
 
 
 def _outcome(tree: Tree, options: AdvantageOptions) -> Array:
     """A_GL, [Q, N]."""
     xp = namespace(tree.tokens)
-    values = node_values(tree, value=options.value, root=options.root)
-    _, std = _mean_std(tree.rewards, response_mask(tree))
+    values = node_values(tree, value=options.score.value, root=options.score.root)
+    _, std = mean_std(tree.rewards, response_mask(tree))
     return xp.where(std > 0, (values - values[:, :1]) / xp.where(std > 0, std, 1), 0)
 
 
 def _information(tree: Tree, options: AdvantageOptions) -> Array:
     """A_IB, [Q, N]."""
-    values = node_values(tree, value=options.value, root=options.root)
-    gain = eta1(values, tree, beta=options.beta, ratio_power=options.ratio_power)
-    return gain * node_confidence(tree, confidence=options.confidence)
+    score = options.score
+    values = node_values(tree, value=score.value, root=score.root)
+    gain = eta1(values, tree, beta=score.beta, ratio_power=score.ratio_power)
+    return gain * node_confidence(tree, confidence=score.confidence)
 
 
 def grpo(tree: Tree, options: AdvantageOptions) -> Array:
@@ -129,7 +130,7 @@ def grpo(tree: Tree, options: AdvantageOptions) -> Array:
 
     Source: DeepSeekMath, arXiv 2402.03300, outcome supervision.
     """
-    return _spread_responses(tree, _group_normalised(tree.rewards, response_mask(tree)))
+    return spread_responses(tree, _group_normalised(tree.rewards, response_mask(tree)))
 
 
 def dr_grpo(tree: Tree, options: AdvantageOptions) -> Array:
@@ -137,8 +138,8 @@ def dr_grpo(tree: Tree, options: AdvantageOptions) -> Array:
 
     Source: arXiv 2503.20783.
     """
-    mean, _ = _mean_std(tree.rewards, response_mask(tree))
-    return _spread_responses(tree, tree.rewards - mean)
+    mean, _ = mean_std(tree.rewards, response_mask(tree))
+    return spread_responses(tree, tree.rewards - mean)
 
 
 def _leave_one_out(tree: Tree) -> Array:
@@ -146,7 +147,7 @@ def _leave_one_out(tree: Tree) -> Array:
     xp = namespace(tree.rewards)
     mask = response_mask(tree)
     count = xp.sum(mask, axis=1, keepdims=True).astype(tree.rewards.dtype)
-    mean, _ = _mean_std(tree.rewards, mask)
+    mean, _ = mean_std(tree.rewards, mask)
     return xp.where(mask & (count > 1), (tree.rewards - mean) * count / xp.maximum(count - 1, 1), 0)
 
 
@@ -155,7 +156,7 @@ def rloo(tree: Tree, options: AdvantageOptions) -> Array:
 
     Source: arXiv 2402.14740.
     """
-    return _spread_responses(tree, _leave_one_out(tree))
+    return spread_responses(tree, _leave_one_out(tree))
 
 
 def treerl(tree: Tree, options: AdvantageOptions) -> Array:
@@ -168,7 +169,7 @@ def treerl(tree: Tree, options: AdvantageOptions) -> Array:
     path = on_path(tree).astype(tree.rewards.dtype)
     count = xp.maximum(xp.sum(path, axis=1), 1)
     value = xp.sum(path * _leave_one_out(tree)[:, :, None], axis=1) / (count * xp.sqrt(count))
-    return _spread_nodes(tree, 2 * value - at_parent(tree, value))
+    return spread_nodes(tree, 2 * value - at_parent(tree, value))
 
 
 def treepo(tree: Tree, options: AdvantageOptions) -> Array:
@@ -183,7 +184,7 @@ def treepo(tree: Tree, options: AdvantageOptions) -> Array:
     counted = path & (shared | (xp.arange(path.shape[2]) == 0))[:, None, :]
     deviation = tree.rewards[:, :, None] - node_values(tree)[:, None, :]
     depth = xp.maximum(xp.sum(counted, axis=2), 1).astype(tree.rewards.dtype)
-    return _spread_responses(tree, xp.sum(xp.where(counted, deviation, 0), axis=2) / depth)
+    return spread_responses(tree, xp.sum(xp.where(counted, deviation, 0), axis=2) / depth)
 
 
 def tree_grpo(tree: Tree, options: AdvantageOptions) -> Array:
@@ -199,7 +200,7 @@ def tree_grpo(tree: Tree, options: AdvantageOptions) -> Array:
     same = xp.any(top[:, :, None, :] & top[:, None, :, :], axis=3)
     rewards = xp.broadcast_to(tree.rewards[:, None, :], same.shape)
     within = xp.sum(xp.where(xp.eye(same.shape[1]) > 0, _group_normalised(rewards, same), 0), 2)
-    return _spread_responses(tree, _group_normalised(tree.rewards, mask) + within)
+    return spread_responses(tree, _group_normalised(tree.rewards, mask) + within)
 
 
 def spo_tree(tree: Tree, options: AdvantageOptions) -> Array:
@@ -209,7 +210,7 @@ def spo_tree(tree: Tree, options: AdvantageOptions) -> Array:
     token weights. Source: arXiv 2505.23564.
     """
     value = node_values(tree, value="backup")
-    return _spread_nodes(tree, value - at_parent(tree, value))
+    return spread_nodes(tree, value - at_parent(tree, value))
 
 
 def treerpo(tree: Tree, options: AdvantageOptions) -> Array:
@@ -225,20 +226,10 @@ def treerpo(tree: Tree, options: AdvantageOptions) -> Array:
     std = at_parent(tree, xp.sqrt(sum_over_children(tree, deviation**2) / count))
     # Equal siblings differ from their mean by rounding alone, which is far below ε.
     rounding = 8 * xp.finfo(value.dtype).eps * xp.maximum(xp.abs(value), 1)
-    return _spread_nodes(tree, xp.where(std > rounding, deviation / (std + EPSILON), 0))
+    return spread_nodes(tree, xp.where(std > rounding, deviation / (std + EPSILON), 0))
 
 
-ADVANTAGES = {
-    "ibtpo": ibtpo,
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "treerl": treerl,
-    "treepo": treepo,
-    "tree_grpo": tree_grpo,
-    "spo_tree": spo_tree,
-    "treerpo": treerpo,
-}
+ADVANTAGES: dict[str, Callable[..., Array]] = {name: globals()[name] for name in choices.ADVANTAGES}
 
 
 def whiten(tree: Tree, advantages: Array, mask: Array | None = None) -> Array:
@@ -265,13 +256,13 @@ def whiten(tree: Tree, advantages: Array, mask: Array | None = None) -> Array:
 def compute_advantages(name: str, tree: Tree, options: AdvantageOptions, shaping: Array | None = None) -> Array:
     """The advantages of method `name`, a key of ADVANTAGES, [Q, R, N]; `shaping` [Q, R] is added to the rewards.
 
-    What shapes a reward (terms, the overlong penalty) belongs to the outcomes that a method compares. It says nothing
+    Shaping of a reward (terms, the overlong penalty) belongs to the outcomes that a method compares. It says nothing
     about the answer, so the ratios p̂(s)/p̂(s_p) of IB-TPO's A_IB are made of the rewards as they were graded: a shaped
     value is no probability, and one just above 0 would make the ratio anything.
     """
     if shaping is None:
         return ADVANTAGES[name](tree, options)
-    shaped = tree.replace(rewards=tree.rewards + shaping)
+    shaped = replace(tree, rewards=tree.rewards + shaping)
     return ibtpo(tree, options, shaped) if name == "ibtpo" else ADVANTAGES[name](shaped, options)
 
 
@@ -294,14 +285,7 @@ def diagnostics(tree: Tree, options: AdvantageOptions) -> dict[str, tuple[Array,
       the unguided ones alone. Read them side by side.
     """
     xp = namespace(tree.tokens)
-    score = ib_score(
-        tree,
-        beta=options.beta,
-        ratio_power=options.ratio_power,
-        confidence=options.confidence,
-        value=options.value,
-        root=options.root,
-    )
+    score = ib_score(tree, options.score)
     mask = response_mask(tree)
 
     def over(x, where):

@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ibtpo.config import SAVED_NAME
+from ibtpo.errors import UserError
 from ibtpo.state import TrainState
 
 # Orbax reports every phase of every save; only its warnings are news.
@@ -73,7 +74,7 @@ class Checkpoints:
       keep: newest checkpoints kept.
 
     Raises:
-      ValueError: with several hosts, where they do not all see the folder.
+      UserError: with several hosts, where they do not all see the folder.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, folder: str | os.PathLike = "", keep: int | None = None):
@@ -90,7 +91,7 @@ class Checkpoints:
         multihost_utils.sync_global_devices("checkpoint folder")
         seen = multihost_utils.process_allgather(np.array(self.path.is_dir()))
         if not seen.all():
-            raise ValueError(
+            raise UserError(
                 f"checkpoint.dir: {self.path} is seen by {int(seen.sum())} of {len(seen)} hosts only; set it to "
                 "storage that all of them share, e.g. gs://<bucket>/<run>/checkpoints"
             )
@@ -132,21 +133,24 @@ class Checkpoints:
             # There the saver may read the arrays' own memory, which the next update reuses.
             self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict, dict] | None:
-        """(state, iterator_state, config) exactly as saved, or None if nothing was.
+    def saved_config(self, step: int | None = None) -> dict | None:
+        """The configuration saved with a checkpoint (default: the newest); None if nothing was saved."""
+        if step is None and self.latest_step() is None:
+            return None
+        return self._read_json(self._existing(step))["config"]
+
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+        """(state, iterator_state) exactly as saved.
 
         Args:
           like: a state of the same run; gives structure, types and placement.
           step: default the newest.
 
         Raises:
-          ValueError: the checkpoint does not fit `like`; the message names the first parameter that
+          UserError: there is no such checkpoint, or it does not fit `like`; the message names the first parameter that
             differs, with both shapes.
         """
-        if step is None and self.latest_step() is None:
-            return None
         step = self._existing(step)
-        extra = self._read_json(step)
         items = {name: self._read_arrays(step, name, flat) for name, flat in _items(like).items()}
         counters = items["counters"]
         state = TrainState(
@@ -157,14 +161,14 @@ class Checkpoints:
             key=jax.random.wrap_key_data(counters["key"], impl=jax.random.key_impl(like.key)),
             policy_version=counters["policy_version"],
         )
-        return state, extra["iterator"], extra["config"]
+        return state, self._read_json(step)["iterator"]
 
     def _existing(self, step: int | None) -> int:
         step = self.latest_step() if step is None else step
         steps = list(self._manager.all_steps())
-        if step not in steps:
+        if step is None or step not in steps:
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-            raise ValueError(f"no {wanted} in {self.path}; steps saved there: {steps}")
+            raise UserError(f"no {wanted} in {self.path}; steps saved there: {steps}")
         return step
 
     def _read_json(self, step: int) -> dict:
@@ -174,7 +178,7 @@ class Checkpoints:
     def _read_arrays(self, step: int, name: str, flat: dict[str, Any]) -> dict[str, Any]:
         folder = self.path / str(step) / name
         if not folder.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {folder.parent} has no {name} but this run needs it (loss.kl > 0 or "
                 "loss.ib_confidence='reference'): resume with the options it was made with, or "
                 "start in a new working directory"
@@ -207,7 +211,7 @@ def find(run: str | os.PathLike) -> epath.Path | None:
     comes first, as it may be a copy of that one, fetched from a bucket.
 
     Raises:
-      ValueError: the package that reads a URL is missing.
+      UserError: the package that reads a URL is missing.
     """
     path = _absolute(run)
     if _is_dir(path / "checkpoints"):
@@ -225,7 +229,7 @@ def has_any(run: str | os.PathLike) -> bool:
 
 
 def why_missing(run: str | os.PathLike) -> str:
-    """In words, what was looked for where `find` finds nothing."""
+    """In words, the checkpoint looked for where `find` finds nothing."""
     named = _named_dir(_absolute(run))
     elsewhere = f"the checkpoint.dir={named!r} of its config.json is none either"
     if not named:
@@ -241,7 +245,7 @@ def _is_dir(path: epath.Path) -> bool:
     try:
         return path.is_dir()
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read here ({error}): install requirements-tpu.txt, or copy the checkpoints to a folder "
             "checkpoints in the workdir"
         ) from error
@@ -258,7 +262,7 @@ def _named_dir(workdir: epath.Path) -> str:
 def _open(run: str | os.PathLike) -> Checkpoints:
     folder = find(run)
     if folder is None:
-        raise ValueError(f"no checkpoints in {run}: {why_missing(run)}")
+        raise UserError(f"no checkpoints in {run}: {why_missing(run)}")
     return Checkpoints(run, folder=folder)
 
 
@@ -266,7 +270,7 @@ def latest_step(run: str | os.PathLike) -> int:
     """Step of the newest checkpoint of a run, given its workdir or the folder of its checkpoints.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     with _open(run) as checkpoints:
         return checkpoints._existing(None)
@@ -281,7 +285,7 @@ def load_params(run: str | os.PathLike, like: Any, step: int | None = None) -> A
       step: default the newest.
 
     Raises:
-      ValueError: there is no such checkpoint, or it does not fit `like`.
+      UserError: there is no such checkpoint, or it does not fit `like`.
     """
     with _open(run) as checkpoints:
         step = checkpoints._existing(step)
@@ -292,14 +296,14 @@ def load_config(run: str | os.PathLike, step: int | None = None) -> dict:
     """The configuration saved with a checkpoint (default: the newest).
 
     Raises:
-      ValueError: there is no such checkpoint.
+      UserError: there is no such checkpoint.
     """
     with _open(run) as checkpoints:
         return checkpoints._read_json(checkpoints._existing(step))["config"]
 
 
 def _check_fit(folder: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError at the first array by name that is missing or differs in shape or type."""
+    """Raises UserError at the first array by name that is missing or differs in shape or type."""
 
     def describe(flat, name):
         x = flat.get(name)
@@ -308,7 +312,7 @@ def _check_fit(folder: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]
     for name in sorted(saved.keys() | wanted.keys()):
         there, here = describe(saved, name), describe(wanted, name)
         if there != here:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {folder} does not fit this run: {name} is {there} there and {here} "
                 "here; resume with the model and optimizer it was made with, or start in a new "
                 "working directory"

@@ -12,6 +12,8 @@ from flax import nnx
 
 from ibtpo import checkpoints, parallel
 from ibtpo import config as config_lib
+from ibtpo.compilation_cache import enable_compilation_cache
+from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.policy import load_policy
 
@@ -23,17 +25,23 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
     """Writes the policy saved at `step` (None: the newest) of a run to the folder `out`.
 
     Its checkpoints are in config.checkpoint.dir or, where that is "", found from the workdir (`checkpoints.find`).
+    On several hosts all call this, and an error on one is raised on all.
+
+    Raises:
+      UserError: no model, no checkpoint, or one of another model.
     """
-    policy = load_policy(config, mesh=parallel.use_mesh(config.mesh))
-    params = checkpoints.load_params(config.checkpoint.dir or workdir, policy.params, step)
+    with parallel.together():
+        policy = load_policy(config, mesh=parallel.use_mesh(config.mesh))
+    with parallel.together():
+        params = checkpoints.load_params(config.checkpoint.dir or workdir, policy.params, step)
     hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=config.model.path)
 
 
 def main(config, workdir: str) -> None:
     if not _OUT.value:
-        raise config_lib.ConfigError("--out is missing: name the folder to write the model to")
-    with config_lib.user_errors():
-        export(config, workdir, _OUT.value, _STEP.value)
+        raise UserError("--out is missing: name the folder to write the model to")
+    enable_compilation_cache(config)
+    export(config, workdir, _OUT.value, _STEP.value)
     print(f"written: {_OUT.value}")
 
 

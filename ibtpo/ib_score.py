@@ -11,8 +11,12 @@ Everything is a pure function of NumPy or JAX arrays. Q questions, R responses, 
 Source: Jiang et al., arXiv 2605.28109; choices it leaves open are options named here.
 """
 
+from dataclasses import dataclass, fields
+from typing import Any
+
 import flax.struct
 
+from ibtpo import choices
 from ibtpo.tree import (
     Array,
     Tree,
@@ -26,10 +30,39 @@ from ibtpo.tree import (
     sum_over_children,
 )
 
+# A parent's p̂ below this says nothing, as 0 does. One success in a million responses is far below what a group of
+# responses can show, and the ratio of a p̂ ≤ 1 to it is 1e6 at most: η1 (1e12 for ratio_power 2), its square, which
+# whitening sums over the tokens of a batch, and β times it stay far inside float32, which ends at 3e38.
+SMALLEST_VALUE = 1e-6
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The choices that the IB-Score leaves open.
+
+    Attributes:
+      beta: β, weight of the information term of the bottleneck.
+      ratio_power: 1 or 2, see `eta1`.
+      confidence: "geometric_mean" or "joint", see `node_confidence`.
+      value: "leaf_mean" or "backup", see `node_values`.
+      root: "all" or "initial", likewise.
+    """
+
+    beta: float = 5.0
+    ratio_power: int = 1
+    confidence: str = "geometric_mean"
+    value: str = "leaf_mean"
+    root: str = "all"
+
+    @classmethod
+    def from_config(cls, config: Any) -> "ScoreOptions":
+        """Reads the keys of these names in the `tree` section of a config."""
+        return cls(**{field.name: config.tree[field.name] for field in fields(cls)})
+
 
 @flax.struct.dataclass
 class IBScore:
-    """IB-Score of every node and what it is made of; all [Q, N].
+    """IB-Score of every node and its factors; all [Q, N].
 
     Attributes:
       J: score of a node that has children, else 0.
@@ -50,7 +83,7 @@ class IBScore:
     values: Array
 
 
-def _choice(name: str, value, allowed: tuple) -> None:
+def _choice(name: str, value: Any, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
 
@@ -70,8 +103,8 @@ def node_values(tree: Tree, *, value: str = "leaf_mean", root: str = "all") -> A
     Raises:
       ValueError: unknown `value` or `root`.
     """
-    _choice("value", value, ("leaf_mean", "backup"))
-    _choice("root", root, ("all", "initial"))
+    _choice("value", value, choices.VALUES)
+    _choice("root", root, choices.ROOTS)
     xp = namespace(tree.tokens)
     path = on_path(tree)
     dtype = tree.rewards.dtype
@@ -107,7 +140,7 @@ def node_confidence(tree: Tree, *, confidence: str = "geometric_mean") -> Array:
     Raises:
       ValueError: unknown `confidence`.
     """
-    _choice("confidence", confidence, ("geometric_mean", "joint"))
+    _choice("confidence", confidence, choices.CONFIDENCES)
     xp = namespace(tree.tokens)
     log_prob = sum_by_node(tree, tree.log_probs)
     if confidence == "geometric_mean":
@@ -118,18 +151,18 @@ def node_confidence(tree: Tree, *, confidence: str = "geometric_mean") -> Array:
 def eta1(values: Array, tree: Tree, *, beta: float, ratio_power: int = 1) -> Array:
     """η1 = (p̂(s)/p̂(s_p))^ratio_power − (1 + 1/β), [Q, N]; 0 at the root and on padding.
 
-    Where the parent's estimate is 0 (or below, with shaped rewards) the ratio says nothing and is
-    taken as 1. `ratio_power` 1 is the printed form, 2 the strict conditional entropy.
+    Where the parent's estimate is below `SMALLEST_VALUE`, as at 0, the ratio says nothing and is taken as 1.
+    `ratio_power` 1 is the printed form, 2 the strict conditional entropy.
 
     Raises:
       ValueError: ratio_power other than 1 or 2, or beta not positive.
     """
-    _choice("ratio_power", ratio_power, (1, 2))
+    _choice("ratio_power", ratio_power, choices.RATIO_POWERS)
     if isinstance(beta, (int, float)) and not beta > 0:
         raise ValueError(f"beta={beta}: the IB trade-off is positive (5 in the paper)")
     xp = namespace(values)
     parent = at_parent(tree, values)
-    known = parent > 0
+    known = parent >= SMALLEST_VALUE
     ratio = xp.where(known, values / xp.where(known, parent, 1), 1)
     return xp.where(tree.node_parent >= 0, ratio**ratio_power - (1 + 1 / beta), 0)
 
@@ -149,33 +182,25 @@ def covariance(eta1: Array, eta2: Array, tree: Tree) -> Array:
     return sum_over_children(tree, centred(eta1) * centred(eta2)) / count
 
 
-def ib_score(
-    tree: Tree,
-    *,
-    beta: float = 5.0,
-    ratio_power: int = 1,
-    confidence: str = "geometric_mean",
-    value: str = "leaf_mean",
-    root: str = "all",
-) -> IBScore:
+def ib_score(tree: Tree, options: ScoreOptions = ScoreOptions()) -> IBScore:
     """J(s_p) = 1 + β · mean over the sampled children s of s_p of η1(s)·η2(s).
 
     A single child has p̂(s) = p̂(s_p), ratio 1, hence J = 1 − η2 (unless root="initial" gives the
-    root an estimate of its own). High J: the node's continuations still differ in what they say
+    root an estimate of its own). High J: the node's continuations still differ in their content
     about the answer, or the policy is unsure how to go on.
 
     Raises:
       ValueError: unknown option value, see the functions this is made of.
     """
     xp = namespace(tree.tokens)
-    values = node_values(tree, value=value, root=root)
-    gain = eta1(values, tree, beta=beta, ratio_power=ratio_power)
-    sure = node_confidence(tree, confidence=confidence)
+    values = node_values(tree, value=options.value, root=options.root)
+    gain = eta1(values, tree, beta=options.beta, ratio_power=options.ratio_power)
+    sure = node_confidence(tree, confidence=options.confidence)
     num_children = sum_over_children(tree, xp.ones(tree.node_parent.shape, xp.int32))
     has_children = num_children > 0
     mean = sum_over_children(tree, gain * sure) / xp.maximum(num_children, 1).astype(gain.dtype)
     return IBScore(
-        J=xp.where(has_children & node_mask(tree), 1 + beta * mean, 0),
+        J=xp.where(has_children & node_mask(tree), 1 + options.beta * mean, 0),
         eta1=gain,
         eta2=sure,
         cov=covariance(gain, sure, tree),

@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import optax
 
-SCHEDULES = ("constant", "linear", "cosine")
+from ibtpo.choices import SCHEDULES
+from ibtpo.errors import UserError
+
 UNDECAYED = ("norm", "bias", "embedding")
 
 
@@ -25,11 +27,11 @@ def make_optimizer(config: Any, total_steps: int) -> tuple[optax.GradientTransfo
       (transform, schedule); schedule(t) is the rate of update t, skipped updates not counted.
 
     Raises:
-      ValueError: unknown schedule, or a warm-up longer than the run.
+      UserError: unknown schedule, or a warm-up longer than the run.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if not 0 <= warmup <= total_steps:
-        raise ValueError(
+        raise UserError(
             f"optimizer.warmup_steps={warmup} must lie between 0 and the {total_steps} updates of the run (train.steps)"
         )
     rest = max(total_steps - warmup, 1)
@@ -40,7 +42,7 @@ def make_optimizer(config: Any, total_steps: int) -> tuple[optax.GradientTransfo
     elif config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(peak, rest)
     else:
-        raise ValueError(f"optimizer.schedule={config.schedule!r} is none of {', '.join(SCHEDULES)}")
+        raise UserError(f"optimizer.schedule={config.schedule!r} is none of {', '.join(SCHEDULES)}")
     if warmup:
         rise = optax.linear_schedule(peak / warmup, peak + peak / warmup, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])

@@ -5,17 +5,21 @@ asks for placement by logical names (`constrain`, `per_shard`), which do nothing
 that the same code runs on a laptop and on a pod.
 """
 
+import contextlib
 import glob
 import importlib.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ibtpo.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -35,6 +39,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # Weights at the place where they are used: whole over data and fsdp, split over tensor. Training gathers one layer at
 # a time into this layout; sampling, which reads all of them for every token, keeps a copy in it.
 SERVING_RULES = RULES | {"embed": ()}
+_MESSAGE_BYTES = 1000  # of an error that the processes tell one another
 
 
 def initialize() -> None:
@@ -44,18 +49,61 @@ def initialize() -> None:
     JAX_PROCESS_ID name them.
 
     Raises:
-      ValueError: the variables are incomplete.
+      UserError: the variables are incomplete.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
         numbers = {name: os.environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
         for name, value in numbers.items():
             if not value.isdigit():
-                raise ValueError(f"JAX_COORDINATOR_ADDRESS={address} is set, so {name}={value!r} must be a number")
+                raise UserError(f"JAX_COORDINATOR_ADDRESS={address} is set, so {name}={value!r} must be a number")
         count, index = map(int, numbers.values())
         jax.distributed.initialize(address, num_processes=count, process_id=index)
     elif importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")):
         if os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
             jax.distributed.initialize()
+
+
+def agree(error: Exception | None = None) -> None:
+    """Tells all processes whether one of them failed, and then raises on each: its own `error` where it has one, else
+    one that names the first process that failed and its message.
+
+    All processes must call this at the same point of the program, so that none goes on into a collective in which it
+    would wait for ever for one that gave up. One process alone just raises its own. The message always has the
+    same size.
+
+    Args:
+      error: the exception of this process; None if there is none.
+
+    Raises:
+      UserError: another process failed with one.
+      RuntimeError: another process failed with another error.
+    """
+    told = np.zeros(_MESSAGE_BYTES, np.uint8)  # 0: all is well; 1: an error; 2: a UserError; then the message
+    if error is not None:
+        is_user_error = isinstance(error, UserError)
+        text = str(error) if is_user_error else f"{type(error).__name__}: {error}"
+        data = text.encode()[: _MESSAGE_BYTES - 1]
+        told[0], told[1 : 1 + len(data)] = 1 + is_user_error, list(data)
+    everyone = multihost_utils.process_allgather(told) if jax.process_count() > 1 else told[None]
+    if error is not None:
+        raise error
+    for index, (kind, *data) in enumerate(np.asarray(everyone).tolist()):
+        message = bytes(data).rstrip(b"\0").decode(errors="replace")
+        if kind == 2:
+            raise UserError(f"{message} (on process {index})")
+        if kind:
+            raise RuntimeError(f"process {index} failed: {message}")
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """An error within it, on whichever process, is raised on all of them at its end (`agree`). The body must hold
+    no collective that a process which fails would leave the others in."""
+    try:
+        yield
+    except Exception as error:
+        agree(error)
+    agree()
 
 
 def make_mesh(config: Any, devices: list[jax.Device] | None = None) -> Mesh:
@@ -66,7 +114,7 @@ def make_mesh(config: Any, devices: list[jax.Device] | None = None) -> Mesh:
       devices: default `jax.devices()`.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices.
     """
     count = len(jax.devices() if devices is None else devices)
     sizes = {axis: int(getattr(config, axis)) for axis in MESH_AXES}
@@ -74,13 +122,13 @@ def make_mesh(config: Any, devices: list[jax.Device] | None = None) -> Mesh:
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"{text}: sizes are at least 1, and at most one is -1 (what remains)")
+        raise UserError(f"{text}: sizes are at least 1, and at most one is -1 (what remains)")
     if count % fixed:
-        raise ValueError(f"{text}: {fixed} does not divide the {count} devices")
+        raise UserError(f"{text}: {fixed} does not divide the {count} devices")
     if free:
         sizes[free[0]] = count // fixed
     elif fixed != count:
-        raise ValueError(f"{text} uses {fixed} of {count} devices; set one size to -1 to use all of them")
+        raise UserError(f"{text} uses {fixed} of {count} devices; set one size to -1 to use all of them")
     return jax.make_mesh(
         tuple(sizes.values()),
         MESH_AXES,
@@ -103,9 +151,9 @@ def current_mesh() -> jax.sharding.AbstractMesh | None:
 
 
 def platform() -> str:
-    """What the current mesh's devices are ("tpu", "gpu", "cpu"); without a mesh, JAX's default backend.
+    """The platform of the current mesh's devices ("tpu", "gpu", "cpu"); without a mesh, JAX's default backend.
 
-    Ahead-of-time compilation has a mesh of described devices, so this is not what runs the Python program.
+    Ahead-of-time compilation has a mesh of described devices, so this is not the backend of the Python program.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -254,6 +302,13 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, batch)
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole of an array that may be split over devices of several hosts, which all have to ask for it."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 def _dividing(axes: tuple[str, ...], size: int, mesh: Mesh | jax.sharding.AbstractMesh) -> tuple[str, ...]:

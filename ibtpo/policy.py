@@ -1,6 +1,6 @@
 """A checkpoint made ready to use: the decoder, its tokenizer, and how text is cut, stopped and graded.
 
-What every command shares: `load_policy` reads a Hugging Face directory, `make_sampler` builds the
+The part that every command shares: `load_policy` reads a Hugging Face directory, `make_sampler` builds the
 tree sampler that a config describes.
 """
 
@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -20,15 +21,13 @@ from jax.sharding import Mesh
 from ibtpo import parallel
 from ibtpo.config import stop_strings
 from ibtpo.data.problems import Problem, check_chat_template, format_prompt
-from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, step_ends, token_bytes
+from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, token_bytes
+from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.presets import PRESETS
 from ibtpo.rewards.pool import Grader
-from ibtpo.sampling.engine import Question, SamplerOptions, TreeSampler
-from ibtpo.sampling.strategies import TreeOptions
-
-ANSWER_MARKER = b"\\boxed"  # from here on a response states its result and reasons no more
+from ibtpo.sampling import Codec, Question, SamplerOptions, TreeOptions, TreeSampler
 
 
 @dataclass(frozen=True)
@@ -37,55 +36,40 @@ class Policy:
 
     graphdef: the decoder's structure; nnx.merge(graphdef, params) is the decoder. params: as loaded,
     or None where somebody else holds them.
-    stop_ids: tokens that end a response. separator: bytes between steps.
+    codec: where its responses, their steps and their answers begin and end, and their text.
     """
 
     model: ModelConfig
     graphdef: nnx.GraphDef
     params: nnx.State | None
-    tokenizer: object
-    table: list[bytes]
-    stop_ids: tuple[int, ...]
-    separator: bytes
+    tokenizer: Any
+    codec: Codec
 
-    def step_ends(self, tokens: np.ndarray) -> list[int]:
-        """Exclusive ends of a response's steps, in tokens."""
-        return step_ends(tokens, self.table, self.separator, self.stop_ids)
-
-    def answer_start(self, tokens: np.ndarray) -> int:
-        """Index of the token in which the first answer marker begins; len(tokens) without one."""
-        pieces = [self.table[token] for token in tokens]
-        at = b"".join(pieces).find(ANSWER_MARKER)
-        if at < 0:
-            return len(pieces)
-        return int(np.searchsorted(np.cumsum([len(piece) for piece in pieces]), at, side="right"))
-
-    def text(self, tokens: Sequence[int]) -> str:
+    def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of generated tokens, without special tokens."""
-        return b"".join(self.table[token] for token in tokens).decode("utf-8", errors="replace")
+        return self.codec.text(tokens)
 
     def with_params(self, params: nnx.State | None) -> "Policy":
         """The same policy with other parameters."""
         return dataclasses.replace(self, params=params)
 
-    def question(self, id: int, problem: Problem, data_config) -> Question:
-        """The problem's prompt as the sampler takes it. id: what its random draws depend on."""
+    def question(self, id: int, problem: Problem, data_config: Any) -> Question:
+        """The problem's prompt as the sampler takes it. id: its random draws depend on it."""
         return Question(id, format_prompt(problem, data_config, self.tokenizer))
 
 
-def load_policy(config, *, path: str | pathlib.Path | None = None, mesh: Mesh | None = None) -> Policy:
+def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Mesh | None = None) -> Policy:
     """Loads `path` (default: config.model.path), a Hugging Face directory; with a mesh, each parameter straight into
     the place that `parallel.shardings` gives it. Everything else is checked before the weights are read.
 
     Raises:
-      FileNotFoundError: no model there.
-      ValueError: config.model.path does not hold the model that model.preset names; prompt and response cannot fit
-        the model's positions; tokenizer, model, data.chat_template or sampling.stop_tokens do not go together.
+      UserError: no model there, or not the one that model.preset names; prompt and response cannot fit the model's
+        positions; tokenizer, model, data.chat_template or sampling.stop_tokens do not go together.
     """
     folder = pathlib.Path(path or config.model.path)
     preset = config.model.preset if path is None else ""
     if preset and not (folder / "config.json").is_file():
-        raise FileNotFoundError(
+        raise UserError(
             f"model.path={folder} holds no model: fetch it with `hf download {preset} --local-dir {folder}`"
         )
     model = hf.read_config(folder)
@@ -93,7 +77,7 @@ def load_policy(config, *, path: str | pathlib.Path | None = None, mesh: Mesh | 
         _check_preset(model, preset, folder)
     longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
     if longest > model.max_positions:
-        raise ValueError(
+        raise UserError(
             f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {folder} has "
             f"{model.max_positions} positions: lower one of the two"
         )
@@ -117,9 +101,13 @@ def load_policy(config, *, path: str | pathlib.Path | None = None, mesh: Mesh | 
         graphdef=graphdef,
         params=params,
         tokenizer=tokenizer,
-        table=table,
-        stop_ids=stop_ids,
-        separator=config.data.separator.encode(),
+        codec=Codec(
+            model.vocab_size,
+            stop_ids=stop_ids,
+            stop_strings=stop_strings(config.sampling.stop_strings) or (),
+            token_bytes=table,
+            separator=config.data.separator.encode(),
+        ),
     )
 
 
@@ -133,7 +121,7 @@ def _check_preset(model: ModelConfig, preset: str, folder: pathlib.Path) -> None
         if name != "max_positions" and found[name] != value
     ]
     if differences:
-        raise ValueError(
+        raise UserError(
             f"model.path={folder} is not model.preset={preset}: {'; '.join(differences)}: name the right folder, or "
             'set model.preset to ""'
         )
@@ -146,16 +134,16 @@ def _stop_ids(folder: pathlib.Path, tokenizer, names: str, vocab_size: int) -> t
         try:
             ids = set(find_special(tokenizer, names))
         except ValueError as error:
-            raise ValueError(f"sampling.stop_tokens={names!r}: {error}") from None
+            raise UserError(f"sampling.stop_tokens={names!r}: {error}") from None
     else:
         ids = {tokenizer.eos_token_id, *_eos_ids(folder / "generation_config.json")} - {None}
     if not ids:
-        raise ValueError(
+        raise UserError(
             f"{folder}: neither the tokenizer nor generation_config.json names an end-of-sequence token, so no "
             "response could end: name one in sampling.stop_tokens"
         )
     if max(ids) >= vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{folder}: the end-of-sequence token {max(ids)} is outside the model's vocab_size {vocab_size}"
         )
     stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(id)} ({id})" for id in sorted(ids))
@@ -177,7 +165,7 @@ def _eos_ids(file: pathlib.Path) -> set[int]:
     return set(named if isinstance(named, list) else [named]) - {None}
 
 
-def make_sampler(policy: Policy, config, *, pages: int | None = None, **changes) -> TreeSampler:
+def make_sampler(policy: Policy, config: Any, *, pages: int | None = None, **changes: Any) -> TreeSampler:
     """The sampler the config describes. pages: instead of sampling.pages; changes: fields of `TreeOptions`."""
     options = SamplerOptions.from_config(config)
     return TreeSampler(
@@ -185,16 +173,12 @@ def make_sampler(policy: Policy, config, *, pages: int | None = None, **changes)
         policy.model,
         options if pages is None else dataclasses.replace(options, pages=pages),
         TreeOptions.from_config(config, **changes),
-        stop_ids=policy.stop_ids,
-        stop_strings=stop_strings(config.sampling.stop_strings),
-        token_bytes=policy.table,
-        step_ends=policy.step_ends,
-        answer_start=policy.answer_start,
+        policy.codec,
         dtype=jnp.dtype(config.model.dtype),
     )
 
 
-def make_grader(config) -> Grader:
+def make_grader(config: Any) -> Grader:
     """The grading processes of the `reward` section."""
     reward = config.reward
     return Grader(reward.kind, workers=reward.workers, timeout=reward.timeout, memory_mb=reward.memory_mb)

@@ -20,10 +20,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ibtpo import config as config_lib
+from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.data import arithmetic, chained_arithmetic
 from ibtpo.data.problems import Problem, format_prompt
 from ibtpo.data.records import BadRecord, find_question, read_records
 from ibtpo.data.tokenizer import load_tokenizer
+from ibtpo.errors import UserError
 from ibtpo.losses import token_log_probs
 from ibtpo.metrics import MetricWriter, Progress
 from ibtpo.models import hf
@@ -41,7 +43,7 @@ def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
     and again, in a new order each time.
 
     Raises:
-      ValueError: unknown source, a file without records, or a record without both texts.
+      UserError: unknown source, a file without records, or a record without both texts.
     """
     rng = np.random.default_rng(seed)
     kind, _, path = data.source.partition(":")
@@ -59,15 +61,15 @@ def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
                     raise record
                 pairs.append([find_question(record, [field]) for field in (data.question_field, data.solution_field)])
             except BadRecord as error:
-                raise ValueError(f"data.source: {path}, line {index + 1}: {error}") from error
+                raise UserError(f"data.source: {path}, line {index + 1}: {error}") from error
         if not pairs:
-            raise ValueError(f"data.source: {path} holds no record")
+            raise UserError(f"data.source: {path} holds no record")
         while True:
             for i in rng.permutation(len(pairs)):
                 question, solution = pairs[i]
                 yield Problem(int(i), question, answer=""), solution
     else:
-        raise ValueError(f"data.source={data.source!r} is neither 'arithmetic' nor 'jsonl:<path>'")
+        raise UserError(f"data.source={data.source!r} is neither 'arithmetic' nor 'jsonl:<path>'")
 
 
 def pack(examples: Iterable[tuple[list[int], list[int]]], *, rows: int, row_tokens: int) -> Iterator[TokenBatch]:
@@ -77,13 +79,13 @@ def pack(examples: Iterable[tuple[list[int], list[int]]], *, rows: int, row_toke
     row with room; the batch is full when there is none. weight is 1 on the solution's tokens.
 
     Raises:
-      ValueError: an example is longer than a row.
+      UserError: an example is longer than a row.
     """
     batch, used = _empty_batch(rows, row_tokens), np.zeros(rows, np.int64)
     for prompt, solution in examples:
         length = len(prompt) + len(solution)
         if length > row_tokens:
-            raise ValueError(f"an example of {length} tokens does not fit train.row_tokens={row_tokens}: raise it")
+            raise UserError(f"an example of {length} tokens does not fit train.row_tokens={row_tokens}: raise it")
         if (used + length > row_tokens).all():
             yield batch
             batch, used = _empty_batch(rows, row_tokens), np.zeros(rows, np.int64)
@@ -133,29 +135,29 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
 
 
 def _check(config: ConfigDict) -> None:
-    """Raises ValueError for what would fail late."""
+    """Raises UserError for settings that would fail late."""
     remats = ("none", *REMAT)
     if config.model.remat not in remats:
-        raise ValueError(f"model.remat={config.model.remat!r} is none of {', '.join(remats)}")
+        raise UserError(f"model.remat={config.model.remat!r} is none of {', '.join(remats)}")
     for key in ("steps", "rows", "row_tokens"):
         if config.train[key] < 1:
-            raise ValueError(f"train.{key}={config.train[key]} must be at least 1")
+            raise UserError(f"train.{key}={config.train[key]} must be at least 1")
     if config.log.every < 1:
-        raise ValueError(f"log.every={config.log.every} must be at least 1 update")
+        raise UserError(f"log.every={config.log.every} must be at least 1 update")
 
 
 def main(config: ConfigDict, workdir: str) -> None:
     """Trains for config.train.steps updates and writes the model directory config.output."""
-    with config_lib.user_errors():
-        _check(config)
-        tokenizer = load_tokenizer(config.tokenizer)
-        dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
-        if config.model.path:
-            decoder = hf.load(config.model.path, **dtypes)
-        else:
-            architecture = ModelConfig(vocab_size=len(tokenizer), **config.model.architecture)
-            decoder = Decoder(architecture, rngs=nnx.Rngs(config.train.seed), **dtypes)
-        optimizer, schedule = make_optimizer(config.optimizer, config.train.steps)
+    _check(config)
+    enable_compilation_cache(config)
+    tokenizer = load_tokenizer(config.tokenizer)
+    dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
+    if config.model.path:
+        decoder = hf.load(config.model.path, **dtypes)
+    else:
+        architecture = ModelConfig(vocab_size=len(tokenizer), **config.model.architecture)
+        decoder = Decoder(architecture, rngs=nnx.Rngs(config.train.seed), **dtypes)
+    optimizer, schedule = make_optimizer(config.optimizer, config.train.steps)
     graphdef, params = nnx.split(decoder, nnx.Param)
     opt_state = optimizer.init(params)
     update = make_update(graphdef, optimizer, remat=config.model.remat)
@@ -165,10 +167,9 @@ def main(config: ConfigDict, workdir: str) -> None:
         return format_prompt(problem, config.data, tokenizer), [*response, tokenizer.eos_token_id]
 
     def read_batches() -> Iterator[TokenBatch]:
-        with config_lib.user_errors():  # of the data, whenever it is met
-            pairs = solutions(config.data, config.train.seed)
-            examples = (tokenize(*pair) for pair in pairs)
-            yield from pack(examples, rows=config.train.rows, row_tokens=config.train.row_tokens)
+        pairs = solutions(config.data, config.train.seed)
+        examples = (tokenize(*pair) for pair in pairs)
+        yield from pack(examples, rows=config.train.rows, row_tokens=config.train.row_tokens)
 
     start = time.monotonic()
     with (

@@ -1,4 +1,4 @@
-"""What a run carries from one update to the next, and the update itself."""
+"""The state that a run carries from one update to the next, and the update itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ibtpo.losses import LossOptions, Metrics, policy_loss, reduce_metrics, token_log_probs
+from ibtpo.losses import LossOptions, Metrics, add_metrics, policy_loss, token_log_probs
 from ibtpo.packing import TokenBatch
-from ibtpo.parallel import constrain_params, replicate
+from ibtpo.parallel import constrain, constrain_params, replicate
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All of a run but the position of its data iterator, which is saved beside it.
 
     Attributes:
@@ -59,22 +58,32 @@ def create_state(
     )
 
 
-def _microbatches(batch: Any, rows: int) -> Any:
-    """[B, ...] -> [B / rows, rows, ...]; each takes every (B / rows)-th row, so that a mesh that
-    splits B into contiguous shards finds some of its rows in every microbatch."""
+class _Microbatches:
+    """The rows of a batch [B, T], some at a time, inside jit: microbatch m is every row m, m + M, ... of the M =
+    B / rows_per_step, so that a mesh that splits B into contiguous shards finds some of its rows in each.
 
-    def split(x):
-        return jnp.asarray(x).reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1)
+    count: int32 [], how many there are to visit, known at run time only: those behind the last with a token are
+    padding. At least one.
+    """
 
-    return jax.tree.map(split, batch)
+    def __init__(self, batch: TokenBatch, rows_per_step: int):
+        num_rows = batch.tokens.shape[0]
+        if num_rows % rows_per_step:
+            raise ValueError(
+                f"{num_rows} rows do not divide into microbatches of train.rows_per_step={rows_per_step}: plan them "
+                f"with rows_per_step={rows_per_step}"
+            )
+        self._apart = num_rows // rows_per_step
+        self._rows = jax.tree.map(self._split, batch)
+        padding = jnp.arange(1, batch.tokens.shape[1] + 1)  # subtree_end of a token that nobody else sees
+        used = jnp.any(self._rows.subtree_end != padding, axis=(0, 2))
+        self.count = jnp.maximum(jnp.max(jnp.where(used, jnp.arange(1, self._apart + 1), 0)), 1)
 
+    def _split(self, x: jax.Array) -> jax.Array:
+        return jnp.asarray(x).reshape(-1, self._apart, *x.shape[1:])
 
-def _check_rows(num_rows: int, rows: int) -> None:
-    if num_rows % rows:
-        raise ValueError(
-            f"{num_rows} rows do not divide into microbatches of train.rows_per_step={rows}: pack "
-            f"with row_multiple={rows}"
-        )
+    def __getitem__(self, index: int | jax.Array) -> TokenBatch:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False), self._rows)
 
 
 def make_log_probs(
@@ -84,22 +93,25 @@ def make_log_probs(
     rows_per_step: int,
     token_block: int = 128,
 ) -> Callable[[nnx.State, TokenBatch], jax.Array]:
-    """Jitted (params, batch [B, T]) -> log-probabilities [B, T], without gradients.
+    """Jitted (params, batch [B, T]) -> log-probabilities [B, T], without gradients, split over devices as the rows are.
 
-    For the frozen reference: `rows_per_step` rows at a time; see `losses.token_log_probs`.
+    `rows_per_step` rows at a time, see `losses.token_log_probs`; 0 in microbatches of padding, which are not visited.
     """
 
     @jax.jit
     def log_probs(params: nnx.State, batch: TokenBatch) -> jax.Array:
-        num_rows = batch.tokens.shape[0]
-        _check_rows(num_rows, rows_per_step)
+        microbatches = _Microbatches(batch, rows_per_step)
+        decoder = nnx.merge(graphdef, params)
 
-        def some_rows(rows):
-            decoder = nnx.merge(graphdef, params)
-            return token_log_probs(decoder, rows, temperature=temperature, token_block=token_block)[0]
+        def some_rows(index, result):
+            rows = microbatches[index]
+            found, _ = token_log_probs(decoder, rows, temperature=temperature, token_block=token_block)
+            return jax.lax.dynamic_update_index_in_dim(result, found, index, axis=1)
 
-        result = jax.lax.map(some_rows, _microbatches(batch, rows_per_step))
-        return replicate(result.swapaxes(0, 1).reshape(num_rows, -1))
+        num_rows, num_tokens = batch.tokens.shape
+        nothing = jnp.zeros((rows_per_step, num_rows // rows_per_step, num_tokens), jnp.float32)
+        result = jax.lax.fori_loop(0, microbatches.count, some_rows, constrain(nothing, "rows", None, None))
+        return constrain(result.reshape(num_rows, num_tokens), "rows", None)
 
     return log_probs
 
@@ -114,15 +126,18 @@ def make_update(
     token_block: int = 128,
     remat: str = "none",
     donate: bool = True,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Jitted update(state, batch, ref_log_probs=None, old_log_probs=None, *, steps=1) -> (state, metrics): one
-    optimizer step. `steps`, 1 or 0, is added to state.step: 0 where more updates on the same trees follow.
+    state_shardings: Any = None,
+) -> Callable[[TrainState, TokenBatch], tuple[TrainState, Metrics]]:
+    """Jitted update(state, batch) -> (state, metrics): one optimizer step. `state.step` is the caller's to count.
 
     The gradient is that of the whole batch: microbatches of `rows_per_step` rows are visited in
     turn and their gradients added, in float32 at least; the loss weights are normalised already,
-    so the sum is exact. If the loss or the gradient's norm is not finite, or the gradient is zero
-    (no group told its responses apart), the parameters and the optimizer's state stay as they are,
-    and only `step` moves on: momentum and weight decay of earlier updates are no reason to move.
+    so the sum is exact. How many hold anything is known at run time only: rows of padding at the end of a batch cost
+    memory and no FLOPs, and batches of one shape are one compiled program, however much of them is used.
+
+    If the loss or the gradient's norm is not finite, or the gradient is zero
+    (no group told its responses apart), the parameters and the optimizer's state stay as they are:
+    momentum and weight decay of earlier updates are no reason to move.
 
     Args:
       graphdef: static part of the decoder, `nnx.split(decoder, nnx.Param)[0]`.
@@ -132,13 +147,15 @@ def make_update(
       rows_per_step: rows of one microbatch; must divide the batch's rows.
       token_block, remat: see `losses.token_log_probs`.
       donate: the caller gives up the state passed in (its memory is reused).
+      state_shardings: of the state passed in (`parallel.shardings`), which the one that comes out is given too: another
+        way of writing the same placement would compile the next update again.
 
     The metrics are those of `losses.policy_loss` and `loss`, `grad_norm` (before clipping),
     `skipped_updates` (not finite) and `empty_updates` (no gradient), each (sum, weight). A skipped
     update reports its non-finite loss as it is.
     """
 
-    def loss_fn(params, batch, ref_log_probs, old_log_probs):
+    def loss_fn(params: nnx.State, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
         log_probs, entropy = token_log_probs(
             nnx.merge(graphdef, params),
             batch,
@@ -147,66 +164,70 @@ def make_update(
             remat=remat,
             entropy_gradient=options.needs_entropy,
         )
-        return policy_loss(
-            log_probs, batch, ref_log_probs, old_log_probs=old_log_probs, entropy=entropy, options=options
-        )
+        return policy_loss(log_probs, batch, entropy=entropy, options=options)
 
-    def update(
-        state: TrainState,
-        batch: TokenBatch,
-        ref_log_probs: jax.Array | None = None,
-        old_log_probs: jax.Array | None = None,
-        *,
-        steps: jax.Array | int = 1,
-    ) -> tuple[TrainState, Metrics]:
-        _check_rows(batch.tokens.shape[0], rows_per_step)
-
-        # The layers' weights in the type they are used in, cast once and not in every microbatch. Their gradients arise
-        # in that type, so nothing is lost and a microbatch's need no more memory. (Those of the vocabulary add up over
-        # blocks of tokens, in float32.)
+    def update(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Metrics]:
         dtype = nnx.merge(graphdef, state.params).dtype
-        weights = constrain_params(
-            jax.tree.map_with_path(lambda path, p: p.astype(dtype) if path[0].key == "layers" else p, state.params)
-        )
+        microbatches = _Microbatches(batch, rows_per_step)
+        loss, gradient, metrics = _sum_of_gradients(loss_fn, state.params, dtype, microbatches)
+        state, of_step = _step(optimizer, state, loss, gradient)
+        return state, replicate(metrics | of_step)
 
-        def add_microbatch(carry, microbatch):
-            loss, gradient = carry
-            (more_loss, metrics), more = jax.value_and_grad(loss_fn, has_aux=True)(weights, *microbatch)
-            gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradient, more)
-            return (loss + more_loss, constrain_params(gradient)), metrics
+    out_shardings = None if state_shardings is None else (state_shardings, None)
+    return jax.jit(update, donate_argnums=0 if donate else (), out_shardings=out_shardings)
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), state.params)
-        (loss, gradient), stacked = jax.lax.scan(
-            add_microbatch,
-            (jnp.zeros((), jnp.float32), constrain_params(zeros)),
-            _microbatches((batch, ref_log_probs, old_log_probs), rows_per_step),
-        )
-        norm = optax.global_norm(gradient)
-        # The moments have the parameters' type, and must keep it from update to update.
-        gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        moves = finite & (norm > 0)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(moves, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
-        )
-        one = jnp.ones((), jnp.float32)
-        metrics = reduce_metrics(stacked) | {
-            "loss": (loss, one),
-            "grad_norm": (norm, one),
-            "skipped_updates": ((~finite).astype(jnp.float32), one),
-            "empty_updates": ((finite & ~moves).astype(jnp.float32), one),
-        }
-        state = state.replace(
-            step=state.step + steps,
-            params=constrain_params(params),
-            opt_state=constrain_params(opt_state),
-            policy_version=state.policy_version + moves.astype(jnp.int32),
-        )
-        return state, replicate(metrics)
+def _sum_of_gradients(
+    loss_fn: Callable, params: nnx.State, dtype: Any, microbatches: _Microbatches
+) -> tuple[jax.Array, nnx.State, Metrics]:
+    """(loss, gradient, metrics) of all microbatches, one after the other. dtype: of the computation."""
+    # The layers' weights in the type they are used in, cast once and not in every microbatch. Their gradients arise
+    # in that type, so nothing is lost and a microbatch's need no more memory. (Those of the vocabulary add up over
+    # blocks of tokens, in float32.)
+    weights = constrain_params(
+        jax.tree.map_with_path(lambda path, p: p.astype(dtype) if path[0].key == "layers" else p, params)
+    )
 
-    return jax.jit(update, donate_argnums=0 if donate else ())
+    def add_microbatch(index, total):
+        loss, gradient, metrics = total
+        (more_loss, more_metrics), more = jax.value_and_grad(loss_fn, has_aux=True)(weights, microbatches[index])
+        gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradient, more)
+        return loss + more_loss, constrain_params(gradient), add_metrics(metrics, more_metrics)
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+    shapes = jax.eval_shape(loss_fn, weights, microbatches[0])[1]
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    start = (jnp.zeros((), jnp.float32), constrain_params(zeros), nothing)
+    return jax.lax.fori_loop(0, microbatches.count, add_microbatch, start)
+
+
+def _step(
+    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, gradient: nnx.State
+) -> tuple[TrainState, Metrics]:
+    """The optimizer's step, unless the loss or the gradient is not finite or the gradient is zero; and its metrics."""
+    norm = optax.global_norm(gradient)
+    # The moments have the parameters' type, and must keep it from update to update.
+    gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    moves = finite & (norm > 0)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(moves, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    one = jnp.ones((), jnp.float32)
+    metrics = {
+        "loss": (loss, one),
+        "grad_norm": (norm, one),
+        "skipped_updates": ((~finite).astype(jnp.float32), one),
+        "empty_updates": ((finite & ~moves).astype(jnp.float32), one),
+    }
+    state = state.replace(
+        params=constrain_params(params),
+        opt_state=constrain_params(opt_state),
+        policy_version=state.policy_version + moves.astype(jnp.int32),
+    )
+    return state, metrics

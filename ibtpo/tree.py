@@ -22,8 +22,7 @@ import numpy as np
 Array = jax.Array | np.ndarray
 
 
-@flax.struct.dataclass
-class Tree:
+class Tree(flax.struct.PyTreeNode):
     """Responses of Q questions, each a tree laid out depth first.
 
     Attributes:
@@ -42,6 +41,7 @@ class Tree:
         included and shared ones too; 0 on padding.
       rewards: [Q, R] float32; 0 on padding.
       response_round: [Q, R] int32, 0 for the initial, unguided responses; -1 on padding.
+      truncated: [Q, R] bool, the response was cut off at its token limit; False on padding.
       prompt_length: [Q] int32.
     """
 
@@ -57,6 +57,7 @@ class Tree:
     response_length: Array
     rewards: Array
     response_round: Array
+    truncated: Array
     prompt_length: Array
 
 
@@ -212,6 +213,7 @@ def build_tree(
         response_length=row([len(r.tokens) for r in responses]),
         rewards=row([r.reward for r in responses], np.float32),
         response_round=row([r.round for r in responses]),
+        truncated=row([r.finish == "length" for r in responses], bool),
         prompt_length=np.asarray([num_prompt], np.int32),
     )
 
@@ -247,6 +249,7 @@ def stack_trees(
         node_parent=np.full(n, -1, np.int32), node_end=node_ids,
         response_node=np.full(r, -1, np.int32), response_length=np.zeros(r, np.int32),
         rewards=np.zeros(r, np.float32), response_round=np.full(r, -1, np.int32),
+        truncated=np.zeros(r, bool),
     )  # fmt: skip
 
     def pad(name, padding):
@@ -312,7 +315,7 @@ def scatter_sum(index: Array, x: Array, size: int) -> Array:
     """[Q, size]: out[q, i] = sum of x [Q, M] where index [Q, M] equals i; negative indices drop."""
     xp = namespace(x)
     row = xp.arange(index.shape[0])[:, None]
-    column = xp.where(index < 0, size, index)  # one more column takes what is dropped
+    column = xp.where(index < 0, size, index)  # one more column takes the dropped values
     if xp is np:
         total = np.zeros((index.shape[0], size + 1), x.dtype)
         np.add.at(total, (row, column), x)
@@ -363,49 +366,3 @@ def tokens_of_response(tree: Tree, response: int, question: int = 0) -> np.ndarr
     last = int(last_token_of_response(tree)[question, response])
     end = np.asarray(tree.subtree_end[question, : last + 1])
     return np.flatnonzero((end > last) & (np.asarray(tree.step[question, : last + 1]) > 0))
-
-
-def describe(
-    tree: Tree,
-    decode: Callable[[list[int]], str],
-    *,
-    question: int = 0,
-    values: Array | None = None,
-    confidence: Array | None = None,
-    score: Array | None = None,
-    width: int = 60,
-) -> str:
-    """One question's tree as indented text, a line per node.
-
-    A line shows the step's text (abbreviated to `width` characters) and, where given, the value
-    p̂, the confidence π and, for a node with children, the score J ([Q, N] each). A node is
-    indented under its parent only where the parent branches, so a chain stays flush. Leaves show
-    the response's index, round and reward.
-    """
-    nodes = int(np.sum(np.asarray(node_mask(tree))[question]))
-    parent = np.asarray(tree.node_parent)[question]
-    leaf_of = {int(n): r for r, n in enumerate(np.asarray(tree.response_node)[question]) if n >= 0}
-    num_children = np.bincount(parent[1:nodes], minlength=nodes)
-    step = np.asarray(tree.step)[question]
-    tokens = np.asarray(tree.tokens)[question]
-    indent = np.zeros(nodes, int)
-    lines = []
-    for n in range(nodes):
-        if n:
-            indent[n] = indent[parent[n]] + (num_children[parent[n]] > 1)
-        text = decode(tokens[step == n].tolist()).strip().replace("\n", " ")
-        text = text if len(text) <= width else text[: width - 1] + "…"
-        notes = []
-        if values is not None:
-            notes.append(f"p̂={float(values[question, n]):.2f}")
-        if confidence is not None and n:
-            notes.append(f"π={float(confidence[question, n]):.2f}")
-        if score is not None and num_children[n]:
-            notes.append(f"J={float(score[question, n]):.3f}")
-        if n in leaf_of:
-            r = leaf_of[n]
-            reward = float(tree.rewards[question, r])
-            generation = int(tree.response_round[question, r])
-            notes.append(f"response {r} (round {generation}) reward={reward:g}")
-        lines.append(f"{'  ' * indent[n]}[{n}] {text}" + (f"   {' '.join(notes)}" if notes else ""))
-    return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""Run by test_parallel.py in a process with eight CPU devices: every mesh that divides the model computes what one
-device does. Prints one line per mesh."""
+"""Run by test_parallel.py in a process with eight CPU devices: every mesh that divides the model updates as one device
+does, and three meshes that differ most sample as one does. Prints one line per mesh."""
 
 import itertools
 
@@ -12,12 +12,11 @@ from ml_collections import ConfigDict
 from ibtpo.losses import LossOptions
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
-from ibtpo.packing import pack, token_weights
+from ibtpo.packing import fill, plan
 from ibtpo.parallel import MESH_AXES, make_mesh, shard_batch, shard_params, shardings
-from ibtpo.sampling.engine import Question, SamplerOptions, TreeSampler
-from ibtpo.sampling.logits import SamplingParams
-from ibtpo.sampling.strategies import TreeOptions
+from ibtpo.sampling import Codec, Question, SamplerOptions, SamplingParams, TreeOptions, TreeSampler
 from ibtpo.state import create_state, make_update
+from ibtpo.token_weights import token_weights
 from ibtpo.tree import Response, build_tree, stack_trees
 
 VOCAB = 16
@@ -35,6 +34,9 @@ MODEL = ModelConfig(
 )
 # Every split of eight devices whose tensor axis divides the kv heads, and one that does not (attention is then whole).
 MESHES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8 and s[2] <= 2] + [(1, 1, 8)]
+# What sampling sees of a mesh: shards of the slots and the pool, over two axes; the weights' serving layout; and heads
+# that are split, or whole. The first has eight shards, the second four and all of it split, the third one.
+SAMPLING_MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
 
 
 def tree(rng):
@@ -51,12 +53,12 @@ def make_batch(rng):
     trees = stack_trees([tree(rng) for _ in range(13)])
     values = rng.standard_normal((13, 2, trees.node_parent.shape[1])).astype(np.float32)
     weights = token_weights(trees, values, aggregation="response_mean", max_new_tokens=7)
-    batch, _ = pack(trees, *weights, row_tokens=16, row_multiple=8)  # 13 rows of one tree and 3 of padding
-    reference = (-2.5 + 0.2 * rng.standard_normal(batch.tokens.shape)).astype(np.float32)
-    return batch, reference
+    # 13 rows of one tree and 3 of padding, and a microbatch of padding.
+    batch = fill(plan(trees, row_tokens=16, rows_per_step=8, num_rows=24), trees, weights)
+    return batch.replace(ref_log_probs=(-2.5 + 0.2 * rng.standard_normal(batch.tokens.shape)).astype(np.float32))
 
 
-def update(graphdef, params, data, mesh):
+def update(graphdef, params, batch, mesh):
     """(state before, state after, metrics) of one update."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0, momentum=0.9))
     apply = make_update(
@@ -71,24 +73,19 @@ def update(graphdef, params, data, mesh):
     )
     state = create_state(params, optimizer, jax.random.key(0), keep_reference=False)
     if mesh is not None:
-        state, data = shard_params(state, mesh), shard_batch(data, mesh)
-    return (state, *apply(state, *data))
+        state, batch = shard_params(state, mesh), shard_batch(batch, mesh)
+    return (state, *apply(state, batch))
 
 
-def sample(graphdef, params):
+def sample(graphdef, params, slots):
     """The trees of nine questions and what they cost."""
-    options = SamplerOptions(slots=16, pages=0, page_size=4, chunk=4, max_prompt_tokens=8, questions_in_flight=16)
+    options = SamplerOptions(slots=slots, pages=0, page_size=4, chunk=4, max_prompt_tokens=8, questions_in_flight=16)
     tree_options = TreeOptions(
         strategy="ib",
         initial=2,
         rounds=3,
         top_k=1,
         branch=1,
-        beta=5.0,
-        ratio_power=1,
-        confidence="geometric_mean",
-        value="leaf_mean",
-        root="all",
         min_new_tokens=2,
         max_new_tokens=10,
         segment_tokens=5,
@@ -98,12 +95,12 @@ def sample(graphdef, params):
         MODEL,
         options,
         tree_options,
-        stop_ids=[0],
-        step_ends=lambda t: [*(i + 1 for i in range(len(t) - 1) if t[i] == 1), len(t)],
+        Codec(VOCAB, stop_ids=[0], cut_steps=lambda t: [*(i + 1 for i in range(len(t) - 1) if t[i] == 1), len(t)]),
     )
     rng = np.random.default_rng(1)
     questions = [Question(id=i, tokens=rng.integers(2, VOCAB, rng.integers(1, 8)).tolist()) for i in range(9)]
-    sharp = jax.tree.map(lambda p: p * 3, params)  # random weights are nearly uniform over tokens
+    # Random weights are nearly uniform over tokens.
+    sharp = jax.jit(lambda params: jax.tree.map(lambda p: p * 3, params))(params)
     return sampler(
         sharp,
         questions,
@@ -116,16 +113,15 @@ def sample(graphdef, params):
 def main():
     assert jax.device_count() == 8
     graphdef, params = nnx.split(Decoder(MODEL, rngs=nnx.Rngs(0)), nnx.Param)
-    data = make_batch(np.random.default_rng(0))
-    assert data[0].tokens.shape == (16, 16)
-    _, expected, expected_metrics = update(graphdef, params, data, None)
-    expected_trees, expected_stats = sample(graphdef, params)
+    batch = make_batch(np.random.default_rng(0))
+    assert batch.tokens.shape == (24, 16)
+    _, expected, expected_metrics = update(graphdef, params, batch, None)
+    expected_trees, expected_stats = sample(graphdef, params, slots=2)
     assert any(r.fork > 0 for t in expected_trees for r in t.responses)
     for sizes in MESHES:
         mesh = make_mesh(ConfigDict(dict(zip(MESH_AXES, sizes))))
         with jax.set_mesh(mesh):
-            before, after, metrics = update(graphdef, params, data, mesh)
-            trees, stats = sample(graphdef, shard_params(params, mesh))
+            before, after, metrics = update(graphdef, params, batch, mesh)
         specs = [sharding.spec for sharding in jax.tree.leaves(shardings(before.params, mesh))]
         assert {axis for spec in specs for axes in spec if axes for axis in np.atleast_1d(axes)} == {"fsdp", "tensor"}
         q = before.params["layers"]["q"].get_value()
@@ -143,6 +139,12 @@ def main():
             error += float(((np.asarray(a) - np.asarray(b)) ** 2).sum())
             total += float(((np.asarray(b) - np.asarray(p)) ** 2).sum())
         assert total > 1e-4 and (error / total) ** 0.5 <= 2e-6, (sizes, (error / total) ** 0.5)
+        print(f"mesh {sizes}: same update, relative error {(error / total) ** 0.5:.1e}", flush=True)
+    for sizes in SAMPLING_MESHES:
+        mesh = make_mesh(ConfigDict(dict(zip(MESH_AXES, sizes))))
+        with jax.set_mesh(mesh):
+            # Two slots for each shard: two programs, of both or of one, instead of as many as there may be.
+            trees, stats = sample(graphdef, shard_params(params, mesh), slots=2 * sizes[0] * sizes[1])
         for found, wanted in zip(trees, expected_trees, strict=True):
             for a, b in zip(found.responses, wanted.responses, strict=True):
                 assert (a.tokens.tolist(), a.parent, a.fork, a.finish) == (
@@ -153,7 +155,7 @@ def main():
                 )
                 np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
         assert stats.generated_tokens == expected_stats.generated_tokens and stats.pages_left == 0
-        print(f"mesh {sizes}: relative error of the update {(error / total) ** 0.5:.1e}, same responses", flush=True)
+        print(f"mesh {sizes}: same responses", flush=True)
 
 
 if __name__ == "__main__":

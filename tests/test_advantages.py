@@ -1,4 +1,4 @@
-"""Each advantage against its definition, path by path, and what all of them must satisfy."""
+"""Each advantage against its definition, path by path, and the properties that all of them must have."""
 
 import dataclasses
 from functools import partial
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibtpo import advantages as A
-from ibtpo.ib_score import ib_score
+from ibtpo.ib_score import ScoreOptions, ib_score
 from ibtpo.tree import on_path, response_mask, stack_trees, tokens_of_response
 from tests.tree_cases import (
     cases,
@@ -31,12 +31,15 @@ make_tree64 = partial(make_tree, dtype=np.float64)
 REWARDS = st.sampled_from([0.0, 1.0, 0.25])
 OPTIONS = st.builds(
     A.AdvantageOptions,
-    beta=st.sampled_from([1.0, 5.0]),
+    score=st.builds(
+        ScoreOptions,
+        beta=st.sampled_from([1.0, 5.0]),
+        ratio_power=st.sampled_from([1, 2]),
+        confidence=st.sampled_from(["geometric_mean", "joint"]),
+        value=st.sampled_from(["leaf_mean", "backup"]),
+        root=st.sampled_from(["all", "initial"]),
+    ),
     ib_weight=st.sampled_from([0.0, 0.1, 1.0]),
-    ratio_power=st.sampled_from([1, 2]),
-    confidence=st.sampled_from(["geometric_mean", "joint"]),
-    value=st.sampled_from(["leaf_mean", "backup"]),
-    root=st.sampled_from(["all", "initial"]),
 )
 
 
@@ -58,8 +61,8 @@ def leave_one_out(rewards, r):
 
 
 def ibtpo(responses, options):
-    values = obvious_values(responses, value=options.value, root=options.root)
-    sure = obvious_confidence(responses, confidence=options.confidence)
+    values = obvious_values(responses, value=options.score.value, root=options.score.root)
+    sure = obvious_confidence(responses, confidence=options.score.confidence)
     above = parents(responses)
     rewards = np.array([r.reward for r in responses])
 
@@ -69,7 +72,7 @@ def ibtpo(responses, options):
             outcome = (values[s] - values[None]) / rewards.std()
         before = values[above[s]]
         ratio = values[s] / before if before > 0 else 1.0
-        gain = ratio**options.ratio_power - (1 + 1 / options.beta)
+        gain = ratio**options.score.ratio_power - (1 + 1 / options.score.beta)
         return outcome + options.ib_weight * gain * sure[s]
 
     return advantage
@@ -196,7 +199,7 @@ def test_equal_rewards_leave_ibtpo_a_small_push_down(responses):
     assert A.group_is_uniform(tree).all()
     outcome_only = A.ibtpo(tree, A.AdvantageOptions(ib_weight=0.0))
     assert np.all(outcome_only == 0)
-    advantages = A.ibtpo(tree, A.AdvantageOptions(ib_weight=0.1, beta=5.0))
+    advantages = A.ibtpo(tree, A.AdvantageOptions(ib_weight=0.1))
     sure = ib_score(tree).eta2
     expected = np.where(on_path(tree), -0.1 / 5.0 * sure[:, None, :], 0)
     expected[:, :, 0] = 0
@@ -276,9 +279,25 @@ def test_equal_advantages_are_not_whitened_into_noise():
     assert not A.whiten(tree, np.full(on_path(tree).shape, 0.1)).any()
 
 
+@pytest.mark.parametrize("name", A.ADVANTAGES)
+@pytest.mark.parametrize("ratio_power", [1, 2])
+@pytest.mark.parametrize("tiny", [1.4e-45, 1e-22, 1.01e-6])
+def test_tiny_rewards_overflow_nothing(name, ratio_power, tiny):
+    """In float32: ratios to a p̂ near 0, deviations of rewards that hardly differ, and both whitened."""
+    options = A.AdvantageOptions(ScoreOptions(beta=50.0, ratio_power=ratio_power, root="initial"), ib_weight=1.0)
+    for rewards in ([tiny, 1.0], [tiny, 0.0, 1.0, 2 * tiny], [tiny, 0.0, 2 * tiny, 0.0]):
+        tree = make_tree(random_responses(0, len(rewards), fork_at="question", rewards=rewards))
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            advantages = A.ADVANTAGES[name](tree, options)
+            whitened = A.whiten(tree, advantages)
+            found = A.diagnostics(tree, options)
+        assert np.isfinite(advantages).all() and np.isfinite(whitened).all()
+        assert all(np.isfinite(x) for pair in found.values() for x in pair)
+
+
 def test_numpy_and_jit_agree():
     tree = padded(make_tree(random_responses(3, 7, fork_at="tokens")), 64, 16, 1)
-    options = A.AdvantageOptions(value="backup", root="initial")
+    options = A.AdvantageOptions(ScoreOptions(value="backup", root="initial"))
 
     def everything(tree):
         found = {name: fn(tree, options) for name, fn in A.ADVANTAGES.items()}

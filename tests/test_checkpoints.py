@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ibtpo.checkpoints import Checkpoints, find, latest_step, load_config, load_params
+from ibtpo.errors import UserError
 from ibtpo.losses import LossOptions
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
@@ -72,8 +73,10 @@ def train(state, steps):
             positive=np.maximum(float_row[1], 0),
             negative=np.minimum(float_row[1], 0),
             weight=np.full((2, 5), 0.1, np.float32),
+            ref_log_probs=-2.4 + 0.1 * float_row[2],
         )
-        state, metrics = update_fn()(state, batch, -2.4 + 0.1 * float_row[2])
+        state, metrics = update_fn()(state, batch)
+        state = state.replace(step=state.step + 1)
         assert metrics["skipped_updates"][0] == 0
     return state
 
@@ -95,8 +98,9 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
         train(state, 1)  # its memory is reused; the checkpoint must not notice
 
     with Checkpoints(tmp_path) as checkpoints:  # another start of the program, from other weights
-        state, iterator_state, config = checkpoints.restore(make_state(MODEL, 5))
-    assert iterator_state == {"position": 12} and config == {"method": "ibtpo"}
+        assert checkpoints.saved_config() == {"method": "ibtpo"}
+        state, iterator_state = checkpoints.restore(make_state(MODEL, 5))
+    assert iterator_state == {"position": 12}
     assert (state.step, state.policy_version) == (3, 3)
     assert_same(train(state, 3), unbroken)
 
@@ -104,7 +108,9 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
 def test_the_newest_are_kept_and_found(tmp_path):
     state = make_state(MODEL, 0, False)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        assert checkpoints.latest_step() is None and checkpoints.restore(state) is None
+        assert checkpoints.latest_step() is None and checkpoints.saved_config() is None
+        with pytest.raises(UserError, match=r"no checkpoint in .*steps saved there: \[\]"):
+            checkpoints.restore(state)
         for step in (1, 2, 5):
             state = state.replace(step=jnp.asarray(step, jnp.int32))
             checkpoints.save(state, {"at": step}, {})
@@ -115,7 +121,7 @@ def test_the_newest_are_kept_and_found(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest_step() == 5
         assert checkpoints.restore(state, step=2)[1] == {"at": 2}
-        with pytest.raises(ValueError, match=r"no checkpoint of step 1 in .*steps saved there: \[2, 5\]"):
+        with pytest.raises(UserError, match=r"no checkpoint of step 1 in .*steps saved there: \[2, 5\]"):
             checkpoints.restore(state, step=1)
 
 
@@ -125,7 +131,7 @@ def test_parameters_alone_for_evaluation(tmp_path):
         checkpoints.save(state, {}, {"model": {"path": "x"}})
     assert_same(load_params(tmp_path, make_state(MODEL, 3).params), state.params)
     assert load_config(tmp_path) == {"model": {"path": "x"}}
-    with pytest.raises(ValueError, match=r"no checkpoints in .*nowhere"):
+    with pytest.raises(UserError, match=r"no checkpoints in .*nowhere"):
         load_params(tmp_path / "nowhere", state.params)
     assert not (tmp_path / "nowhere").exists()
 
@@ -135,7 +141,7 @@ def test_a_workdir_leads_to_the_folder_that_its_config_names(tmp_path):
     with Checkpoints(workdir, folder=bucket) as checkpoints:
         checkpoints.save(state, {}, {"at": "bucket"})
     workdir.mkdir()
-    with pytest.raises(ValueError, match=r"no folder .*run/checkpoints, and no config\.json with a checkpoint\.dir"):
+    with pytest.raises(UserError, match=r"no folder .*run/checkpoints, and no config\.json with a checkpoint\.dir"):
         latest_step(workdir)
     for content in ('{"checkpoint": {"dir": ""}}', '{"checkpoint": 3}', "[]", "not JSON"):
         (workdir / "config.json").write_text(content)
@@ -151,11 +157,11 @@ def test_a_workdir_leads_to_the_folder_that_its_config_names(tmp_path):
 
 def test_a_named_folder_that_cannot_be_read_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"dir": str(tmp_path / "gone")}}))
-    with pytest.raises(ValueError, match=r"no folder .*/checkpoints, and the checkpoint\.dir='.*gone' of its config"):
+    with pytest.raises(UserError, match=r"no folder .*/checkpoints, and the checkpoint\.dir='.*gone' of its config"):
         latest_step(tmp_path)
     if importlib.util.find_spec("gcsfs") is None:
         (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"dir": "gs://bucket/run/checkpoints"}}))
-        with pytest.raises(ValueError, match=r"gs://bucket/run/checkpoints cannot be read here .*gcsfs.*or copy the"):
+        with pytest.raises(UserError, match=r"gs://bucket/run/checkpoints cannot be read here .*gcsfs.*or copy the"):
             latest_step(tmp_path)
 
 
@@ -163,10 +169,10 @@ def test_what_does_not_fit_is_refused_by_name_and_shape(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(MODEL, 0, False), {}, {})
         wide = zero_state(dataclasses.replace(MODEL, mlp_dim=12))
-        with pytest.raises(ValueError, match=r"layers\.down is float32\[2, 8, 8\] there and float32\[2, 12, 8\] here"):
+        with pytest.raises(UserError, match=r"layers\.down is float32\[2, 8, 8\] there and float32\[2, 12, 8\] here"):
             checkpoints.restore(wide)
         untied = zero_state(dataclasses.replace(MODEL, tie_embeddings=False))
-        with pytest.raises(ValueError, match=r"lm_head is absent there and float32\[11, 8\] here"):
+        with pytest.raises(UserError, match=r"lm_head is absent there and float32\[11, 8\] here"):
             checkpoints.restore(untied)
-        with pytest.raises(ValueError, match=r"has no reference but this run needs it"):
+        with pytest.raises(UserError, match=r"has no reference but this run needs it"):
             checkpoints.restore(make_state())

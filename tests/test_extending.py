@@ -3,14 +3,18 @@
 import importlib
 import re
 
+import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
-from ibtpo import advantages
-from ibtpo.rewards import REWARDS
+from ibtpo import advantages, choices, objectives
+from ibtpo.losses import LossOptions, policy_loss
+from ibtpo.rewards import KINDS
 from ibtpo.rewards.pool import Grader
 from ibtpo.rewards.terms import TERMS, parse_terms
 from ibtpo.sampling import strategies
+from tests.loss_cases import small_batch
 from tests.tree_cases import make_tree, random_responses
 
 
@@ -33,7 +37,7 @@ def test_a_reward_of_ten_lines_is_graded_in_workers(examples, tmp_path, monkeypa
     assert len(code.splitlines()) <= 10
     (tmp_path / "word_of_the_docs.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(REWARDS, "word", importlib.import_module("word_of_the_docs").reward)
+    monkeypatch.setitem(KINDS, "word", importlib.import_module("word_of_the_docs"))
     pairs = [("It is\n**Paris**.", "Paris"), ("Paris\nis it", "paris"), ("", "Paris"), ("paris!", "Paris")]
     with Grader("word", workers=1) as grader:
         assert grader.grade(pairs) == [1.0, 0.0, 0.0, 1.0]
@@ -55,7 +59,7 @@ def test_a_strategy(examples):
     options = strategies.TreeOptions(top_k=2, branch=2, max_new_tokens=100)
     forks = define(code, strategies)["longest"](tree, responses, options, np.random.default_rng(0))
     assert len(forks) == 4 and forks[0] == forks[1] and forks[0].position >= forks[2].position
-    _, possible = strategies._inner_prefixes(tree, options)
+    _, possible = strategies.inner_prefixes(tree, options)
     assert forks[0].position == max(fork.position for fork in possible)
 
 
@@ -66,3 +70,12 @@ def test_an_advantage(examples):
     values = define(code, advantages)["sign"](tree, advantages.AdvantageOptions())
     leaves = values[0, np.arange(4), tree.response_node[0, :4]]
     np.testing.assert_array_equal(leaves, [-1, 1, 1, 1])
+
+
+def test_an_objective(examples, monkeypatch):
+    [code] = examples["An objective"]
+    monkeypatch.setitem(objectives.OBJECTIVES, "reinforce", define(code, objectives)["reinforce"])
+    monkeypatch.setattr(choices, "OBJECTIVES", (*choices.OBJECTIVES, "reinforce"))
+    batch, options = small_batch(), LossOptions("reinforce", kl=0.0)
+    gradient = jax.grad(lambda x: policy_loss(x, batch, options=options)[0])(jnp.asarray(batch.log_probs) - 1)
+    np.testing.assert_allclose(gradient, -(batch.positive + batch.negative), rtol=1e-6)

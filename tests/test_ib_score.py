@@ -28,14 +28,13 @@ from tests.tree_cases import (
     to_jax,
 )
 
-OPTIONS = st.fixed_dictionaries(
-    dict(
-        beta=st.sampled_from([0.5, 5.0, 50.0]),
-        ratio_power=st.sampled_from([1, 2]),
-        confidence=st.sampled_from(["geometric_mean", "joint"]),
-        value=st.sampled_from(["leaf_mean", "backup"]),
-        root=st.sampled_from(["all", "initial"]),
-    )
+OPTIONS = st.builds(
+    S.ScoreOptions,
+    beta=st.sampled_from([0.5, 5.0, 50.0]),
+    ratio_power=st.sampled_from([1, 2]),
+    confidence=st.sampled_from(["geometric_mean", "joint"]),
+    value=st.sampled_from(["leaf_mean", "backup"]),
+    root=st.sampled_from(["all", "initial"]),
 )
 make_tree64 = partial(make_tree, dtype=np.float64)
 
@@ -123,7 +122,7 @@ def test_score_is_the_bottleneck_objective_of_an_enumerable_policy(ratio_power, 
     """J(s_p) = (1 + β)·H(s|s_p) − β·H(s|a*, s_p), each entropy by its own definition."""
     responses = enumerated_responses()
     tree = make_tree64(responses)
-    score = S.ib_score(tree, beta=beta, ratio_power=ratio_power, confidence="joint", value=value)
+    score = S.ib_score(tree, S.ScoreOptions(beta, ratio_power, confidence="joint", value=value))
     seen = 0
     for r, leaf in enumerate(tree.response_node[0]):
         path = np.flatnonzero(on_path(tree)[0, r])
@@ -142,7 +141,7 @@ def test_score_is_the_bottleneck_objective_of_an_enumerable_policy(ratio_power, 
 def test_the_two_definitions_differ():
     assert any(entropies(p, 1)[1] != entropies(p, 2)[1] for p in [(), (1,), (2,), (1, 1)])
     tree = make_tree64(enumerated_responses())
-    one, two = (S.ib_score(tree, ratio_power=k, confidence="joint").J for k in (1, 2))
+    one, two = (S.ib_score(tree, S.ScoreOptions(ratio_power=k, confidence="joint")).J for k in (1, 2))
     assert np.abs(one - two).max() > 0.01
 
 
@@ -150,7 +149,7 @@ def test_score_splits_into_covariance_and_confidence():
     """With samples from π, E[η1] = −1/β, so J = 1 + β·Cov(η1, η2) − E[η2]."""
     beta = 5.0
     tree = make_tree64(enumerated_responses())
-    score = S.ib_score(tree, beta=beta, confidence="joint")
+    score = S.ib_score(tree, S.ScoreOptions(beta, confidence="joint"))
     inner = score.has_children & (score.values > 0)
     mean = np.where(children_mask(tree), score.eta2[:, None, :], 0).sum(-1)
     mean = mean / np.maximum(score.num_children, 1)
@@ -164,16 +163,16 @@ def test_score_splits_into_covariance_and_confidence():
 @given(cases(rewards=st.sampled_from([0.0, 1.0, 0.25])), OPTIONS)
 def test_everything_equals_the_obvious_version(responses, options):
     tree = make_tree64(responses)
-    score = S.ib_score(tree, **options)
+    score = S.ib_score(tree, options)
     ids = {None: 0, **node_of_step(tree, responses)}
     children, _ = nested(responses)
-    values = obvious_values(responses, value=options["value"], root=options["root"])
-    sure = obvious_confidence(responses, confidence=options["confidence"])
+    values = obvious_values(responses, value=options.value, root=options.root)
+    sure = obvious_confidence(responses, confidence=options.confidence)
     gain = {}
     for s, below in children.items():
         for c in below:
             ratio = values[c] / values[s] if values[s] > 0 else 1
-            gain[c] = ratio ** options["ratio_power"] - (1 + 1 / options["beta"])
+            gain[c] = ratio ** options.ratio_power - (1 + 1 / options.beta)
     for s, n in ids.items():
         np.testing.assert_allclose(score.values[0, n], values[s], atol=1e-9)
         assert score.num_children[0, n] == len(children[s])
@@ -183,7 +182,7 @@ def test_everything_equals_the_obvious_version(responses, options):
         if children[s]:
             a = np.array([gain[c] for c in children[s]])
             b = np.array([sure[c] for c in children[s]])
-            expected = 1 + options["beta"] * np.mean(a * b)
+            expected = 1 + options.beta * np.mean(a * b)
             np.testing.assert_allclose(score.J[0, n], expected, rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(score.cov[0, n], np.cov(a, b, ddof=0)[0, 1], atol=1e-5)
         else:
@@ -192,7 +191,7 @@ def test_everything_equals_the_obvious_version(responses, options):
 
 @given(cases(rewards=st.floats(-1, 1, width=32)), OPTIONS)
 def test_always_finite(responses, options):
-    for leaf in jax.tree.leaves(S.ib_score(padded(make_tree(responses)), **options)):
+    for leaf in jax.tree.leaves(S.ib_score(padded(make_tree(responses)), options)):
         assert np.all(np.isfinite(leaf))
 
 
@@ -201,8 +200,8 @@ def test_order_of_creation_does_not_matter(responses, options, random):
     order = list(range(len(responses)))
     random.shuffle(order)
     node = same_nodes(responses, order)
-    before = S.ib_score(make_tree64(responses), **options)
-    after = S.ib_score(make_tree64(relabel(responses, order)), **options)
+    before = S.ib_score(make_tree64(responses), options)
+    after = S.ib_score(make_tree64(relabel(responses, order)), options)
     for name in before.__dataclass_fields__:
         np.testing.assert_allclose(getattr(before, name)[0], getattr(after, name)[0][node], atol=1e-5, err_msg=name)
 
@@ -210,7 +209,7 @@ def test_order_of_creation_does_not_matter(responses, options, random):
 @given(cases(), OPTIONS)
 def test_single_child_scores_one_minus_its_confidence(responses, options):
     tree = make_tree64(responses)
-    score = S.ib_score(tree, **{**options, "root": "all"})
+    score = S.ib_score(tree, dataclasses.replace(options, root="all"))
     for n in np.flatnonzero(score.num_children[0] == 1):
         child = np.flatnonzero(tree.node_parent[0] == n)[0]
         np.testing.assert_allclose(score.J[0, n], 1 - score.eta2[0, child], atol=1e-6)
@@ -221,7 +220,7 @@ def test_single_child_scores_one_minus_its_confidence(responses, options):
 def test_with_backup_the_covariance_form_is_exact_on_any_tree(responses, beta):
     """A node's backup is its children's mean, so mean η1 = −1/β and J = 1 + β·Cov − mean η2."""
     tree = make_tree64(responses)
-    score = S.ib_score(tree, beta=beta, value="backup")
+    score = S.ib_score(tree, S.ScoreOptions(beta, value="backup"))
     for n in np.flatnonzero(score.has_children[0]):
         children = tree.node_parent[0] == n
         np.testing.assert_allclose(score.eta1[0][children].mean(), -1 / beta, atol=1e-6)
@@ -233,8 +232,8 @@ def test_with_backup_the_covariance_form_is_exact_on_any_tree(responses, beta):
 def test_no_success_means_no_information(responses, options):
     """All p̂ are 0: every ratio is 1, so every η1 is −1/β."""
     tree = make_tree64(responses)
-    score = S.ib_score(tree, **options)
-    np.testing.assert_allclose(score.eta1[0, 1:], -1 / options["beta"], atol=1e-12)
+    score = S.ib_score(tree, options)
+    np.testing.assert_allclose(score.eta1[0, 1:], -1 / options.beta, atol=1e-12)
     assert np.all(score.cov == 0) or np.abs(score.cov).max() < 1e-12
 
 
@@ -242,19 +241,33 @@ def test_root_without_unguided_success():
     """root="initial": a guided success under an unguided p̂(q) of 0 is x/0, taken as no news."""
     responses = random_responses(1, 4, fork_at="steps", rewards=[0.0, 0.0, 1.0, 1.0])
     tree = make_tree(responses)
-    score = S.ib_score(tree, root="initial")
+    score = S.ib_score(tree, S.ScoreOptions(root="initial"))
     assert score.values[0, 0] == 0
     top = tree.node_parent[0] == 0
     assert score.values[0][top].max() > 0
     np.testing.assert_allclose(score.eta1[0][top], -1 / 5.0, atol=1e-6)
 
 
+@pytest.mark.parametrize("ratio_power", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("tiny, known", [(1.4e-45, False), (0.99e-6, False), (1.01e-6, True)])
+def test_a_parents_value_below_the_smallest_says_nothing(tiny, known, dtype, ratio_power):
+    """root="initial": p̂(q) is as small as the unguided response's reward; 1 / 1.4e-45 is no number in float32."""
+    responses = random_responses(0, 2, fork_at="question", rewards=[tiny, 1.0])
+    score = S.ib_score(make_tree(responses, dtype), S.ScoreOptions(ratio_power=ratio_power, root="initial"))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(score))
+    top = make_tree(responses).node_parent[0] == 0
+    ratio = (score.eta1[0][top] + 1 + 1 / 5) ** (1 / ratio_power)
+    expected = [1.0, 1 / tiny] if known else [1.0, 1.0]
+    np.testing.assert_allclose(np.sort(ratio), expected, rtol=1e-3)
+
+
 @given(st.lists(cases(max_responses=4), min_size=2, max_size=3), OPTIONS)
 def test_stacking_changes_nothing(groups, options):
     trees = [make_tree(g) for g in groups]
-    together = S.ib_score(stack_trees(trees), **options)
+    together = S.ib_score(stack_trees(trees), options)
     for q, tree in enumerate(trees):
-        alone, n = S.ib_score(tree, **options), tree.node_end.shape[1]
+        alone, n = S.ib_score(tree, options), tree.node_end.shape[1]
         for name in alone.__dataclass_fields__:
             row = getattr(together, name)[q]
             np.testing.assert_allclose(row[:n], getattr(alone, name)[0], atol=1e-6, err_msg=name)
@@ -266,7 +279,7 @@ def test_stacking_changes_nothing(groups, options):
 @pytest.mark.parametrize("value, root", [("leaf_mean", "all"), ("backup", "initial")])
 def test_numpy_jax_and_jit_agree(seed, value, root):
     tree = padded(make_tree(random_responses(seed, 7, fork_at="tokens")), 64, 16, 1)
-    function = partial(S.ib_score, value=value, root=root)
+    function = partial(S.ib_score, options=S.ScoreOptions(value=value, root=root))
     on_host = function(tree)
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(on_host))
     eager = [function(to_jax(tree))] if seed == 0 and value == "leaf_mean" else []
@@ -287,7 +300,7 @@ def test_numpy_jax_and_jit_agree(seed, value, root):
 )
 def test_unknown_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        S.ib_score(make_tree(random_responses(0, 2)), **options)
+        S.ib_score(make_tree(random_responses(0, 2)), S.ScoreOptions(**options))
 
 
 def test_joint_confidence_is_the_geometric_mean_to_the_length():

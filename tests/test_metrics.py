@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibtpo.metrics import MetricWriter, Progress, read, reduce
+from ibtpo.metrics import MetricWriter, Progress, read
+from ibtpo.metrics.step import reduce
 
 
 def rows_of(path):
@@ -129,7 +130,7 @@ def test_lines_are_rate_limited_and_the_last_is_always_there():
 
 def test_time_left_ignores_steps_of_an_earlier_run(monkeypatch):
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr("ibtpo.metrics.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("ibtpo.metrics.progress.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
     Progress(60, 50, stream=stream).update(52)
     assert stream.getvalue() == "52/60  elapsed 0:10  left 0:40\n"  # 2 steps in 10 s, 8 to go

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
+from ibtpo.errors import UserError
 from ibtpo.parallel import make_mesh, partition_spec, shard_batch
 
 
@@ -28,7 +29,7 @@ def test_every_mesh_of_eight_devices_computes_what_one_device_does(repo_root):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.count("same responses") == 8, done.stdout
+    assert (done.stdout.count("same update"), done.stdout.count("same responses")) == (8, 3), done.stdout
 
 
 def mesh_of(data, fsdp, tensor, count=8):
@@ -65,14 +66,14 @@ def test_the_free_axis_takes_what_remains():
 
 def test_impossible_meshes_are_refused_with_the_numbers():
     count = jax.device_count()
-    with pytest.raises(ValueError, match=rf"mesh\.tensor={count + 1}: {count + 1} does not divide the {count} devices"):
+    with pytest.raises(UserError, match=rf"mesh\.tensor={count + 1}: {count + 1} does not divide the {count} devices"):
         make_mesh(sizes(tensor=count + 1))
     devices = [jax.devices()[0]] * 4  # never used: the sizes are refused first
-    with pytest.raises(ValueError, match=r"uses 2 of 4 devices; set one size to -1"):
+    with pytest.raises(UserError, match=r"uses 2 of 4 devices; set one size to -1"):
         make_mesh(sizes(data=2), devices)
-    with pytest.raises(ValueError, match="at most one is -1"):
+    with pytest.raises(UserError, match="at most one is -1"):
         make_mesh(sizes(fsdp=-1))
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(UserError, match="at least 1"):
         make_mesh(sizes(data=1, fsdp=0))
 
 

@@ -1,4 +1,4 @@
-"""A loaded checkpoint: where responses stop, what they say, where their answer begins; and README's example."""
+"""A loaded checkpoint: where responses stop, their text, where their answer begins; and README's example."""
 
 import json
 import logging
@@ -14,6 +14,7 @@ from configs import tiny
 from ibtpo import config as config_lib
 from ibtpo import parallel
 from ibtpo.data.problems import Problem
+from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.models.presets import PRESETS
 from ibtpo.policy import load_policy, make_grade
@@ -41,7 +42,7 @@ def folder(tiny_model_dir, tmp_path):
 
 @pytest.fixture
 def records():
-    """What is logged, INFO included."""
+    """The log messages, INFO included."""
     found, handler, logger = [], logging.Handler(), logging.getLogger("absl")
     handler.emit = found.append
     level = logger.level
@@ -61,7 +62,7 @@ def edit(file, **changes):
 )
 def test_answer_starts_at_the_token_that_opens_the_first_box(policy, text):
     tokens = np.asarray(policy.tokenizer.encode(text))
-    start = policy.answer_start(tokens)
+    start = policy.codec.answer_start(tokens)
     assert "\\boxed" not in policy.text(tokens[:start])
     assert (
         start == len(tokens)
@@ -72,16 +73,16 @@ def test_answer_starts_at_the_token_that_opens_the_first_box(policy, text):
 
 
 def test_special_tokens_have_no_text_and_end_a_response(policy):
-    assert policy.stop_ids == (policy.tokenizer.eos_token_id,)
-    assert policy.text(policy.stop_ids) == ""
-    assert len(policy.table) >= policy.model.vocab_size
+    assert policy.codec.stop_ids == (policy.tokenizer.eos_token_id,)
+    assert policy.text(policy.codec.stop_ids) == ""
+    assert len(policy.codec.token_bytes) >= policy.model.vocab_size
 
 
 def test_generation_config_adds_stop_tokens(folder, policy, records):
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, policy.stop_ids[0]]}))
-    assert load_policy(config_of(folder)).stop_ids == (5, *policy.stop_ids)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, policy.codec.stop_ids[0]]}))
+    assert load_policy(config_of(folder)).codec.stop_ids == (5, *policy.codec.stop_ids)
     [record] = [r for r in records if "responses end at" in r.getMessage()]
-    assert record.levelno == logging.INFO and f"<|endoftext|> ({policy.stop_ids[0]})" in record.getMessage()
+    assert record.levelno == logging.INFO and f"<|endoftext|> ({policy.codec.stop_ids[0]})" in record.getMessage()
 
 
 def test_named_stop_tokens_replace_those_of_the_files(folder, policy, records):
@@ -94,16 +95,16 @@ def test_named_stop_tokens_replace_those_of_the_files(folder, policy, records):
     table[: decoder.config.vocab_size] = decoder.embedding[...]
     decoder.embedding.set_value(jax.numpy.asarray(table))
     decoder.config = hf.read_config(folder)
-    hf.save(decoder, folder, tokenizer_from=folder, token_ids={"eos_token_id": policy.stop_ids[0]})
+    hf.save(decoder, folder, tokenizer_from=folder, token_ids={"eos_token_id": policy.codec.stop_ids[0]})
 
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert load_policy(config_of(folder)).stop_ids == policy.stop_ids
+    assert load_policy(config_of(folder)).codec.stop_ids == policy.codec.stop_ids
     both = load_policy(config_of(folder, sampling__stop_tokens="<|im_end|>, <|endoftext|>"))
-    assert both.stop_ids == tuple(sorted([end, *policy.stop_ids])) and both.table[end] == b""
+    assert both.codec.stop_ids == tuple(sorted([end, *policy.codec.stop_ids])) and both.codec.token_bytes[end] == b""
     assert not [r for r in records if r.levelno >= logging.WARNING]
-    assert load_policy(config_of(folder, sampling__stop_tokens="<|im_end|>")).stop_ids == (end,)
+    assert load_policy(config_of(folder, sampling__stop_tokens="<|im_end|>")).codec.stop_ids == (end,)
     [warning] = [r for r in records if r.levelno >= logging.WARNING]  # config.json would have another one
-    assert f"not at the eos_token_id <|endoftext|> ({policy.stop_ids[0]})" in warning.getMessage()
+    assert f"not at the eos_token_id <|endoftext|> ({policy.codec.stop_ids[0]})" in warning.getMessage()
     message = r"sampling\.stop_tokens='<\|im_edn\|>': .* no special token of .*nearest: <\|im_end\|>"
     with pytest.raises(ValueError, match=message):
         load_policy(config_of(folder, sampling__stop_tokens="<|im_edn|>"))
@@ -130,10 +131,10 @@ def test_a_chat_template_must_be_there(folder):
 
 def test_a_model_that_is_not_there_is_told_how_to_fetch(tmp_path):
     config = config_of(tmp_path / "models" / "8b", model__preset="Qwen/Qwen3-8B-Base")
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         load_policy(config)
     assert f"`hf download Qwen/Qwen3-8B-Base --local-dir {tmp_path}/models/8b`" in str(error.value)
-    with pytest.raises(FileNotFoundError, match="no model in Hugging Face format"):
+    with pytest.raises(UserError, match="no model in Hugging Face format"):
         load_policy(config_of(tmp_path / "models" / "8b"))
 
 

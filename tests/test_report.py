@@ -78,7 +78,7 @@ def test_smooth_keeps_a_straight_line():
 
 
 def test_curves_are_the_metrics(tmp_path, monkeypatch):
-    """What is drawn is what was logged, with the evaluation's interval, against updates and against tokens."""
+    """The curves are the logged values, with the evaluation's interval, against updates and against tokens."""
     workdir = make_run(tmp_path / "a")
     figure = figure_of(monkeypatch, workdir, tmp_path / "x.png")
     by_update, by_tokens = figure.axes[:2]

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny_sft
 from ibtpo import metrics, sft
-from ibtpo.config import ConfigError
+from ibtpo.errors import UserError
 from ibtpo.models import hf
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_run_is_said_in_one_line(tiny_tokenizer_dir, tmp_path, chang
     for key, value in changes.items():
         section, _, leaf = key.rpartition(".")
         (config[section] if section else config)[leaf] = value.format(tmp=tmp_path) if leaf == "source" else value
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         sft.main(config, str(tmp_path / "work"))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()

@@ -69,6 +69,12 @@ def reference_log_probs(batch, rows_per_step=2):
     return make_log_probs(decoder()[0], temperature=0.7, rows_per_step=rows_per_step)(decoder()[1], batch)
 
 
+def referenced_batch(shift=0.0):
+    """A random batch with the log-probabilities of the reference, plus `shift`."""
+    batch = random_batch()
+    return batch.replace(ref_log_probs=np.asarray(reference_log_probs(batch)) + np.float32(shift))
+
+
 def test_reference_log_probs_keep_the_order_of_rows():
     batch = random_batch()
     expected = jax.jit(lambda p: token_log_probs(nnx.merge(decoder()[0], p), batch, temperature=0.7)[0])(decoder()[1])
@@ -76,21 +82,20 @@ def test_reference_log_probs_keep_the_order_of_rows():
 
 
 def test_an_update_with_microbatches_takes_the_gradient_of_the_whole_batch():
-    batch = random_batch()
-    ref = reference_log_probs(batch) + 0.1
+    batch = referenced_batch(0.1)
     graphdef, params = decoder()
 
     @jax.jit
     def whole(params):
         def loss_fn(params):
             log_probs, entropy = token_log_probs(nnx.merge(graphdef, params), batch, temperature=0.7)
-            return policy_loss(log_probs, batch, ref, entropy=entropy, options=OPTIONS)
+            return policy_loss(log_probs, batch, entropy=entropy, options=OPTIONS)
 
         return jax.value_and_grad(loss_fn, has_aux=True)(params)
 
     (loss, metrics), gradient = whole(params)
     state, update = make(rows_per_step=2)
-    state, found = update(state, batch, ref)
+    state, found = update(state, batch)
     for new, old, g in zip(*map(jax.tree.leaves, (state.params, params, gradient))):
         np.testing.assert_allclose(new, old - g, atol=1e-6)
     metrics |= {
@@ -102,22 +107,21 @@ def test_an_update_with_microbatches_takes_the_gradient_of_the_whole_batch():
     assert found.keys() == metrics.keys()
     for name in metrics:
         np.testing.assert_allclose(found[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    assert (state.step, state.policy_version) == (1, 1)
+    assert (state.step, state.policy_version) == (0, 1)  # steps are the caller's to count
 
 
 def test_a_non_finite_update_is_skipped_and_counted():
     state, update = make(2, optax.adam(0.1))
-    batch = random_batch()
-    ref = np.asarray(reference_log_probs(batch))
-    state, _ = update(state, batch, ref)
+    batch = referenced_batch()
+    state, _ = update(state, batch)
     before = jax.tree.map(np.asarray, (state.params, state.opt_state, state.ref_params))
     broken = batch.replace(positive=np.where(batch.weight > 0, np.inf, 0).astype(np.float32))
-    state, metrics = update(state, broken, ref)
+    state, metrics = update(state, broken)
     for new, old in zip(jax.tree.leaves((state.params, state.opt_state, state.ref_params)), jax.tree.leaves(before)):
         np.testing.assert_array_equal(new, old)
-    assert metrics["skipped_updates"] == (1, 1) and (state.step, state.policy_version) == (2, 1)
-    state, metrics = update(state, batch, ref)
-    assert metrics["skipped_updates"] == (0, 1) and (state.step, state.policy_version) == (3, 2)
+    assert metrics["skipped_updates"] == (1, 1) and state.policy_version == 1
+    state, metrics = update(state, batch)
+    assert metrics["skipped_updates"] == (0, 1) and state.policy_version == 2
     assert any((new != old).any() for new, old in zip(jax.tree.leaves(state.params), jax.tree.leaves(before[0])))
     assert update._cache_size() == 1  # same shapes and types, one compilation
 
@@ -125,16 +129,15 @@ def test_a_non_finite_update_is_skipped_and_counted():
 def test_an_update_of_nothing_moves_nothing():
     """Adam would go on with its momentum."""
     state, update = make(2, optax.adamw(0.1, weight_decay=0.1))
-    batch = random_batch()
-    ref = np.asarray(reference_log_probs(batch))
-    state, metrics = update(state, batch, ref)
+    batch = referenced_batch()
+    state, metrics = update(state, batch)
     assert metrics["empty_updates"] == (0, 1)
     before = jax.tree.map(np.asarray, (state.params, state.opt_state))
     zeros = np.zeros_like(batch.weight)
-    state, metrics = update(state, batch.replace(positive=zeros, negative=zeros, weight=zeros), ref)
+    state, metrics = update(state, batch.replace(positive=zeros, negative=zeros, weight=zeros))
     jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), before)
     assert metrics["empty_updates"] == (1, 1) and metrics["skipped_updates"] == (0, 1)
-    assert (state.step, state.policy_version) == (2, 1)
+    assert state.policy_version == 1
 
 
 def test_bfloat16_parameters_keep_their_type():
@@ -160,5 +163,5 @@ def test_a_reference_in_the_type_of_the_computation_is_exact():
 
 def test_rows_that_do_not_divide_are_refused():
     state, update = make(rows_per_step=3)
-    with pytest.raises(ValueError, match=r"4 rows .* train\.rows_per_step=3: pack with row_multiple=3"):
-        update(state, random_batch(), np.zeros((ROWS, TOKENS), np.float32))
+    with pytest.raises(ValueError, match=r"4 rows .* train\.rows_per_step=3: plan them with rows_per_step=3"):
+        update(state, referenced_batch())

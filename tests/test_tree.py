@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from ibtpo import tree as T
 from tests.tree_cases import (
@@ -203,14 +202,3 @@ def test_numpy_jax_and_jit_agree(name):
     assert isinstance(on_host, np.ndarray)
     np.testing.assert_array_equal(on_host, function(to_jax(tree)))
     np.testing.assert_array_equal(on_host, jax.jit(function)(to_jax(tree)))
-
-
-@given(cases(), st.booleans())
-def test_describe_shows_every_node_and_response(responses, with_values):
-    tree = padded(make_tree(responses))
-    values = np.full(tree.node_end.shape, 0.25) if with_values else None
-    text = T.describe(tree, lambda ids: " ".join(map(str, ids)), values=values)
-    lines = text.split("\n")
-    assert len(lines) == int(T.node_mask(tree).sum())
-    assert sum("reward=" in line for line in lines) == len(responses)
-    assert sum("p̂=0.25" in line for line in lines) == (len(lines) if with_values else 0)

@@ -11,7 +11,7 @@
 #   --yes        do not ask
 #   --dry-run    print the commands, run none
 #
-# What is on the workers' disks is lost. The bucket is left as it is. Stop watch.sh first if it runs.
+# The workers' disks are lost. The bucket is left as it is. Stop watch.sh first if it runs.
 # Ends with 0 only when neither the queued resource nor the node exists any more.
 
 # shellcheck source=tpu_scripts/lib.sh

@@ -7,7 +7,7 @@
 # Settings (flag, IBTPO_<NAME> in the environment, or a line of the --env file):
 #   --project, --zone, --name   the pod
 #   --bucket, --run             the run: its workdir is runs/RUN on the workers, its files go to gs://BUCKET/RUN
-#   --config=configs/qwen7b.py  what is trained; arguments after -- (and TRAIN_ARG lines of the file) are added to it
+#   --config=configs/qwen7b.py  the config; arguments after -- (and TRAIN_ARG lines of the file) are added to it
 #   --model                     as for setup.sh: adds --config.model.path=models/<last part>; optional
 # Switches:
 #   --follow     then show worker 0's log until the job ends, and end with its exit code (Ctrl-C leaves the job running)

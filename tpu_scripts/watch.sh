@@ -6,10 +6,10 @@
 # Settings (flag, IBTPO_<NAME> in the environment, or a line of the --env file): all those of create.sh, setup.sh and
 # launch.sh, with the values they were called with, and
 #   --poll=60              seconds between two looks
-#   --backoff=30           seconds before the first retry of what did not work; doubles each time, to half an hour
-#   --max-preemptions=50   stop after so many lost pods
-#   --max-crashes=3        stop after so many crashes in a row that got no update further than the one before
-#   --max-failures=10      stop after so many looks or repairs in a row that did not work (network, quota, ssh, ...)
+#   --backoff=30           seconds before the first retry of a failure; doubles each time, to half an hour
+#   --max-preemptions=50   lost pods after which it stops
+#   --max-crashes=3        crashes in a row, none an update further than the one before, after which it stops
+#   --max-failures=10      failed looks or repairs in a row (network, quota, ssh, ...) after which it stops
 # Switches:
 #   --delete-at-end   delete the pod when the job is finished or given up, if all its files are in the bucket
 #   --dry-run         print the commands, run none
@@ -70,7 +70,7 @@ pause() { # TIMES: waits longer every time
   sleep "$seconds"
 }
 
-failed() { # MESSAGE: counts what did not work, and gives up in the end
+failed() { # MESSAGE: counts failures, and gives up in the end
   failures=$((failures + 1))
   say "$1 (failure $failures in a row, at most $MAX_FAILURES)"
   ((failures < MAX_FAILURES)) || finish 1 "given up: $1"

@@ -225,7 +225,7 @@ stop() {
     is_supervisor "$pid" || break
     sleep 0.2
   done
-  # The supervisor leads a process group: what is left of it, graders too, goes at once.
+  # The supervisor leads a process group: the rest of it, graders too, goes at once.
   if kill -KILL -- "-$pid" 2>/dev/null && [[ ! -f jobs/$RUN/exit_code ]]; then echo 137 >"jobs/$RUN/exit_code"; fi
   echo "worker $(worker_number): run $RUN is stopped"
 }

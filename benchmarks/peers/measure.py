@@ -1,5 +1,5 @@
-"""What every engine's process measures of itself, with the standard library alone: peers import it in their own
-environments."""
+"""The measurements that every engine's process makes of itself, with the standard library alone: peers import it in
+their own environments."""
 
 import pathlib
 from collections.abc import Callable

@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 
 class Trainer:
-    """What `GRPOTrainer._compute_loss` reads of a trainer; one process, one accumulation step, training."""
+    """The trainer's attributes that `GRPOTrainer._compute_loss` reads: one process, one accumulation step, training."""
 
     current_gradient_accumulation_steps = 1
     aux_loss_enabled = False

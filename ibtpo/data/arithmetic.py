@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ibtpo.errors import UserError
+
 SEPARATOR = "\n\n"
 _PHRASES = {"+": "Add {}.", "-": "Subtract {}.", "*": "Multiply by {}."}
 
@@ -48,9 +50,9 @@ DIFFICULTIES = {
 
 
 def get_difficulty(name: str) -> Difficulty:
-    """The preset called `name`; ValueError with the valid names when there is none."""
+    """The preset called `name`; UserError with the valid names when there is none."""
     if name not in DIFFICULTIES:
-        raise ValueError(f"unknown data.difficulty {name!r}: choose one of {sorted(DIFFICULTIES)}")
+        raise UserError(f"unknown data.difficulty {name!r}: choose one of {sorted(DIFFICULTIES)}")
     return DIFFICULTIES[name]
 
 
@@ -111,7 +113,7 @@ def worked_solution(
     value, steps = problem.start, []
     for index, (operator, operand) in enumerate(problem.operations):
         result = _apply(value, (operator, operand))
-        if noise and rng.random() < noise:
+        if noise and rng is not None and rng.random() < noise:
             result = _mistake(result, problem.operations[index + 1 :], rng, max_value)
         steps.append(f"{value}{operator}{operand}={result}")
         value = result

@@ -99,7 +99,7 @@ def load(difficulty: str, split: str, data_dir: str | None = None) -> Sequence[d
       data_dir: where prepared data are kept; None is the default of TFDS.
 
     Raises:
-      ValueError: unknown difficulty or split.
+      UserError: unknown difficulty or split.
     """
     arithmetic.get_difficulty(difficulty)
     return prepare_lib.read_split(prepare(difficulty, data_dir), split)

@@ -1,4 +1,4 @@
-"""What a run is trained and evaluated on: published sets by name, and training problems that are in none of them."""
+"""The problems of a run: published sets by name, and training problems that are in none of them."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from ibtpo.data.decontaminate import find_matches
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.data.published import BENCHMARKS, DATASETS, Dataset
 from ibtpo.data.records import list_places
+from ibtpo.errors import UserError
 
 __all__ = ["BENCHMARKS", "DATASETS", "Dataset", "load_benchmark", "load_training"]
 
@@ -22,12 +23,12 @@ def load_benchmark(name: str, data_config, tokenizer=None) -> list[Problem]:
         ("{split}" replaced) belongs to `data.source`, and to a benchmark only where that is it.
 
     Raises:
-      ValueError: no such set, or one without an evaluation split; and as `load_problems`.
+      UserError: no such set, or one without an evaluation split; and as `load_problems`.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}: use one of {', '.join(BENCHMARKS)}")
+        raise UserError(f"unknown benchmark {name!r}: use one of {', '.join(BENCHMARKS)}")
     source, files, split = f"tfds:{name}", data_config.files, DATASETS[name].eval_split
-    # The source may have files of its own splits only. What is no file is passed on, to be looked into or refused.
+    # The source may have files of its own splits only. A path that is no file is passed on: a folder, or refused.
     splits = (split, data_config.train_split, data_config.eval_split)
     if data_config.source != source and any(_is_file(files, split) for split in splits):
         files = ""
@@ -37,11 +38,11 @@ def load_benchmark(name: str, data_config, tokenizer=None) -> list[Problem]:
 def load_training(data_config, tokenizer=None) -> list[Problem]:
     """The problems of `data.train_split`, without those that are in an evaluation set of `data.decontaminate`.
 
-    The sets are names of `BENCHMARKS` or sources of problems ("jsonl:<path>"), separated by commas. What matches is
-    said in `decontaminate.py`; how many were left out for each set is logged, and which. `data.limit` counts before.
+    The sets are names of `BENCHMARKS` or sources of problems ("jsonl:<path>"), separated by commas. `decontaminate.py`
+    has the rule for a match; how many were left out for each set is logged, and which. `data.limit` counts before.
 
     Raises:
-      ValueError: no problem is left; and as `load_problems`, of an evaluation set too.
+      UserError: no problem is left; and as `load_problems`, of an evaluation set too.
     """
     problems = load_problems(data_config, data_config.train_split, tokenizer)
     names = split_names(data_config.decontaminate)
@@ -56,12 +57,12 @@ def load_training(data_config, tokenizer=None) -> list[Problem]:
         counts.append(
             f"{name} {len(found)} ({len(matches.equal)} equal, {len(matches.overlapping)} overlapping{places})"
         )
-    # What was asked for, so it is said also where nothing is found.
+    # The user asked for it, so it is said also where nothing is found.
     logging.warning(
         "data.decontaminate: %d of %d training problems left out: %s", len(matched), len(problems), "; ".join(counts)
     )
     if len(matched) == len(problems):
-        raise ValueError(
+        raise UserError(
             f"data.decontaminate={data_config.decontaminate!r} leaves none of the {len(problems)} training problems: "
             "is the evaluation set the training set?"
         )

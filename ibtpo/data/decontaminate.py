@@ -15,7 +15,7 @@ NGRAM = 8
 OVERLAP = 0.5
 
 _TOKEN = re.compile(r"[^\W\d_]+|\d+|[-+*/^=<>%!]")
-# LaTeX that changes how a formula looks, not what it says.
+# LaTeX that changes a formula's looks, not its meaning.
 _LAYOUT = re.compile(
     r"\\(?:(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|quad|"
     r"qquad|hspace)(?![a-zA-Z])|[,;:! ])"

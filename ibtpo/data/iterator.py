@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import grain
 
 from ibtpo.data.problems import Problem
+from ibtpo.errors import UserError
 
 
 class ProblemIterator:
@@ -19,12 +20,13 @@ class ProblemIterator:
     another number of hosts can go on from it. `ibtpo.train` wants whole batches on every host (docs/data.md).
 
     Raises:
-      ValueError: batch_size is not between 1 and the number of problems, or no multiple of count; no such shard.
+      UserError: batch_size is not between 1 and the number of problems, or no multiple of count.
+      ValueError: no such shard.
     """
 
     def __init__(self, problems: Sequence[Problem], batch_size: int, seed: int, *, shard: tuple[int, int] = (0, 1)):
         if not 1 <= batch_size <= len(problems):
-            raise ValueError(
+            raise UserError(
                 f"batch_size {batch_size} must be between 1 and the number of problems, {len(problems)}: "
                 "lower train.questions_per_step or raise data.limit"
             )
@@ -32,7 +34,7 @@ class ProblemIterator:
         if not 0 <= self._index < self._count:
             raise ValueError(f"shard {shard} is not (index, count) with 0 <= index < count")
         if batch_size % self._count:
-            raise ValueError(
+            raise UserError(
                 f"batch_size {batch_size} cannot be dealt out to {self._count} hosts: set it to a multiple, "
                 f"e.g. {-(-batch_size // self._count) * self._count}"
             )
@@ -61,25 +63,25 @@ class ProblemIterator:
         return taken
 
     def state(self) -> dict[str, int]:
-        """The position and what it refers to; JSON-able."""
+        """The position, and the data and shard it refers to; JSON-able."""
         return {"batch": self._next, "taken": self._taken, **self._identity}
 
     def restore(self, state: dict[str, int]) -> None:
         """Continues where `state()` was taken.
 
         Raises:
-          ValueError: the state belongs to another seed, batch size or number of problems, or is one that so many hosts
-            cannot share: within a batch, where one of them would have taken more than another.
+          UserError: the state belongs to another seed, batch size or number of problems, or lies
+            within a batch, after a number of problems that is no multiple of the number of hosts.
         """
         for key, value in self._identity.items():
             if state[key] != value:
-                raise ValueError(
+                raise UserError(
                     f"the data position was saved with {key}={state[key]}, this run has {value}: "
                     "restore the setting, or start anew in another workdir"
                 )
         taken = int(state.get("taken", 0))
         if taken % self._count:
-            raise ValueError(
+            raise UserError(
                 f"the data position is {taken} problems into a batch, which {self._count} hosts cannot have taken "
                 "equally: continue with the number of hosts that saved it"
             )

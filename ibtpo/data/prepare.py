@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow_datasets as tfds
 
+from ibtpo.errors import UserError
+
 
 def prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
     """Generates the data unless they are there; safe when several processes do it at once."""
@@ -34,12 +36,12 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[s
     """The examples of a split, or of a TFDS slice of one ("train[:100]"), of a prepared builder.
 
     Raises:
-      ValueError: no such split.
+      UserError: no such split.
     """
     try:
         builder.info.splits[split]
     except (ValueError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"no split {split!r} of {builder.name}: use one of {sorted(builder.info.splits)} or a slice of it"
         ) from error
     return builder.as_data_source(split)

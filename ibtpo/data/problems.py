@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -21,6 +22,7 @@ from ibtpo.data.records import (
     list_places,
     read_records,
 )
+from ibtpo.errors import UserError
 
 _CHUNK = 1024  # records read and tokenised together
 
@@ -41,7 +43,7 @@ class Problem:
     prompt: str = ""
 
 
-class PromptLengthError(ValueError):
+class PromptLengthError(UserError):
     """A prompt that is empty or longer than `data.max_prompt_tokens`."""
 
 
@@ -62,16 +64,15 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
     line number. So are problems whose prompt exceeds `data.max_prompt_tokens` when `tokenizer` is given.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: unknown source, invalid split (slices are for TFDS), difficulty or pattern, a number
+      UserError: no such file, unknown source, invalid split (slices are for TFDS), difficulty or pattern, a number
         of rows that is not the publisher's (`published_problems.load`), or no usable problem.
     """
     source, _, name = data_config.source.partition(":")
     if source in ("jsonl", "parquet") and name:
         if "[" in split:
-            raise ValueError(
+            raise UserError(
                 f"split {split!r} is a slice, which {data_config.source!r} has none of: set data.train_split and "
-                "data.eval_split to what {split} in the path stands for"
+                "data.eval_split to the name that {split} in the path stands for"
             )
         name = name.replace("{split}", split)
         records, unit = _read_file(Path(name), data_config), UNITS[f".{source}"]
@@ -84,7 +85,7 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
         make = functools.partial(Problem, kind=dataset.kind, prompt=dataset.prompt)
         records, unit = _read_examples(examples, make), "example"
     else:
-        raise ValueError(
+        raise UserError(
             f"unknown data.source {data_config.source!r}: use 'jsonl:<path>', 'parquet:<path>', or 'tfds:<name>' with "
             f"one of {', '.join([chained_arithmetic.ChainedArithmetic.name, *DATASETS])}"
         )
@@ -100,7 +101,7 @@ def format_prompt(problem: Problem, data_config, tokenizer) -> list[int]:
     special tokens the tokenizer puts before a text (none for Qwen, one for Llama 3).
 
     Raises:
-      ValueError: the template is no valid format or lacks {question}, the chat template is missing.
+      UserError: the template is no valid format or lacks {question}, the chat template is missing.
       PromptLengthError: the prompt is empty or longer than `data.max_prompt_tokens`.
     """
     tokens = _encode([problem], data_config, tokenizer)[0]
@@ -118,9 +119,9 @@ def prompt_lengths(problems: Sequence[Problem], data_config, tokenizer) -> list[
 
 
 def check_chat_template(data_config, tokenizer) -> None:
-    """Raises ValueError where `data.chat_template` asks for a template that the tokenizer lacks."""
+    """Raises UserError where `data.chat_template` asks for a template that the tokenizer lacks."""
     if data_config.chat_template and not tokenizer.chat_template:
-        raise ValueError(
+        raise UserError(
             f"data.chat_template is on, but the tokenizer {tokenizer.name_or_path!r} has none: "
             "set data.chat_template=False"
         )
@@ -146,17 +147,17 @@ def _fill(template: str, question: str) -> str:
     try:
         filled = template.format(question=question)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"data.prompt {template!r} is no valid template ({error!r}): its only field is {{question}}, "
             "literal braces are written {{ and }}"
         ) from error
     if filled == template.format(question=""):
-        raise ValueError(f"data.prompt {template!r} does not contain {{question}}")
+        raise UserError(f"data.prompt {template!r} does not contain {{question}}")
     return filled
 
 
 def _read_examples(
-    examples: Sequence[dict[str, bytes]], make: Callable[[int, str, str], Problem]
+    examples: Any, make: Callable[[int, str, str], Problem]
 ) -> Iterator[tuple[int, Problem]]:
     """Yields (index, problem) of a TFDS data source, which reads many examples faster than one by one."""
     for begin in range(0, len(examples), _CHUNK):
@@ -166,11 +167,11 @@ def _read_examples(
 
 
 def _read_file(path: Path, data_config) -> Iterator[tuple[int, Problem | BadRecord]]:
-    """Yields (index, problem or what is wrong with the record) of JSON lines or parquet."""
+    """Yields (index, problem or BadRecord) of JSON lines or parquet."""
     if data_config.answer_pattern not in ("", "boxed"):
         compile_pattern(data_config.answer_pattern)  # a wrong pattern is no fault of the first record
     if not path.is_file():
-        raise FileNotFoundError(f"data.source names {str(path)!r}, which is no file (relative to {Path.cwd()})")
+        raise UserError(f"data.source names {str(path)!r}, which is no file (relative to {Path.cwd()})")
     question_field, answer_field = data_config.question_field, data_config.answer_field
     for index, record in read_records(path, (question_field, answer_field)):
         try:
@@ -199,7 +200,7 @@ def _usable(
             break
     report = "; ".join(f"{reason} ({len(indices)}): {list_places(unit, indices)}" for reason, indices in bad.items())
     if not problems:
-        raise ValueError(f"{name}: no usable problem ({report or 'it is empty'})")
+        raise UserError(f"{name}: no usable problem ({report or 'it is empty'})")
     if bad:
         count = sum(map(len, bad.values()))
         logging.warning("%s: %d records left out, %d used (%s)", name, count, len(problems), report)

@@ -1,4 +1,4 @@
-r"""The published problem sets that runs train on and are evaluated on: where each comes from, what its records mean.
+r"""The published problem sets that runs train on and are evaluated on: their origins, the meaning of their records.
 
 A set is a row of `DATASETS`: its files on the hub, how many records they hold, and a function from a record to question
 and answer. `published_problems.py` prepares any of them; docs/data.md has the table for readers.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ibtpo.data.records import UNITS, BadRecord, extract_answer, find_field, find_question
+from ibtpo.errors import UserError
 
 # Fields that publishers and their copies use for the same thing.
 _QUESTION = ("problem", "question")
@@ -35,7 +36,7 @@ class Dataset:
     name: as in "tfds:<name>". title: as people write it. kind: reward kind of its answers (`ibtpo.rewards.REWARDS`).
     rows: records that the publisher's files hold, by split; where copies in use differ, any of the numbers.
     parse: (question, answer) of a record, or BadRecord. columns: fields that `parse` reads, for parquet.
-    repo: data set on the hub, "" where there is none. files: its files, by split. where: what else there is to say
+    repo: data set on the hub, "" where there is none. files: its files, by split. where: anything else there is to say
     on getting them. aliases: names of local files, `<alias>_<split>` or `<alias>` with any known suffix.
     layouts: glob patterns of local folders ({split} is replaced). eval_split: the split that is evaluated on; "": none.
     prompt: template with {question}, instead of data.prompt; "": data.prompt. unique: repeated questions are left out.
@@ -71,13 +72,13 @@ def find_files(dataset: Dataset, files: str, split: str) -> list[Path]:
         called `<alias>_<split>.<suffix>`. "{split}" in it is replaced.
 
     Raises:
-      FileNotFoundError: `files` is neither a file nor a folder.
+      UserError: `files` is neither a file nor a folder.
     """
     path = Path(files.replace("{split}", split)).expanduser()
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f"data.files={files!r}: no file or folder {str(path)!r} (relative to {Path.cwd()})")
+        raise UserError(f"data.files={files!r}: no file or folder {str(path)!r} (relative to {Path.cwd()})")
     several = len(dataset.rows) > 1
     names = [f"{alias}_{split}" for alias in (dataset.name, *dataset.aliases)]
     names += [] if several else [dataset.name, *dataset.aliases]

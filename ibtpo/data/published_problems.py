@@ -1,7 +1,7 @@
 """TFDS data set "published_problems": any split of `published.DATASETS`, made from the publisher's own files.
 
-Prepared as ArrayRecord files and read as a random-access source, without TensorFlow. What was read and what was left
-out is kept with the data, so that every run can check and report it.
+Prepared as ArrayRecord files and read as a random-access source, without TensorFlow. The numbers of records read and
+left out are kept with the data, so that every run can check and report them.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from absl import logging
 from ibtpo.data import prepare as prepare_lib
 from ibtpo.data.published import Dataset, find_files
 from ibtpo.data.records import UNITS, BadRecord, list_places, read_records
+from ibtpo.errors import UserError
 
 _MAX_PLACES = 20  # of each reason and file that are kept
 
@@ -82,7 +83,7 @@ class PublishedProblems(tfds.core.GeneratorBasedBuilder):
         report = dict(records=records, repeated=repeated, conflicting=conflicting, bad=list(bad.values()))
         if not used:
             where = ", ".join(map(str, self.builder_config.files))
-            raise ValueError(
+            raise UserError(
                 f"{dataset.title}: no usable problem in {where} ({_describe_bad(report) or 'it is empty'})"
             )
         self.info.metadata.update(report)
@@ -96,13 +97,13 @@ def load(dataset: Dataset, split: str, data_config) -> Sequence[dict[str, bytes]
     came through the hub once is not asked for again. Bad records are reported by file and line at every call.
 
     Raises:
-      FileNotFoundError: no such local file or folder, or not there and not to be had from the hub.
-      ValueError: no such split, no usable problem; or another number of records than the publisher's, unless
-        `data.check_rows` is off, where it is a warning.
+      UserError: no such local file or folder, or not there and not to be had from the hub; no
+        such split, no usable problem; or another number of records than the publisher's, unless `data.check_rows` is
+        off, where it is a warning.
     """
-    base = re.match(r"\w*", split)[0]
+    base = re.split(r"\W", split, maxsplit=1)[0]
     if base not in dataset.rows:
-        raise ValueError(
+        raise UserError(
             f"{dataset.title} has no split {split!r}: use {' or '.join(map(repr, dataset.rows))}, or a slice of it "
             f"such as '{next(iter(dataset.rows))}[:100]'"
         )
@@ -138,22 +139,22 @@ def download(dataset: Dataset, split: str, searched: str = "") -> list[Path]:
     searched: the local folder that did not have them, for the message.
 
     Raises:
-      FileNotFoundError: the set is not on the hub, or the hub could not be reached or refused; the message says where
+      UserError: the set is not on the hub, or the hub could not be reached or refused; the message says where
         to get the files by hand.
     """
     found = f"data.files={searched!r} has no files of it" if searched else 'data.files="" names no files'
     by_hand = f"get them ({dataset.homepage}) and name the file or folder in data.files"
     if not dataset.repo:
-        raise FileNotFoundError(f"{dataset.title}, split {split!r}: {found}, and it is not on the hub: {by_hand}")
+        raise UserError(f"{dataset.title}, split {split!r}: {found}, and it is not on the hub: {by_hand}")
     try:
         return [
             Path(huggingface_hub.hf_hub_download(dataset.repo, name, repo_type="dataset"))
-            for name in dataset.files[split]
+            for name in (dataset.files or {})[split]
         ]
     # No network, offline mode, a gated or missing file, a broken transfer: all are one of the hub's OSErrors.
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
+        raise UserError(
             f"{dataset.title}, split {split!r}: {found}, and fetching {dataset.repo} failed ({type(error).__name__}: "
             f"{reason}): {by_hand}"
         ) from error
@@ -166,7 +167,7 @@ def _check_rows(dataset: Dataset, split: str, records: int, where: str, data_con
     published = " or ".join(f"{number:,}" for number in expected)
     found = f"{dataset.title}, split {split!r}: {where} has {records:,} records, the published set {published}"
     if data_config.check_rows:
-        raise ValueError(f"{found}: name the right files in data.files, or set data.check_rows=False to use these")
+        raise UserError(f"{found}: name the right files in data.files, or set data.check_rows=False to use these")
     logging.warning("%s; used as it is (data.check_rows=False)", found)
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ibtpo.errors import UserError
 from ibtpo.rewards.math import find_boxes
 
-# What the number of a record counts, by the file's suffix.
+# The unit that a record's number counts, by the file's suffix.
 UNITS = {".jsonl": "line", ".json": "record", ".parquet": "row", ".csv": "line"}
 
 _GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
@@ -23,7 +24,7 @@ class BadRecord(ValueError):
 
 
 def read_records(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
-    """Yields (index, record or what is wrong with it) of a file; the suffix says its format.
+    """Yields (index, record or BadRecord) of a file; the suffix says its format.
 
     The index is the record's line (`.jsonl`, `.csv`: its first line), row (`.parquet`) or place in the list (`.json`,
     where a file of one object is one record), minus 1. Blank lines are skipped and counted.
@@ -33,14 +34,16 @@ def read_records(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int,
         name ("reward_model.ground_truth") the column is the first part.
 
     Raises:
-      ValueError: an unknown suffix, or a `.json`, `.parquet` or `.csv` file that cannot be read as such.
+      UserError: no such file, an unknown suffix, or a `.json`, `.parquet` or `.csv` file that cannot be read as such.
     """
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _read_parquet(path, columns)
     if suffix not in readers:
-        raise ValueError(f"{path}: unknown format {suffix!r}: use one of {', '.join(UNITS)}")
+        raise UserError(f"{path}: unknown format {suffix!r}: use one of {', '.join(UNITS)}")
     return readers[suffix](path)
 
 
@@ -61,7 +64,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise UserError(f"{path}: not JSON: {error}") from error
     for index, record in enumerate(content if isinstance(content, list) else [content]):
         yield index, record if isinstance(record, dict) else BadRecord("not a JSON object")
 
@@ -83,7 +86,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
                 else:
                     yield index, dict(zip(names, values))
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not CSV after line {reader.line_num}: {error}") from error
+            raise UserError(f"{path}: not CSV after line {reader.line_num}: {error}") from error
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
@@ -102,7 +105,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dic
                     yield index, record
                     index += 1
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file: {error}") from error
+        raise UserError(f"{path}: not a parquet file: {error}") from error
 
 
 def find_field(record: dict[str, Any], names: Sequence[str]) -> Any:
@@ -176,13 +179,13 @@ def extract_answer(value: Any, pattern: str) -> str:
 
 
 def compile_pattern(pattern: str) -> re.Pattern:
-    """`data.answer_pattern` as a regular expression; ValueError where it is none or has not one group."""
+    """`data.answer_pattern` as a regular expression; UserError where it is none or has not one group."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"data.answer_pattern {pattern!r} is no regular expression: {error}") from error
+        raise UserError(f"data.answer_pattern {pattern!r} is no regular expression: {error}") from error
     if compiled.groups != 1:
-        raise ValueError(f"data.answer_pattern {pattern!r} has {compiled.groups} groups: it must have one")
+        raise UserError(f"data.answer_pattern {pattern!r} has {compiled.groups} groups: it must have one")
     return compiled
 
 

@@ -4,9 +4,12 @@ import difflib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ibtpo.errors import UserError
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
@@ -15,22 +18,22 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """Loads the fast tokenizer of a local folder in the Hugging Face layout; no network is used.
 
     Raises:
-      FileNotFoundError: `path` is no folder, or holds no tokenizer files.
-      ValueError: the tokenizer has no fast (tokenizers-library) implementation.
+      UserError: `path` is no folder, or holds no tokenizer files; the tokenizer has no fast (tokenizers-library)
+        implementation.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise UserError(
             f"no tokenizer folder {str(path)!r}: model.path must be a local folder in the Hugging Face layout"
         )
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise FileNotFoundError(
+        raise UserError(
             f"folder {str(path)!r} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}): copy the tokenizer files of "
             "the model there"
         )
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} in {str(path)!r} is not a fast tokenizer: save tokenizer.json")
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{type(tokenizer).__name__} in {str(path)!r} is not a fast tokenizer: save tokenizer.json")
     return tokenizer
 
 
@@ -38,14 +41,14 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Non
     """Refuses a tokenizer that gives tokens the model has no embedding of (a larger model vocabulary is padding).
 
     Raises:
-      ValueError: a special token, or any other, has an id of `vocab_size` or more; the message names it.
+      UserError: a special token, or any other, has an id of `vocab_size` or more; the message names it.
     """
     ids = tokenizer.get_vocab()
     special = {token: ids[token] for token in tokenizer.all_special_tokens if token in ids}
     for kind, tokens in (("the special token", special), ("the token", ids)):
-        token = max(tokens, key=tokens.get, default=None)
+        token = max(tokens, key=lambda name: tokens[name], default=None)
         if token is not None and tokens[token] >= vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"{tokenizer.name_or_path}: {kind} {token!r} has id {tokens[token]}, but the model's vocab_size is "
                 f"{vocab_size}: tokenizer and model do not belong together"
             )
@@ -55,16 +58,16 @@ def find_special(tokenizer: PreTrainedTokenizerFast, names: str) -> list[int]:
     """The ids of special or added tokens given by name, separated by commas ("<|im_end|>,<|endoftext|>").
 
     Raises:
-      ValueError: the tokenizer has no special or added token of a name; the message gives the nearest that it has.
+      UserError: the tokenizer has no special or added token of a name; the message gives the nearest that it has.
     """
     added = tokenizer.get_added_vocab()
-    special = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens} | added
+    special = {name: cast(int, tokenizer.convert_tokens_to_ids(name)) for name in tokenizer.all_special_tokens} | added
     ids = []
     for name in (part.strip() for part in names.split(",")):
         if name not in special:
             nearest = difflib.get_close_matches(name, special, n=3, cutoff=0.4) or sorted(special)[:3]
             where = f"the tokenizer {tokenizer.name_or_path!r}"
-            raise ValueError(f"{name!r} is no special token of {where}; nearest: {', '.join(nearest)}")
+            raise UserError(f"{name!r} is no special token of {where}; nearest: {', '.join(nearest)}")
         ids.append(special[name])
     return ids
 
@@ -77,14 +80,14 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
     vocabulary spells each byte as one printable character.
 
     Raises:
-      ValueError: the tokenizer is of another kind (for example SentencePiece), naming it.
+      UserError: the tokenizer is of another kind (for example SentencePiece), naming it.
     """
     specification = json.loads(tokenizer.backend_tokenizer.to_str())
     model = (specification["model"] or {}).get("type")
     decoder = specification["decoder"] or {}
     decoders = [part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part]
     if model != "BPE" or "ByteLevel" not in decoders:
-        raise ValueError(
+        raise UserError(
             f"{type(tokenizer).__name__} {tokenizer.name_or_path!r} has a {model} model with decoders {decoders}; "
             "steps are cut on bytes, which needs a byte-level BPE tokenizer (as of Qwen or Llama 3)"
         )
@@ -137,7 +140,7 @@ def step_ends(
     Returns: exclusive ends of the steps, increasing, the last one n; [] when n = 0.
     """
     if not separator:
-        raise ValueError("the step separator (data.separator) is empty: give the text that ends a step")
+        raise UserError("the step separator (data.separator) is empty: give the text that ends a step")
     pieces = [table[token] if token < len(table) else b"" for token in tokens]
     if not pieces:
         return []

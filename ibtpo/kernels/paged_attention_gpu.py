@@ -5,6 +5,7 @@ Letters: S slots, K kv heads, g query heads of each, n splits of a sequence, M p
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -14,7 +15,7 @@ from jax.experimental.pallas import triton
 
 BLOCK_TOKENS = 128  # keys that a program reads at once; this and the next: fastest on an H200 (docs/results.md)
 NUM_WARPS, NUM_STAGES = 4, 2
-PROGRAMS = 2048  # a sequence is cut into parts until there are so many programs, so that all of the device has work
+PROGRAMS = 2048  # sequences are cut into parts until there are PROGRAMS programs, so that all of the device has work
 LEAST_ROWS = 16  # of a matrix product; queries are padded to it
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -72,6 +73,80 @@ def _kernel(
         triton.store(ref, value, mask=kept)
 
 
+class _Parts(NamedTuple):
+    """How every sequence is cut: the number of its parts, and the tokens of each, in whole blocks."""
+
+    number: int
+    tokens: int
+
+
+def _cut(num_sequences: int, most_tokens: int) -> _Parts:
+    """As many parts as it takes for `PROGRAMS` programs, one per sequence (a slot and kv head) and part."""
+    blocks = pl.cdiv(most_tokens, BLOCK_TOKENS)
+    number = min(blocks, pl.cdiv(PROGRAMS, num_sequences))
+    tokens = pl.cdiv(blocks, number) * BLOCK_TOKENS
+    return _Parts(pl.cdiv(blocks * BLOCK_TOKENS, tokens), tokens)
+
+
+def _attend_parts(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    first_page: jax.Array,
+    table: jax.Array,
+    lengths: jax.Array,
+    *,
+    parts: _Parts,
+    page_size: int,
+    interpret: bool,
+) -> list[jax.Array]:
+    """`_kernel` over all slots, kv heads and parts.
+
+    query [S, K, g, x], scaled; keys and values [K, tokens of all pages, x]; first_page [1]; table [S, M], of which the
+    parts' tokens are pages; lengths [S].
+
+    Returns the result of each part: out [n, S, K, g, x]; where there are several parts, in float32 and with the maximum
+    and denominator of the softmax, [n, S, K, g] each.
+    """
+    num_slots, num_kv_heads, group, head_dim = query.shape
+    rows = max(LEAST_ROWS, pl.next_power_of_2(group))
+    all_tokens = pl.BlockSpec((None, *keys.shape[1:]), lambda s, k, n: (k, 0, 0))
+
+    # A block of queries reaches beyond the array where a group has fewer than a product takes: loads and stores are
+    # masked.
+    def of_part(*shape):
+        return pl.BlockSpec((None, None, None, *shape), lambda s, k, n: (n, s, k, *[0] * len(shape)))
+
+    def of_all(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((parts.number, num_slots, num_kv_heads, *shape), dtype)
+
+    one = parts.number == 1
+    return pl.pallas_call(
+        functools.partial(_kernel, group=group, page_size=page_size, split=parts.tokens),
+        grid=(num_slots, num_kv_heads, parts.number),
+        in_specs=[
+            pl.BlockSpec((None, None, rows, head_dim), lambda s, k, n: (s, k, 0, 0)),
+            all_tokens,
+            all_tokens,
+            pl.BlockSpec((1,), lambda s, k, n: (0,)),
+            pl.BlockSpec((None, table.shape[1]), lambda s, k, n: (s, 0)),
+            pl.BlockSpec((1,), lambda s, k, n: (s,)),
+        ],
+        out_specs=[of_part(rows, head_dim)] + ([] if one else [of_part(rows)] * 2),
+        out_shape=[of_all(group, head_dim, dtype=values.dtype if one else jnp.float32)]
+        + ([] if one else [of_all(group)] * 2),
+        compiler_params=triton.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES),
+        interpret=interpret,
+        name="paged_attention",
+    )(query, keys, values, first_page, table, lengths)
+
+
+def _join(out: jax.Array, highest: jax.Array, total: jax.Array) -> jax.Array:
+    """The attention of whole sequences [S, K, g, x], from the results of `_attend_parts` for several parts."""
+    weights = total * jnp.exp2(highest - highest.max(axis=0))
+    return (out * (weights / weights.sum(axis=0))[..., None]).sum(axis=0)
+
+
 def paged_attention_gpu(
     query: jax.Array,
     key_pages: jax.Array,
@@ -89,55 +164,23 @@ def paged_attention_gpu(
     """
     num_slots, num_heads, head_dim = query.shape
     num_kv_heads, num_layers, num_pages, page_size, _ = key_pages.shape
-    group = num_heads // num_kv_heads
-    rows = max(LEAST_ROWS, pl.next_power_of_2(group))
-    blocks = pl.cdiv(page_table.shape[1] * page_size, BLOCK_TOKENS)
-    splits = min(blocks, pl.cdiv(PROGRAMS, num_slots * num_kv_heads))
-    split = pl.cdiv(blocks, splits) * BLOCK_TOKENS
-    splits = pl.cdiv(blocks * BLOCK_TOKENS, split)
-    # A block reads whole: what is behind the end of a sequence is of any page, and not seen.
+    parts = _cut(num_slots * num_kv_heads, page_table.shape[1] * page_size)
+    # A block reads whole: tokens behind the end of a sequence are of any page, and masked.
     table = jnp.maximum(page_table, 0)
-    table = jnp.pad(table, ((0, 0), (0, pl.cdiv(splits * split, page_size) - table.shape[1])))
+    table = jnp.pad(table, ((0, 0), (0, pl.cdiv(parts.number * parts.tokens, page_size) - table.shape[1])))
     query = (query.astype(jnp.float32) * (head_dim**-0.5 * math.log2(math.e))).astype(key_pages.dtype)
     tokens = (num_kv_heads, num_layers * num_pages * page_size, head_dim)
-    all_tokens = pl.BlockSpec((None, *tokens[1:]), lambda s, k, n: (k, 0, 0))
-
-    # A block of queries reaches beyond the array where a group has fewer than a product takes: loads and stores are
-    # masked.
-    def of_part(*shape):
-        return pl.BlockSpec((None, None, None, *shape), lambda s, k, n: (n, s, k, *[0] * len(shape)))
-
-    def parts(*shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct((splits, num_slots, num_kv_heads, *shape), dtype)
-
-    one = splits == 1
-    out, *sums = pl.pallas_call(
-        functools.partial(_kernel, group=group, page_size=page_size, split=split),
-        grid=(num_slots, num_kv_heads, splits),
-        in_specs=[
-            pl.BlockSpec((None, None, rows, head_dim), lambda s, k, n: (s, k, 0, 0)),
-            all_tokens,
-            all_tokens,
-            pl.BlockSpec((1,), lambda s, k, n: (0,)),
-            pl.BlockSpec((None, table.shape[1]), lambda s, k, n: (s, 0)),
-            pl.BlockSpec((1,), lambda s, k, n: (s,)),
-        ],
-        out_specs=[of_part(rows, head_dim)] + ([] if one else [of_part(rows)] * 2),
-        out_shape=[parts(group, head_dim, dtype=value_pages.dtype if one else jnp.float32)]
-        + ([] if one else [parts(group)] * 2),
-        compiler_params=triton.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES),
-        interpret=interpret,
-        name="paged_attention",
-    )(
-        query.reshape(num_slots, num_kv_heads, group, head_dim),
+    out, *sums = _attend_parts(
+        query.reshape(num_slots, num_kv_heads, num_heads // num_kv_heads, head_dim),
         key_pages.reshape(tokens),
         value_pages.reshape(tokens),
         (layer * num_pages)[None],
         table,
         lengths,
+        parts=parts,
+        page_size=page_size,
+        interpret=interpret,
     )
-    if not one:
-        highest, total = sums
-        weights = total * jnp.exp2(highest - highest.max(axis=0))
-        out = (out * (weights / weights.sum(axis=0))[..., None]).sum(axis=0)
+    if sums:
+        out = _join(out, *sums)
     return out.reshape(num_slots, num_heads, head_dim).astype(value_pages.dtype)

@@ -2,7 +2,8 @@
 
 import jax
 
-from ibtpo.kernels.tree_attention_tpu import supported, tree_attention_tpu
+from ibtpo.kernels.tree_attention_blocks import supported
+from ibtpo.kernels.tree_attention_tpu import tree_attention_tpu
 from ibtpo.kernels.tree_attention_xla import tree_attention_xla
 from ibtpo.parallel import platform
 
@@ -23,9 +24,9 @@ def tree_attention(
     (subtree_end = end of the sequence) and padding (subtree_end[j] = j + 1: sees itself only). A query that sees
     nothing at all comes out 0.
 
-    Both backends leave out what no query of a block sees, keep the output and one log-sum-exp per query and head for
-    the gradient, and compute the weights again from them. Memory is O(B H T Dh) with the TPU kernels, O(B H block T)
-    in XLA.
+    Both backends leave out keys that no query of a block sees, keep the output and one log-sum-exp per query and head
+    for the gradient, and compute the weights again from them. Memory is O(B H T Dh) with the TPU kernels,
+    O(B H block T) in XLA.
 
     Args:
       q: [B, T, H, Dh]; query head h reads kv head h // (H / K).
@@ -33,7 +34,7 @@ def tree_attention(
       subtree_end: int32 [B, T], exclusive end of the subtree of each token.
       block: queries per block of the XLA backend; T need not be a multiple of it.
       backend: "tpu" (Pallas), "interpret" (the same kernels, interpreted on any machine, for tests) or "xla"; None: the
-        kernels where the mesh's devices are TPUs and the shapes allow it (`tree_attention_tpu.supported`), else XLA.
+        kernels where the mesh's devices are TPUs and the shapes allow it (`tree_attention_blocks.supported`), else XLA.
 
     Returns:
       [B, T, H, Dh] in v's dtype; scores and softmax are float32.

@@ -1,93 +1,37 @@
 """Flash attention over token trees on TPU, in Pallas: blocks of keys that no query of a block can see cost nothing.
 
-The mask is `subtree_end` alone (see `ibtpo.kernels.tree_attention`). A key block is visible to a query block iff it
-begins no later than the queries end and one of its subtrees ends after the queries begin, so from one number per key
-block XLA makes the list of visible (row, query block, key block) triples, and the kernels' grid runs along that list:
-its length, known at run time only, bounds the grid. The query heads of one kv head share a tile, so keys and values are
-read once for all of them. The gradient follows FlashAttention-2 (arXiv 2307.08691): one kernel for the queries, one,
-on transposed scores, for keys and values.
+XLA makes the list of block pairs that can see one another (`ibtpo.kernels.tree_attention_blocks`), and the kernels'
+grid runs along that list: its length, known at run time only, bounds the grid. The query heads of one kv head share a
+tile, so keys and values are read once for all of them. The gradient follows FlashAttention-2 (arXiv 2307.08691): one
+kernel for the queries, one, on transposed scores, for keys and values.
 
 Letters: B rows, T tokens, K kv heads, G query heads of each, Dh head_dim; R = G * blocks.query rows of a tile.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-KEY_BLOCK = 512  # at most so many keys in a block
-TILE_ROWS = 1024  # at most so many query rows in a tile: its scores, [TILE_ROWS, KEY_BLOCK] float32, take 2 MiB
-LANES = 128
-HEAD_DIMS = (64, 128)
-# A work item is one int32 in scalar memory, of which a TPU core has 1 MiB or less: two flags and three block numbers.
-ROW_BITS, QUERY_BITS, KEY_BITS = 8, 12, 9
-MAX_ITEMS = 1 << 16
+from ibtpo.kernels.tree_attention_blocks import (
+    LANES,
+    MAX_ITEMS,
+    TILE_ROWS,
+    Blocks,
+    blocks_of,
+    max_items,
+    supported,
+    unpack,
+    visible_blocks,
+    work_list,
+)
+
 MASKED = -1e30  # a finite floor: rows of a tile that see nothing in a block must not become NaN
 VMEM_BYTES = 32 * 2**20  # that a kernel may use; the compiler's default, 16 MiB, is too little for the largest tiles
 FORWARD, BACKWARD_Q, BACKWARD_KV = "tree_attention_forward", "tree_attention_backward_q", "tree_attention_backward_kv"
-
-
-class Blocks(NamedTuple):
-    """How a row of tokens is cut: tokens of a query and of a key block (powers of two), and how many of each."""
-
-    query: int
-    key: int
-    num_query: int
-    num_key: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the row with its padding."""
-        return self.num_key * self.key
-
-
-def blocks_of(num_tokens: int, group: int) -> Blocks:
-    """Blocks for rows of `num_tokens` tokens and `group` query heads per kv head."""
-    key = LANES
-    while key < min(KEY_BLOCK, num_tokens):
-        key *= 2
-    query = LANES
-    while query < key and 2 * query * group <= TILE_ROWS:
-        query *= 2
-    num_key = -(-num_tokens // key)
-    return Blocks(query, key, num_key * key // query, num_key)
-
-
-def supported(num_rows: int, num_tokens: int, group: int, head_dim: int) -> bool:
-    """Whether these kernels take such arrays: a known head_dim, tiles and a work list that fit."""
-    blocks = blocks_of(num_tokens, group)
-    return (
-        head_dim in HEAD_DIMS
-        and group * LANES <= TILE_ROWS
-        and num_rows < 1 << ROW_BITS
-        and blocks.num_query < 1 << QUERY_BITS
-        and blocks.num_key < 1 << KEY_BITS
-        and max_items(num_rows, blocks) <= MAX_ITEMS
-    )
-
-
-def max_items(num_rows: int, blocks: Blocks) -> int:
-    """Block pairs on or under the diagonal, over all rows: what a plain causal mask visits."""
-    per_key = blocks.key // blocks.query
-    return num_rows * sum(blocks.num_query - j * per_key for j in range(blocks.num_key))
-
-
-def visible_blocks(subtree_end: jax.Array, blocks: Blocks) -> jax.Array:
-    """bool [B, num_query, num_key]: whether a query block may see a token of a key block; subtree_end [B, T padded].
-
-    The block pair on the diagonal always counts as visible, so that every block of every result is written.
-    """
-    last_end = subtree_end.reshape(*subtree_end.shape[:-1], blocks.num_key, blocks.key).max(-1)
-    first_query = np.arange(blocks.num_query)[:, None] * blocks.query
-    first_key = np.arange(blocks.num_key) * blocks.key
-    begun = first_key <= first_query + blocks.query - 1
-    diagonal = first_query // blocks.key == np.arange(blocks.num_key)
-    return begun & (first_query < last_end[..., None, :]) | diagonal
 
 
 def costs(
@@ -103,7 +47,7 @@ def costs(
     queries, query_scalars = group * blocks.query * head_dim * itemsize, group * blocks.query * 4
     keys, ends = blocks.key * head_dim * itemsize, blocks.key * 4
     query_blocks, key_blocks = num_rows * blocks.num_query, num_rows * blocks.num_key
-    # Matrix products per item; bytes per item; bytes per outer block, of which there are so many.
+    # Matrix products per item; bytes per item; bytes per outer block; number of outer blocks.
     work = {
         FORWARD: (2, 2 * keys + ends, 2 * queries + query_scalars, query_blocks),
         BACKWARD_Q: (3, 2 * keys + ends, 3 * queries + 2 * query_scalars, query_blocks),
@@ -119,34 +63,6 @@ def costs(
     }
 
 
-def work_list(visible: jax.Array, num_items: int, *, by_key: bool) -> tuple[jax.Array, jax.Array]:
-    """(items int32 [num_items], their number int32 []) of `visible_blocks`, as the grid visits them.
-
-    In the order of (row, query block, key block), or of (row, key block, query block). An item packs, from the low
-    bits, whether it is the first and whether it is the last of its run (same row and outer block), then row, query
-    block and key block.
-    """
-    runs = visible.swapaxes(1, 2) if by_key else visible
-    count = runs.sum(dtype=jnp.int32)
-    index = jnp.nonzero(runs.reshape(-1), size=num_items, fill_value=0)[0].astype(jnp.int32)
-    _, num_outer, num_inner = runs.shape
-    run, inner = index // num_inner, index % num_inner
-    row, outer = run // num_outer, run % num_outer
-    place = jnp.arange(num_items)
-    first = (place == 0) | (run != jnp.roll(run, 1))
-    last = (place == count - 1) | (run != jnp.roll(run, -1))
-    query, key = (inner, outer) if by_key else (outer, inner)
-    packed = (key << QUERY_BITS | query) << ROW_BITS | row
-    return packed << 2 | last << 1 | first, count
-
-
-def _unpack(item):
-    """(first, last, row, query block, key block)."""
-    rest = item >> 2
-    query = (rest >> ROW_BITS) & ((1 << QUERY_BITS) - 1)
-    return item & 1, item & 2, rest & ((1 << ROW_BITS) - 1), query, rest >> (ROW_BITS + QUERY_BITS)
-
-
 def _dot(a, b, contract):
     """float32 product of two matrices over axis contract[0] of one and contract[1] of the other."""
     # Full precision for float32: the default would round its operands to bfloat16.
@@ -157,7 +73,7 @@ def _dot(a, b, contract):
 
 
 def _columns(row):
-    """[1, n] -> [n, LANES], every column that row: what runs along lanes now runs along sublanes."""
+    """[1, n] -> [n, LANES], every column that row: values along lanes now run along sublanes."""
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
@@ -169,7 +85,7 @@ def _tile(ref):
 
 def _seen(item, end, shape, query_block, key_axis):
     """bool `shape`: whether the query sees the key; keys along key_axis, queries (all heads') along the other."""
-    *_, i, j = _unpack(item)
+    *_, i, j = unpack(item)
     key = j * shape[key_axis] + jax.lax.broadcasted_iota(jnp.int32, shape, key_axis)
     query = jax.lax.broadcasted_iota(jnp.int32, shape, 1 - key_axis) & (query_block - 1)
     query += i * query_block
@@ -178,10 +94,10 @@ def _seen(item, end, shape, query_block, key_axis):
 
 def _forward_kernel(items, q_ref, k_ref, v_ref, end_ref, out_ref, lse_ref, high_ref, sum_ref, acc_ref, *, scale):
     item = items[pl.program_id(1)]
-    first, last, *_ = _unpack(item)
+    first, last, *_ = unpack(item)
 
     @pl.when(first != 0)
-    def _():
+    def begin():
         high_ref[...] = jnp.full_like(high_ref, MASKED)
         sum_ref[...] = jnp.zeros_like(sum_ref)
         acc_ref[...] = jnp.zeros_like(acc_ref)
@@ -199,7 +115,7 @@ def _forward_kernel(items, q_ref, k_ref, v_ref, end_ref, out_ref, lse_ref, high_
     acc_ref[...] = acc_ref[...] * fade + _dot(weights.astype(v.dtype), v, (1, 0))
 
     @pl.when(last != 0)
-    def _():
+    def finish():
         total = jnp.where(sum_ref[...] > 0, sum_ref[...], 1.0)
         out_ref[0, 0] = (acc_ref[...] / total[:, :1]).reshape(out_ref.shape[2:]).astype(out_ref.dtype)
         lse_ref[0, 0, 0] = (high_ref[...] + jnp.log(total)).T[:1]
@@ -213,10 +129,10 @@ def _query_kernel(
     items, q_ref, k_ref, v_ref, end_ref, g_ref, lse_ref, delta_ref, dq_ref, lse_col, delta_col, acc_ref, *, scale
 ):
     item = items[pl.program_id(1)]
-    first, last, *_ = _unpack(item)
+    first, last, *_ = unpack(item)
 
     @pl.when(first != 0)
-    def _():
+    def begin():
         lse_col[...] = _columns(lse_ref[0, 0, 0])
         delta_col[...] = _columns(delta_ref[0, 0, 0])
         acc_ref[...] = jnp.zeros_like(acc_ref)
@@ -229,7 +145,7 @@ def _query_kernel(
     acc_ref[...] += _dot(ds.astype(k.dtype), k, (1, 0))
 
     @pl.when(last != 0)
-    def _():
+    def finish():
         dq_ref[0, 0] = acc_ref[...].reshape(dq_ref.shape[2:]).astype(dq_ref.dtype)
 
 
@@ -237,10 +153,10 @@ def _key_kernel(
     items, q_ref, k_ref, v_ref, end_ref, g_ref, lse_ref, delta_ref, dk_ref, dv_ref, end_col, dk_acc, dv_acc, *, scale
 ):
     item = items[pl.program_id(1)]
-    first, last, *_ = _unpack(item)
+    first, last, *_ = unpack(item)
 
     @pl.when(first != 0)
-    def _():
+    def begin():
         end_col[...] = _columns(end_ref[0])
         dk_acc[...] = jnp.zeros_like(dk_acc)
         dv_acc[...] = jnp.zeros_like(dv_acc)
@@ -254,7 +170,7 @@ def _key_kernel(
     dk_acc[...] += _dot(ds.astype(q.dtype), q, (1, 0))
 
     @pl.when(last != 0)
-    def _():
+    def finish():
         dk_ref[0, 0] = dk_acc[...].astype(dk_ref.dtype)
         dv_ref[0, 0] = dv_acc[...].astype(dv_ref.dtype)
 
@@ -278,7 +194,7 @@ def _call(kernel, name, arrays, outs, scratch, *, blocks, by_key=False, interpre
 
     def spec(kind):
         def place(head, w, items):
-            _, _, row, query, key = _unpack(items[w])
+            _, _, row, query, key = unpack(items[w])
             return {
                 "query": (row, head, 0, query, 0),
                 "scalar": (row, head, query, 0, 0),

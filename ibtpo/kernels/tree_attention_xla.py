@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 DENSE = 128  # tokens of a row up to which everyone reads all keys, and nothing is gathered
-KEYS_PER_QUERY_BLOCK = 4  # key blocks are so many times smaller than query blocks: what is seen is cut more exactly
+KEYS_PER_QUERY_BLOCK = 4  # key blocks in a query block: smaller key blocks fit the visible keys more exactly
 TURN_BLOCKS = 4  # query blocks of a turn at most
 TURN_SCORES = 1 << 22  # scores of a turn at most, unless one query block has more
 # Static numbers of key blocks gathered, in 64ths of all.
@@ -23,7 +23,7 @@ SHARES = (2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 
 
 class _Blocks(NamedTuple):
-    """How rows are cut: query and key blocks in tokens, query blocks of a turn, turns, tokens with what fills up."""
+    """How rows are cut: query and key blocks in tokens, query blocks of a turn, turns, tokens with padding."""
 
     query: int
     key: int
@@ -82,7 +82,7 @@ def _queries(x: jax.Array, K: int, blocks: _Blocks) -> jax.Array:
 
 
 def _from_queries(x: jax.Array, shape: tuple[int, ...], blocks: _Blocks) -> jax.Array:
-    """The inverse of `_queries`, without what filled up."""
+    """The inverse of `_queries`, without the padding."""
     B, T, H, Dh = shape
     x = x.reshape(blocks.turns, -1, B, blocks.turn, H // x.shape[1], blocks.query, Dh)
     return x.transpose(2, 0, 3, 5, 1, 4, 6).reshape(B, blocks.tokens, H, Dh)[:, :T]
@@ -101,7 +101,7 @@ def _from_keys(x: jax.Array, shape: tuple[int, ...], blocks: _Blocks) -> jax.Arr
 
 
 class _Gathered(NamedTuple):
-    """What the queries of a turn may see: keys and values [K, B, n, j, Dh]; visible [B, n, queries, j]; the rows of
+    """Keys that a turn's queries may see: keys and values [K, B, n, j, Dh]; visible [B, n, queries, j]; the rows of
     `_keys` that they are, [B n key blocks]."""
 
     keys: jax.Array
@@ -194,8 +194,8 @@ def _forward(q, k, v, subtree_end, block):
 
     branches = [branch(width) for width in widths]
 
-    # Not for a gradient of it, which is below: otherwise JAX computes what follows from subtree_end alone, the masks of
-    # all turns, ahead of the loop over the layers, and keeps it.
+    # Not for a gradient of it, which is below: otherwise JAX computes all values that follow from subtree_end alone,
+    # the masks of all turns, ahead of the loop over the layers, and keeps it.
     @jax.checkpoint
     def take_turn(inputs):
         query, turn, chosen, index = inputs

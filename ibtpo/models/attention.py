@@ -18,7 +18,7 @@ def tree_attend(subtree_end: jax.Array) -> Attend:
 
 def prompt_attend(lengths: jax.Array) -> Attend:
     """An `attend` for rows [B, T] that each hold one sequence of `lengths` [B] tokens and then padding: token i of a
-    sequence sees the j <= i. What comes out for padding is finite, and nothing else."""
+    sequence sees the j <= i. The output at padding is finite, but meaningless."""
 
     def attention(q, k, v, lengths):
         head_dim = q.shape[-1]

@@ -1,14 +1,16 @@
-"""What a decoder looks like, and its translation from and to a Hugging Face config.json."""
+"""The architecture of a decoder, and its translation from and to a Hugging Face config.json."""
 
 import dataclasses
 from typing import Any
+
+from ibtpo.errors import UserError
 
 _ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-# Field: the one value under which the decoder computes what the checkpoint means.
+# Field: the one value under which the decoder computes the checkpoint's model.
 _REQUIRED_VALUES = {
     "hidden_act": "silu",
     "attention_bias": False,  # in these families it also adds a bias to the output projection
@@ -68,11 +70,11 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads {self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+            raise UserError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
 
     @property
     def num_params(self) -> int:
@@ -87,8 +89,8 @@ class ModelConfig:
         """Reads the contents of a config.json, in the layout of transformers 4 or 5.
 
         Raises:
-          ValueError: a field is missing, or asks for something the decoder does not compute; the message
-            names the field, its value and what is supported.
+          UserError: a field is missing, or asks for something the decoder does not compute; the message
+            names the field, its value and the supported ones.
         """
         family = _field(config, "model_type")
         if family not in _ARCHITECTURES:
@@ -185,9 +187,9 @@ def _refuse_sliding_window(config: dict[str, Any], num_layers: int) -> None:
 
 def _field(config: dict[str, Any], name: str, where: str = "config.json") -> Any:
     if config.get(name) is None:
-        raise ValueError(f"{where} has no field {name!r}")
+        raise UserError(f"{where} has no field {name!r}")
     return config[name]
 
 
 def _refuse(field: str, value: Any, supported: str) -> None:
-    raise ValueError(f"config.json: {field} = {value!r} is not supported; supported: {supported}")
+    raise UserError(f"config.json: {field} = {value!r} is not supported; supported: {supported}")

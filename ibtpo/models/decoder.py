@@ -20,9 +20,10 @@ Cache = Any  # any pytree
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
-# Between the layers a device keeps its share of the tokens, so that what the backward pass needs is split over tensor
-# too; within them it has all tokens and its share of the heads or of the MLP. Both layouts are named on the way in and
-# on the way out: left to choose, the compiler gathers weights or exchanges the MLP's activations in the backward pass.
+# Between the layers a device keeps its share of the tokens, so that activations kept for the backward pass are split
+# over tensor too; within them it has all tokens and its share of the heads or of the MLP. Both layouts are named on the
+# way in and on the way out: left to choose, the compiler gathers weights or exchanges the MLP's activations in the
+# backward pass.
 RESIDUAL = ("rows", "tokens", None)
 WHOLE = ("rows", None, None)
 

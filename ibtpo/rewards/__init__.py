@@ -1,41 +1,41 @@
-"""Rewards: plain functions (response text, reference answer) -> float, by kind.
+"""Rewards: how right a response is, by kind.
 
-To add one, write `reward(text, reference) -> float` in a module of this package and enter it in
-`REWARDS`. A kind that can often decide without heavy imports also enters a function returning a
-float or None (undecided) in `FAST_PATHS`, which runs in the caller's process and so must take
-bounded time on any text; one whose responses state an answer enters a function that finds it in
-`EXTRACT`. Nothing here imports JAX: grading workers import this package.
+A kind is a module of this package, named in `ibtpo.choices.REWARDS`:
+
+    reward(text, reference) -> float             from 0 to 1, in a worker process with limits (`pool.Grader`)
+    fast_reward(text, reference) -> float | None optional: the same, None where it cannot tell. It runs in the caller's
+                                                 process and so must take bounded time on any text
+    extract_answer(text) -> str | None           optional: the answer that a response states, None where it states none;
+                                                 the answer that evaluation shows and maj@k votes by
+    load()                                       optional: heavy imports, made once in each worker before any answer
+
+A reference that cannot be used is a UserError of `reward` and `fast_reward`. Nothing here imports JAX: grading workers
+import this package.
 """
 
 import difflib
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
-from ibtpo.rewards import choice, instructions, math
+from ibtpo.choices import REWARDS
+from ibtpo.errors import UserError
 
-REWARDS: dict[str, Callable[[str, str], float]] = {
-    "math": math.reward,
-    "multiple_choice": choice.reward,
-    "instructions": instructions.reward,
-}
-FAST_PATHS: dict[str, Callable[[str, str], float | None]] = {
-    "math": math.fast_reward,
-    "multiple_choice": choice.reward,
-    "instructions": instructions.fast_reward,
-}
-# The answer that a response states, as text, or None where it states none: what evaluation shows and maj@k votes by.
-EXTRACT: dict[str, Callable[[str], str | None]] = {
-    "math": math.extract_answer,
-    "multiple_choice": choice.extract_choice,
-}
+KINDS: dict[str, ModuleType] = {kind: importlib.import_module(f"{__name__}.{kind}") for kind in REWARDS}
 
 
-def get_reward(kind: str) -> Callable[[str, str], float]:
-    """The reward function of a kind.
+def find_kind(kind: str) -> ModuleType:
+    """The module of a kind.
 
     Raises:
-      ValueError: no such kind; the message names the nearest one.
+      UserError: no such kind; the message names the nearest one.
     """
-    if kind in REWARDS:
-        return REWARDS[kind]
-    near = difflib.get_close_matches(str(kind), REWARDS, n=1, cutoff=0.0)[0]
-    raise ValueError(f"unknown reward.kind {kind!r}; did you mean {near!r}? Known: {', '.join(sorted(REWARDS))}")
+    if kind in KINDS:
+        return KINDS[kind]
+    near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.0)[0]
+    raise UserError(f"unknown reward.kind {kind!r}; did you mean {near!r}? Known: {', '.join(sorted(KINDS))}")
+
+
+def find_extractor(kind: str) -> Callable[[str], str | None] | None:
+    """The `extract_answer` of a kind; None for a kind whose responses state no answer."""
+    return getattr(KINDS.get(kind), "extract_answer", None)

@@ -2,7 +2,7 @@
 
 `reward.terms` names them, "format:0.1,length:-0.05"; the weighted sum is added to the graded rewards in the advantages
 only, see `ibtpo.advantages.compute_advantages`. A term runs in the training process on every response: it must take
-bounded time on any text. To add one, write it and enter it in `TERMS`.
+bounded time on any text. To add one called <name>, write <name>_term and enter the name in `choices.TERMS`.
 
 length: generated tokens of the response over sampling.max_new_tokens, above 0 and at most 1.
 """
@@ -10,6 +10,7 @@ length: generated tokens of the response over sampling.max_new_tokens, above 0 a
 import math
 from collections.abc import Callable
 
+from ibtpo import choices
 from ibtpo.rewards.math import BOX, find_boxes
 
 
@@ -24,7 +25,7 @@ def length_term(text: str, length: float) -> float:
     return length
 
 
-TERMS: dict[str, Callable[[str, float], float]] = {"format": format_term, "length": length_term}
+TERMS: dict[str, Callable[[str, float], float]] = {name: globals()[f"{name}_term"] for name in choices.TERMS}
 
 
 def parse_terms(text: str) -> dict[str, float] | None:

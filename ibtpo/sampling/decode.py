@@ -13,120 +13,26 @@ Letters: S slots, W entries of the queue, N rows of the page table (sequences), 
 chunk.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
 
 import jax
-from flax import nnx, struct
+from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
 from ibtpo.kernels.paged_attention import paged_attention, shared_pages
 from ibtpo.models.attention import prompt_attend
-from ibtpo.models.decoder import Attend
+from ibtpo.models.decoder import Attend, Decoder
 from ibtpo.parallel import constrain, constrain_tree, current_mesh, num_row_shards, per_shard, replicate
 from ibtpo.sampling import pages as paging
+from ibtpo.sampling.device import Chunk
 from ibtpo.sampling.logits import SamplingParams, sample
 from ibtpo.sampling.pages import POOL_AXES, PagePool
+from ibtpo.sampling.slots import QUEUE_AXES, SLOT_AXES, STATE_AXES, Queue, SamplerState, Slots, Starts, make_slots
 from ibtpo.sampling.stops import MATCHED
 
 CHECK_EVERY = 4  # decode steps on a mesh between two looks at whether any device has something to do
-
-
-@struct.dataclass
-class Slots:
-    """What is being decoded: one sequence per slot.
-
-    row: [S] int32, the sequence's row of the page table (in the slot's own shard).
-    token: [S] int32, the pending token.
-    length: [S] int32, tokens of the sequence, prompt and pending token included.
-    limit: [S] int32, the length at which it must stop.
-    key: [S] typed PRNG keys; the token at position i is drawn with fold_in(key, i).
-    stop_state: [S] int32, the response's state in the `StopTable`.
-    active: [S] bool.
-    """
-
-    row: jax.Array
-    token: jax.Array
-    length: jax.Array
-    limit: jax.Array
-    key: jax.Array
-    stop_state: jax.Array
-    active: jax.Array
-
-
-@struct.dataclass
-class Queue:
-    """Sequences standing by for a slot, first come first served by index.
-
-    source: [W] int32, the row whose first `length - 1` cached tokens the sequence begins with, or its own row.
-    row, token, length, limit, key, stop_state: [W], as in `Slots`.
-    waiting: [W] bool, whether the entry holds a sequence.
-    ready: [W] bool, whether its row has its cached tokens; not yet so where the pool had no page for the fork.
-    """
-
-    source: jax.Array
-    row: jax.Array
-    token: jax.Array
-    length: jax.Array
-    limit: jax.Array
-    key: jax.Array
-    stop_state: jax.Array
-    waiting: jax.Array
-    ready: jax.Array
-
-
-@struct.dataclass
-class SamplerState:
-    """Everything the sampler keeps on the device."""
-
-    pool: PagePool
-    slots: Slots
-    queue: Queue
-
-
-@struct.dataclass
-class Starts:
-    """Sequences to put into the queue, W entries of which the valid ones come first (within each shard).
-
-    valid: [W] bool.
-    source, row, token, length, limit, stop_state: as in `Queue`.
-    question, response: [W] int32, what the sequence's random draws depend on besides position.
-    """
-
-    valid: jax.Array
-    source: jax.Array
-    row: jax.Array
-    token: jax.Array
-    length: jax.Array
-    limit: jax.Array
-    stop_state: jax.Array
-    question: jax.Array
-    response: jax.Array
-
-
-class Chunk(NamedTuple):
-    """What one decode chunk gives back to the host.
-
-    owner: [S, C] int32, the row whose next token a slot drew in a step, NO_ROW where it drew none.
-    tokens: [S, C] int32 and log_probs: [S, C] float32, real where there is an owner.
-    stopped: [S, C] bool, whether the token ended its response, by `StopTable`.
-    steps: int32 scalar, steps taken.
-    pages_in_use: int32 [shards].
-    starved: bool [shards], whether a sequence could not go on, or start, for want of a page.
-    """
-
-    owner: jax.Array
-    tokens: jax.Array
-    log_probs: jax.Array
-    stopped: jax.Array
-    steps: jax.Array
-    pages_in_use: jax.Array
-    starved: jax.Array
-
-
-SLOT_AXES = Slots(*[("rows",)] * 7)
-QUEUE_AXES = Queue(*[("rows",)] * 9)
-STATE_AXES = SamplerState(pool=POOL_AXES, slots=SLOT_AXES, queue=QUEUE_AXES)
 
 _extend = per_shard(paging.extend, (POOL_AXES, ("rows",), ("rows",)), POOL_AXES)
 _fork = per_shard(paging.fork, (POOL_AXES, ("rows",), ("rows",), ("rows",)), (POOL_AXES, ("rows",)))
@@ -134,6 +40,11 @@ _rows_of = per_shard(
     lambda table, rows: table.at[rows].get(mode="fill", fill_value=paging.NO_PAGE),
     (("rows", None), ("rows",)),
     ("rows", None),
+)
+_take_pages = per_shard(
+    paging.take_pages,
+    (POOL_AXES, ("rows",), ("rows",), ("rows",), ("rows",), ("rows",)),
+    (POOL_AXES, *[("rows",)] * 2),
 )
 
 
@@ -148,38 +59,19 @@ def release(state: SamplerState, rows: jax.Array) -> SamplerState:
         slots, queue = state.slots, state.queue
         return SamplerState(
             pool=paging.release(state.pool, rows),
-            slots=slots.replace(active=slots.active & kept(slots.row)),
-            queue=queue.replace(waiting=queue.waiting & kept(queue.row)),
+            slots=replace(slots, active=slots.active & kept(slots.row)),
+            queue=replace(queue, waiting=queue.waiting & kept(queue.row)),
         )
 
     return constrain_tree(per_shard(release, (STATE_AXES, ("rows",)), STATE_AXES)(state, rows), STATE_AXES)
-
-
-def _no_sequences(number: int) -> dict[str, jax.Array]:
-    """What a slot and an entry of the queue both hold of a sequence, of none."""
-    zeros = jnp.zeros(number, jnp.int32)
-    key = jax.vmap(jax.random.key)(zeros)
-    return dict(row=zeros, token=zeros, length=zeros + 1, limit=zeros, key=key, stop_state=zeros)
-
-
-def make_slots(num_slots: int) -> Slots:
-    """So many free slots."""
-    return Slots(**_no_sequences(num_slots), active=jnp.zeros(num_slots, bool))
-
-
-def make_queue(num_entries: int) -> Queue:
-    """So many empty entries."""
-    no, source = jnp.zeros(num_entries, bool), jnp.zeros(num_entries, jnp.int32)
-    return Queue(source=source, **_no_sequences(num_entries), waiting=no, ready=no)
 
 
 def _write(pool: PagePool, layer, page, offset, keys, values) -> PagePool:
     """Stores keys and values [B, T, K, head_dim] of one layer at (page, offset) [B, T]."""
     axes = (POOL_AXES.keys, (), ("rows", None), ("rows", None), ("rows", None, "kv_heads", None))
     write = per_shard(paging.write, axes, POOL_AXES.keys)
-    return pool.replace(
-        keys=write(pool.keys, layer, page, offset, keys), values=write(pool.values, layer, page, offset, values)
-    )
+    keys, values = (write(cache, layer, page, offset, new) for cache, new in ((pool.keys, keys), (pool.values, values)))
+    return replace(pool, keys=keys, values=values)
 
 
 def _paged_attend(page_size: int, table: jax.Array, page: jax.Array, offset: jax.Array, lengths: jax.Array) -> Attend:
@@ -263,7 +155,7 @@ def start(state: SamplerState, starts: Starts, key: jax.Array) -> SamplerState:
     queue = per_shard(append, (QUEUE_AXES, QUEUE_AXES), QUEUE_AXES)(state.queue, new)
     targets = jnp.where(queue.waiting & ~queue.ready, queue.row, paging.NO_ROW)
     pool, forked = _fork(state.pool, queue.source, targets, queue.length - 1)
-    queue = queue.replace(ready=queue.ready | forked)
+    queue = replace(queue, ready=queue.ready | forked)
     return constrain_tree(SamplerState(pool=pool, slots=state.slots, queue=queue), STATE_AXES)
 
 
@@ -289,11 +181,14 @@ def _adopt(slots: Slots, queue: Queue) -> tuple[Slots, Queue]:
         active=slots.active | taken,
     )
     entry = jnp.where(taken, entry, num_entries)
-    return slots, queue.replace(waiting=queue.waiting.at[entry].set(False, mode="drop"))
+    return slots, replace(queue, waiting=queue.waiting.at[entry].set(False, mode="drop"))
+
+
+_adopt_all = per_shard(_adopt, (SLOT_AXES, QUEUE_AXES), (SLOT_AXES, QUEUE_AXES))
 
 
 def _narrow(slots: Slots, width: int) -> Slots:
-    """The active slots first, neighbours by row, so that those of one question read together what they share; and only
+    """The active slots first, neighbours by row, so that those of one question read shared pages together; and only
     `width` of them."""
     order = jnp.argsort(jnp.where(slots.active, slots.row, paging.NO_ROW))[:width]
     return jax.tree.map(lambda x: x[order], slots)
@@ -303,6 +198,84 @@ def _widen(slots: Slots, num_slots: int) -> Slots:
     """With free slots added."""
     added = make_slots(num_slots - slots.row.shape[0])
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), slots, added)
+
+
+def _decode_step(
+    decoder: Decoder,
+    layers: list | None,
+    free_pages: jax.Array,
+    stops: jax.Array,
+    sampling: SamplingParams,
+) -> Callable[[tuple], tuple]:
+    """One step of `decode_chunk`, as a function of its loop's carry: (steps taken, whether anything can go on,
+    pool, pages taken [shards], slots, queue, chunk)."""
+
+    def step(carry):
+        index, _, pool, taken, active_slots, queue, out = carry
+        current, queue = _adopt_all(active_slots, queue)
+        pool, taken, running = _take_pages(pool, free_pages, taken, current.row, current.length, current.active)
+        rows = jnp.where(current.active, current.row, paging.NO_ROW)
+        table = _rows_of(pool.page_table, rows)
+        position = (current.length - 1)[:, None]
+        page, offset = paging.page_and_offset(table, position, running[:, None], pool.page_size)
+        # Free slots read one token, of whatever page; nobody looks at the result.
+        attend = _paged_attend(pool.page_size, table, page, offset, jnp.where(running, current.length, 1))
+        hidden, pool = decoder(current.token[:, None], position, attend, pool, layers=layers)
+        keys = jax.vmap(jax.random.fold_in)(current.key, current.length)
+        # Each device draws for some of the slots, from their whole vocabularies. The logits travel, not the table.
+        logits = constrain(constrain(decoder.logits(hidden[:, 0]), "rows", "vocab"), "draws", None)
+        token, log_prob = (constrain(x, "rows") for x in sample(logits, keys, sampling))
+
+        length = current.length + running
+        stop_state = stops[current.stop_state, token].astype(jnp.int32)
+        stopped = running & (stop_state == MATCHED)
+        out = out._replace(
+            owner=out.owner.at[:, index].set(jnp.where(running, current.row, paging.NO_ROW)),
+            tokens=out.tokens.at[:, index].set(token),
+            log_probs=out.log_probs.at[:, index].set(log_prob),
+            stopped=out.stopped.at[:, index].set(stopped),
+        )
+        current = replace(
+            current,
+            token=jnp.where(running, token, current.token),
+            length=length,
+            stop_state=jnp.where(running & ~stopped, stop_state, current.stop_state),
+            active=current.active & ~stopped & ~(running & (length >= current.limit)),
+        )
+
+        def can_go_on():
+            return jnp.any(running) & (jnp.any(current.active) | jnp.any(queue.waiting & queue.ready))
+
+        if current_mesh() is None:
+            going = can_go_on()
+        else:
+            # Asked of all devices, which wait for each other then: seldom, so that one may be a little ahead.
+            going = lax.cond(index % CHECK_EVERY == CHECK_EVERY - 1, can_go_on, lambda: jnp.bool_(True))
+        return index + 1, going, pool, taken, current, queue, out
+
+    return step
+
+
+def _empty_chunk(slots: int, chunk: int, shards: int) -> Chunk:
+    """A chunk in which nothing was drawn."""
+    return Chunk(
+        owner=jnp.full((slots, chunk), paging.NO_ROW, jnp.int32),
+        tokens=jnp.zeros((slots, chunk), jnp.int32),
+        log_probs=jnp.zeros((slots, chunk), jnp.float32),
+        stopped=jnp.zeros((slots, chunk), bool),
+        steps=jnp.int32(0),
+        pages_in_use=jnp.zeros(shards, jnp.int32),
+        starved=jnp.zeros(shards, bool),
+    )
+
+
+def _use_of_pages(pool: PagePool, slots: Slots, queue: Queue) -> tuple[jax.Array, jax.Array]:
+    """Of one shard, after a chunk: its pages in use [1], and whether a sequence waits for one [1]."""
+    short = slots.active & paging.lacks_page(pool, slots.row, slots.length)
+    idle = queue.waiting & ~queue.ready & ~jnp.all(slots.active)
+    # A slot that will need a page of an empty pool in the next step counts: it starves then.
+    used = paging.pages_in_use(pool)
+    return used[None], (used == pool.num_pages)[None] & (jnp.any(short) | jnp.any(idle))[None]
 
 
 def decode_chunk(
@@ -323,91 +296,28 @@ def decode_chunk(
     A sequence ends at a token that `stops`, the `StopTable`'s transitions [A, V], says to (kept, as its last token) or
     at its limit, and its slot takes the next of the queue. `layers`: the decoder's layers one by one
     (`Decoder.unstack`), None to scan over them. `slots`: how many of the slots take part, over all shards; each shard's
-    must hold what is active.
+    must hold its active sequences.
     """
     shards = num_row_shards()
     num_slots = state.slots.row.shape[0] // shards
     width = slots // shards
-    adopt = per_shard(_adopt, (SLOT_AXES, QUEUE_AXES), (SLOT_AXES, QUEUE_AXES))
-    take_pages = per_shard(
-        paging.take_pages,
-        (POOL_AXES, ("rows",), ("rows",), ("rows",), ("rows",), ("rows",)),
-        (POOL_AXES, *[("rows",)] * 2),
-    )
     free_pages = per_shard(lambda ref_counts: paging.free_pages(ref_counts, width * chunk), (("rows",),), ("rows",))(
         state.pool.ref_counts
     )
     decoder = nnx.merge(graphdef, params)
-
-    def step(carry):
-        index, _, pool, taken, active_slots, queue, out = carry
-        current, queue = adopt(active_slots, queue)
-        pool, taken, running = take_pages(pool, free_pages, taken, current.row, current.length, current.active)
-        rows = jnp.where(current.active, current.row, paging.NO_ROW)
-        table = _rows_of(pool.page_table, rows)
-        position = (current.length - 1)[:, None]
-        page, offset = paging.page_and_offset(table, position, running[:, None], pool.page_size)
-        # Free slots read one token, of whatever page; nobody looks at what comes of it.
-        attend = _paged_attend(pool.page_size, table, page, offset, jnp.where(running, current.length, 1))
-        hidden, pool = decoder(current.token[:, None], position, attend, pool, layers=layers)
-        keys = jax.vmap(jax.random.fold_in)(current.key, current.length)
-        # Each device draws for some of the slots, from their whole vocabularies. The logits travel, not the table.
-        logits = constrain(constrain(decoder.logits(hidden[:, 0]), "rows", "vocab"), "draws", None)
-        token, log_prob = (constrain(x, "rows") for x in sample(logits, keys, sampling))
-
-        length = current.length + running
-        stop_state = stops[current.stop_state, token].astype(jnp.int32)
-        stopped = running & (stop_state == MATCHED)
-        out = out._replace(
-            owner=out.owner.at[:, index].set(jnp.where(running, current.row, paging.NO_ROW)),
-            tokens=out.tokens.at[:, index].set(token),
-            log_probs=out.log_probs.at[:, index].set(log_prob),
-            stopped=out.stopped.at[:, index].set(stopped),
-        )
-        current = current.replace(
-            token=jnp.where(running, token, current.token),
-            length=length,
-            stop_state=jnp.where(running & ~stopped, stop_state, current.stop_state),
-            active=current.active & ~stopped & ~(running & (length >= current.limit)),
-        )
-
-        def can_go_on():
-            return jnp.any(running) & (jnp.any(current.active) | jnp.any(queue.waiting & queue.ready))
-
-        if current_mesh() is None:
-            going = can_go_on()
-        else:
-            # Asked of all devices, which wait for each other then: seldom, so that one may be a little ahead.
-            going = lax.cond(index % CHECK_EVERY == CHECK_EVERY - 1, can_go_on, lambda: jnp.bool_(True))
-        return index + 1, going, pool, taken, current, queue, out
+    step = _decode_step(decoder, layers, free_pages, stops, sampling)
 
     def working(carry):
         index, going = carry[:2]
         return (index < steps) & going
 
     active_slots = per_shard(lambda s: _narrow(s, width), (SLOT_AXES,), SLOT_AXES)(state.slots)
-    out = Chunk(
-        owner=jnp.full((slots, chunk), paging.NO_ROW, jnp.int32),
-        tokens=jnp.zeros((slots, chunk), jnp.int32),
-        log_probs=jnp.zeros((slots, chunk), jnp.float32),
-        stopped=jnp.zeros((slots, chunk), bool),
-        steps=jnp.int32(0),
-        pages_in_use=jnp.zeros(shards, jnp.int32),
-        starved=jnp.zeros(shards, bool),
-    )
     going = jnp.any(active_slots.active) | jnp.any(state.queue.waiting & state.queue.ready)
     taken = jnp.zeros(shards, jnp.int32)
-    carry = (jnp.int32(0), going, state.pool, taken, active_slots, state.queue, out)
+    carry = (jnp.int32(0), going, state.pool, taken, active_slots, state.queue, _empty_chunk(slots, chunk, shards))
     taken_steps, _, pool, _, active_slots, queue, out = lax.while_loop(working, step, carry)
 
-    def summary(pool, slots, queue):
-        short = slots.active & paging.lacks_page(pool, slots.row, slots.length)
-        idle = queue.waiting & ~queue.ready & ~jnp.all(slots.active)
-        # A slot that will need a page of an empty pool in the next step counts: it starves then.
-        used = paging.pages_in_use(pool)
-        return used[None], (used == pool.num_pages)[None] & (jnp.any(short) | jnp.any(idle))[None]
-
-    used, starved = per_shard(summary, (POOL_AXES, SLOT_AXES, QUEUE_AXES), (("rows",), ("rows",)))(
+    used, starved = per_shard(_use_of_pages, (POOL_AXES, SLOT_AXES, QUEUE_AXES), (("rows",), ("rows",)))(
         pool, active_slots, queue
     )
     all_slots = per_shard(lambda s: _widen(s, num_slots), (SLOT_AXES,), SLOT_AXES)(active_slots)
@@ -446,4 +356,4 @@ def recompute(
     attend = _paged_attend(pool.page_size, each, page.reshape(-1, 1), offset.reshape(-1, 1), lengths.reshape(-1))
     decoder = nnx.merge(graphdef, params)
     _, pool = decoder(tokens.reshape(-1, 1), positions.reshape(-1, 1), attend, pool)
-    return constrain_tree(state.replace(pool=pool), STATE_AXES)
+    return constrain_tree(replace(state, pool=pool), STATE_AXES)

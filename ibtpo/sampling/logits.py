@@ -3,6 +3,8 @@
 Letters: S slots, V vocabulary.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from flax import struct
@@ -29,15 +31,14 @@ class SamplingParams:
     min_p: float | jax.Array = 0.0
 
     @classmethod
-    def from_config(cls, config) -> "SamplingParams":
+    def from_config(cls, config: Any) -> "SamplingParams":
         """Reads temperature, top_k, top_p and min_p from a config section."""
         return cls(config.temperature, config.top_k, config.top_p, config.min_p)
 
     def traced(self) -> "SamplingParams":
         """The same values as arrays of fixed types, so that one compilation serves them all."""
-        return SamplingParams(
-            np.float32(self.temperature), np.int32(self.top_k), np.float32(self.top_p), np.float32(self.min_p)
-        )
+        new: Any = SamplingParams
+        return new(np.float32(self.temperature), np.int32(self.top_k), np.float32(self.top_p), np.float32(self.min_p))
 
 
 def _largest_threshold(probs: jax.Array, enough) -> jax.Array:
@@ -106,7 +107,7 @@ def sample(logits: jax.Array, keys: jax.Array, params: SamplingParams) -> tuple[
 
     logits: [S, V] float32. keys: typed PRNG keys [S]; row s depends on keys[s] alone.
     Returns (tokens [S] int32, log_probs [S] float32), where log_probs is the *full-vocabulary*
-    log-softmax of logits / temperature: truncation changes what is drawn, not what is reported.
+    log-softmax of logits / temperature: truncation changes the draw, not log_probs.
     """
     logits = logits.astype(jnp.float32)
     normaliser = jax.nn.logsumexp(logits / params.temperature, axis=-1)

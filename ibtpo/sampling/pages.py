@@ -13,6 +13,9 @@ Letters: L layers, P pages, K kv heads, N rows of the page table (one per sequen
 hold, F forks made at once.
 """
 
+from dataclasses import replace
+from typing import Any, cast
+
 import jax
 import numpy as np
 from flax import struct
@@ -48,7 +51,8 @@ class PagePool:
         return self.keys.shape[3]
 
 
-POOL_AXES = PagePool(
+# The same structure with the logical names of the arrays' axes in their places.
+POOL_AXES: PagePool = cast(Any, PagePool)(
     keys=("kv_heads", None, "rows", None, None),
     values=("kv_heads", None, "rows", None, None),
     ref_counts=("rows",),
@@ -113,7 +117,7 @@ def extend(pool: PagePool, rows: jax.Array, num_tokens: jax.Array) -> PagePool:
     missing = (held == NO_PAGE) & (column < pages_for(num_tokens, pool.page_size)[:, None])
     pages, ref_counts = _allocate(pool.ref_counts, missing)
     table = pool.page_table.at[rows].set(jnp.where(missing, pages, held), mode="drop")
-    return pool.replace(ref_counts=ref_counts, page_table=table)
+    return replace(pool, ref_counts=ref_counts, page_table=table)
 
 
 def release(pool: PagePool, rows: jax.Array) -> PagePool:
@@ -122,7 +126,8 @@ def release(pool: PagePool, rows: jax.Array) -> PagePool:
     A row out of range is passed over. Rows are only ever given back whole: a row cut short could end within a
     page that a fork of it shares, and would then write into the fork's tokens.
     """
-    return pool.replace(
+    return replace(
+        pool,
         ref_counts=_drop(pool.ref_counts, pool.page_table.at[rows].get(mode="fill", fill_value=NO_PAGE)),
         page_table=pool.page_table.at[rows].set(NO_PAGE, mode="drop"),
     )
@@ -151,7 +156,8 @@ def fork(pool: PagePool, sources: jax.Array, targets: jax.Array, num_tokens: jax
     rows = jnp.where(shared, held, jnp.where(at_partial, copies[:, None], NO_PAGE))
     original = jnp.max(jnp.where(at_partial, held, 0), axis=1)
     copies = jnp.where(copies == NO_PAGE, num_pages, copies)
-    forked = pool.replace(
+    forked = replace(
+        pool,
         keys=pool.keys.at[:, :, copies].set(pool.keys[:, :, original], mode="drop"),
         values=pool.values.at[:, :, copies].set(pool.values[:, :, original], mode="drop"),
         ref_counts=ref_counts,
@@ -186,7 +192,8 @@ def take_pages(
     pages = jnp.where(wanted, free.at[rank].get(mode="fill", fill_value=NO_ROW), NO_ROW)
     got = pages < pool.num_pages
     column = (lengths - 1) // pool.page_size
-    pool = pool.replace(
+    pool = replace(
+        pool,
         ref_counts=pool.ref_counts.at[pages].set(1, mode="drop"),
         page_table=pool.page_table.at[jnp.where(got, rows, NO_ROW), column].set(pages, mode="drop"),
     )

@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from ibtpo.errors import UserError
+
 MATCHED = -1
 
 
@@ -15,16 +17,16 @@ class StopTable:
     """The automaton's transitions.
 
     table: int16 [A, V]: the state after a token, MATCHED where the response ends with it. State 0 is the start; the
-    others are what the bytes so far end with of the strings.
+    others are prefixes of the strings, with which the bytes so far end.
 
     Args:
       vocab_size: V.
       stop_ids: tokens that end a response.
       strings: texts that end one with the token in which their last byte falls.
-      token_bytes: [V] what each token spells, needed for strings only; ids beyond it spell nothing.
+      token_bytes: [V] the bytes of each token, needed for strings only; ids beyond it spell nothing.
 
     Raises:
-      ValueError: a stop token beyond the vocabulary, an empty string, strings without token_bytes, or too many.
+      UserError: a stop token beyond the vocabulary, an empty string, strings without token_bytes, or too many.
     """
 
     def __init__(
@@ -35,15 +37,15 @@ class StopTable:
         token_bytes: Sequence[bytes] = (),
     ):
         if beyond := [token for token in stop_ids if not 0 <= token < vocab_size]:
-            raise ValueError(f"stop tokens {beyond} lie outside the vocabulary of {vocab_size}")
+            raise UserError(f"stop tokens {beyond} lie outside the vocabulary of {vocab_size}")
         needles = [string.encode() for string in strings]
         if not all(needles):
-            raise ValueError(f"a stop string of {list(strings)} is empty: it would end every response at once")
+            raise UserError(f"a stop string of {list(strings)} is empty: it would end every response at once")
         if needles and not token_bytes:
-            raise ValueError(f"stop strings {list(strings)} need the bytes of the tokens (token_bytes)")
+            raise UserError(f"stop strings {list(strings)} need the bytes of the tokens (token_bytes)")
         prefixes = sorted({needle[:n] for needle in needles for n in range(len(needle))} | {b""}, key=len)
         if len(prefixes) > np.iinfo(np.int16).max:
-            raise ValueError(
+            raise UserError(
                 f"the stop strings have {len(prefixes)} bytes together; {np.iinfo(np.int16).max} can be told"
             )
         state_of = {prefix: state for state, prefix in enumerate(prefixes)}

@@ -18,14 +18,16 @@ Sources: IB-TPO arXiv 2605.28109; TreeRL 2506.11902; Tree-GRPO 2509.21240; TreeP
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
-from ibtpo.ib_score import ib_score
+from ibtpo import choices
+from ibtpo.ib_score import ScoreOptions, ib_score
 from ibtpo.tree import Response, Tree, children_mask, fork_owner, last_token_of_node, on_path
 
-TOLERANCE = 1e-6  # scores closer than this are equal: far above rounding, far below what matters
+TOLERANCE = 1e-6  # scores closer than this are equal: far above rounding, far below any difference that matters
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class TreeOptions:
       rounds: rounds in all, the initial one included (L).
       top_k: nodes that branch in each later round (K).
       branch: new responses from each (B).
-      beta, ratio_power, confidence, value, root: options of `ib_score.ib_score`, read by "ib".
+      score: of the IB-Score, read by "ib".
       min_new_tokens: a prefix with less of the budget left does not branch.
       max_new_tokens: most generated tokens of a response.
       segment_tokens: segment length of "fixed_width".
@@ -60,11 +62,7 @@ class TreeOptions:
     rounds: int = 9
     top_k: int = 1
     branch: int = 1
-    beta: float = 5.0
-    ratio_power: int = 1
-    confidence: str = "geometric_mean"
-    value: str = "leaf_mean"
-    root: str = "all"
+    score: ScoreOptions = field(default_factory=ScoreOptions)
     min_new_tokens: int = 1
     max_new_tokens: int = 2048
     segment_tokens: int = 512
@@ -80,9 +78,12 @@ class TreeOptions:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
 
     @classmethod
-    def from_config(cls, config, **changes) -> "TreeOptions":
+    def from_config(cls, config: Any, **changes: Any) -> "TreeOptions":
         """Reads the `tree` section of a config and sampling.max_new_tokens. changes: fields to override."""
-        return cls(**{**config.tree.to_dict(), "max_new_tokens": config.sampling.max_new_tokens, **changes})
+        of_score = {of.name for of in fields(ScoreOptions)}
+        own = {key: value for key, value in config.tree.to_dict().items() if key not in of_score}
+        longest = config.sampling.max_new_tokens
+        return cls(**own | {"score": ScoreOptions.from_config(config), "max_new_tokens": longest} | changes)
 
 
 def num_responses(options: TreeOptions) -> int:
@@ -90,13 +91,13 @@ def num_responses(options: TreeOptions) -> int:
     return options.initial + (options.rounds - 1) * options.top_k * options.branch
 
 
-def _fill_round(ranked: Sequence[Fork], options: TreeOptions) -> list[Fork]:
+def fill_round(ranked: Sequence[Fork], options: TreeOptions) -> list[Fork]:
     """The first top_k of `ranked`, gone through again if there are fewer; `branch` forks each."""
     chosen = [ranked[i % len(ranked)] for i in range(options.top_k)]
     return [fork for fork in chosen for _ in range(options.branch)]
 
 
-def _inner_prefixes(tree: Tree, options: TreeOptions) -> tuple[np.ndarray, list[Fork]]:
+def inner_prefixes(tree: Tree, options: TreeOptions) -> tuple[np.ndarray, list[Fork]]:
     """Nodes that may branch, [M], the question first, and the fork after each."""
     last = np.asarray(last_token_of_node(tree))[0]
     depth = np.asarray(tree.positions)[0, last] + 1 - int(tree.prompt_length[0])
@@ -120,29 +121,22 @@ def ib(
     tokens before the fork goes first, then the one whose oldest response is oldest. Two nodes
     that agree in both are the same node, so neither rounding nor `rng` decides.
     """
-    nodes, forks = _inner_prefixes(tree, options)
-    exact = tree.replace(  # rounding in float32 grows with beta and could exceed the tolerance
+    nodes, forks = inner_prefixes(tree, options)
+    exact = replace(  # rounding in float32 grows with beta and could exceed the tolerance
+        tree,
         rewards=np.asarray(tree.rewards, np.float64),
         log_probs=np.asarray(tree.log_probs, np.float64),
     )
-    score = np.asarray(
-        ib_score(
-            exact,
-            beta=options.beta,
-            ratio_power=options.ratio_power,
-            confidence=options.confidence,
-            value=options.value,
-            root=options.root,
-        ).J
-    )[0, nodes]
-    left, ranked = list(range(len(nodes))), []
+    score = np.asarray(ib_score(exact, options.score).J)[0, nodes]
+    left = list(range(len(nodes)))
+    ranked: list[Fork] = []
     while left and len(ranked) < options.top_k:
         best = max(score[i] for i in left)
         equal = [i for i in left if score[i] >= best - TOLERANCE]
         pick = min(equal, key=lambda i: (forks[i].position, forks[i].response))
         left.remove(pick)
         ranked.append(forks[pick])
-    return _fill_round(ranked, options)
+    return fill_round(ranked, options)
 
 
 def random(
@@ -153,8 +147,8 @@ def random(
     limits: Sequence[int] | None = None,
 ) -> list[Fork]:
     """top_k different nodes, uniformly among the question and all inner nodes (Tree-GRPO)."""
-    _, forks = _inner_prefixes(tree, options)
-    return _fill_round([forks[i] for i in rng.permutation(len(forks))], options)
+    _, forks = inner_prefixes(tree, options)
+    return fill_round([forks[i] for i in rng.permutation(len(forks))], options)
 
 
 def entropy(
@@ -172,21 +166,21 @@ def entropy(
     is left). Ties: fewest tokens before the fork, then the oldest response. Without any eligible
     token the fork is at the question.
     """
-    owner, position, surprise = [], [], []  # of the tokens, each listed with who sampled it
+    owners, positions, surprise = [], [], []  # of the tokens, each listed with who sampled it
     for r in responses:
         end = min(len(r.tokens), options.max_new_tokens - options.min_new_tokens + 1)
         if limits is not None:
             end = min(end, limits[r.index])
         own = np.arange(r.fork + 1, max(end, r.fork + 1))
-        owner.append(np.full(len(own), r.index))
-        position.append(own)
+        owners.append(np.full(len(own), r.index))
+        positions.append(own)
         surprise.append(-np.asarray(r.log_probs, np.float64)[own])
-    owner, position = np.concatenate(owner), np.concatenate(position)
+    owner, position = np.concatenate(owners), np.concatenate(positions)
     taken = {(fork_owner(responses, r), r.fork) for r in responses if r.fork > 0}
     order = np.lexsort((owner, position, -np.concatenate(surprise)))
     forks = [Fork(int(owner[i]), int(position[i])) for i in order]
     fresh = [f for f in forks if (f.response, f.position) not in taken]
-    return _fill_round(fresh or forks or [Fork(0, 0)], options)
+    return fill_round(fresh or forks or [Fork(0, 0)], options)
 
 
 def independent(
@@ -197,13 +191,13 @@ def independent(
     limits: Sequence[int] | None = None,
 ) -> list[Fork]:
     """Every fork at the question: more independent responses."""
-    return _fill_round([Fork(0, 0)], options)
+    return fill_round([Fork(0, 0)], options)
 
 
 def segment_forks(active: Sequence[tuple[int, int]], num_finished: int, options: TreeOptions) -> list[Fork]:
     """New paths at a segment's end (TreePO): the open width, shared evenly by the active paths.
 
-    G − num_finished paths may be active. What is missing is dealt out one by one to the active
+    G − num_finished paths may be active. The missing ones are dealt out one by one to the active
     paths in their order, at most `branch` new ones to each, so a tree widens segment by segment.
 
     Args:
@@ -231,17 +225,11 @@ def fixed_width(
     """
     forks = []
     for _ in range(num_responses(options) - len(responses)):
-        r = responses[rng.integers(len(responses))]
+        r = responses[int(rng.integers(len(responses)))]
         end = min(len(r.tokens) - 1, options.max_new_tokens - options.min_new_tokens)
         boundaries = max(end, 0) // options.segment_tokens + 1
         forks.append(Fork(r.index, int(rng.integers(boundaries)) * options.segment_tokens))
     return forks
 
 
-STRATEGIES: dict[str, Callable[..., list[Fork]]] = {
-    "ib": ib,
-    "random": random,
-    "entropy": entropy,
-    "fixed_width": fixed_width,
-    "independent": independent,
-}
+STRATEGIES: dict[str, Callable[..., list[Fork]]] = {name: globals()[name] for name in choices.STRATEGIES}

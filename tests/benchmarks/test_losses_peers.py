@@ -1,4 +1,4 @@
-"""The comparison with other libraries' losses: what is ours in it, and that a difference is noticed."""
+"""The comparison with other libraries' losses: our side of it, and that a difference is noticed."""
 
 import json
 import sys

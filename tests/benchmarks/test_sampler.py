@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, sampler
+from benchmarks import engines as processes
+from benchmarks import goals as computed
+from benchmarks import gpu, gpu_sizes, sampler, workload
 
 TINY = dict(vocab_size=512, embed_dim=32, mlp_dim=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 PART_GOALS = {
@@ -34,29 +36,29 @@ def silent(_):
 @pytest.mark.parametrize("power", [0.0, 1.0, 1.3])
 def test_exponent_is_the_slope_of_the_logarithms(power):
     sizes = [16, 32, 64, 256]
-    assert sampler.exponent(sizes, [0.3 * n**power for n in sizes]) == pytest.approx(power)
+    assert computed.exponent(sizes, [0.3 * n**power for n in sizes]) == pytest.approx(power)
     # Least squares: noise that neither rises nor falls changes nothing.
     noisy = [n**power * f for n, f in zip([1, 2, 4, 8], [1.0, math.e, math.e, 1.0])]
-    assert sampler.exponent([1, 2, 4, 8], noisy) == pytest.approx(power)
+    assert computed.exponent([1, 2, 4, 8], noisy) == pytest.approx(power)
 
 
 def test_goals_are_met_from_the_right_side():
-    assert sampler.make_goal("a", 1.5, 1.5, at_least=True)["met"] is True
-    assert sampler.make_goal("a", 1.49, 1.5, at_least=True)["met"] is False
-    assert sampler.make_goal("a", 1.1, 1.1, at_least=False)["met"] is True
-    assert sampler.make_goal("a", 1.11, 1.1, at_least=False)["met"] is False
+    assert computed.make_goal("a", 1.5, 1.5, at_least=True)["met"] is True
+    assert computed.make_goal("a", 1.49, 1.5, at_least=True)["met"] is False
+    assert computed.make_goal("a", 1.1, 1.1, at_least=False)["met"] is True
+    assert computed.make_goal("a", 1.11, 1.1, at_least=False)["met"] is False
     # What counts is the value itself, not as it is shown.
-    assert sampler.make_goal("a", 1.10001, 1.1, at_least=False) == dict(name="a", value=1.1, goal=1.1, met=False)
-    assert sampler.make_goal("a", None, 1.5, at_least=True) == dict(name="a", value=None, goal=1.5, met=None)
+    assert computed.make_goal("a", 1.10001, 1.1, at_least=False) == dict(name="a", value=1.1, goal=1.1, met=False)
+    assert computed.make_goal("a", None, 1.5, at_least=True) == dict(name="a", value=None, goal=1.5, met=None)
 
 
 def test_steps_end_behind_separators_and_at_the_end():
     import numpy as np
 
-    separator = sampler.SEPARATORS[0]
-    assert sampler.step_ends(np.array([100, separator, 200, separator])) == [2, 4]
-    assert sampler.step_ends(np.array([separator, 100])) == [1, 2]
-    assert sampler.step_ends(np.array([100, 0])) == [2]
+    separator = workload.SEPARATORS[0]
+    assert workload.step_ends(np.array([100, separator, 200, separator])) == [2, 4]
+    assert workload.step_ends(np.array([separator, 100])) == [1, 2]
+    assert workload.step_ends(np.array([100, 0])) == [2]
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def engines(monkeypatch):
         results = []
         for job in jobs:
             if isinstance(speeds[command[0]], str):
-                raise sampler.EngineError(speeds[command[0]])
+                raise processes.EngineError(speeds[command[0]])
             tree = job.get("tree", {})
             responses = tree.get("initial", 1) * job.get("questions", job.get("prompts"))
             tokens = responses * job["new_tokens"]
@@ -137,6 +139,7 @@ def test_the_engine_is_measured(monkeypatch, capsys):
         sampler.Benchmark, "tree_job", lambda self, name, **changes: tree_job(self, name, **few | changes)
     )
     monkeypatch.setattr(sampler, "PAGE_SIZES", (8, 16))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # of the process that is measured
     monkeypatch.setattr(sys, "argv", ["sampler.py", "--quick", "--json", "--peers=none", "--parts=3,4"])
     sampler.main()
     captured = capsys.readouterr()
@@ -154,14 +157,16 @@ def test_the_engine_is_measured(monkeypatch, capsys):
 
 
 def test_a_failed_engine_says_why():
-    with pytest.raises(sampler.EngineError, match="unexpected keyword"):
-        sampler.run_jobs(
-            sampler.our_command(),
+    with pytest.raises(processes.EngineError, match="unexpected keyword"):
+        processes.run_jobs(
+            processes.our_command(),
             [dict(name="x", model=dict(TINY, width=1), questions=1, prompt_tokens=4, new_tokens=4)],
         )
 
 
 def test_gpu_on_any_device(monkeypatch, capsys):
+    # Fewer shapes than --quick has, to compile less.
+    monkeypatch.setattr(gpu_sizes, "QUICK", gpu_sizes.QUICK | dict(slots=1, prompts=1))
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--quick", "--json"])
     gpu.main()
     captured = capsys.readouterr()
@@ -178,22 +183,23 @@ def test_gpu_on_any_device(monkeypatch, capsys):
 
 
 def test_gpu_peaks_and_bytes():
-    assert gpu.peaks("NVIDIA H100 80GB HBM3") == (3.35e12, 989e12)
-    assert gpu.peaks("NVIDIA A100-SXM4-80GB") == (2.039e12, 312e12)
-    assert gpu.peaks("NVIDIA H200")[0] == 4.8e12 and gpu.peaks("NVIDIA L4")[1] == 121e12
-    assert gpu.peaks("NVIDIA L40") == gpu.peaks("NVIDIA H100 PCIe") == gpu.peaks("cpu") == (None, None)
+    assert gpu_sizes.peaks("NVIDIA H100 80GB HBM3") == (3.35e12, 989e12)
+    assert gpu_sizes.peaks("NVIDIA A100-SXM4-80GB") == (2.039e12, 312e12)
+    assert gpu_sizes.peaks("NVIDIA H200")[0] == 4.8e12 and gpu_sizes.peaks("NVIDIA L4")[1] == 121e12
+    for unknown in ("NVIDIA L40", "NVIDIA H100 PCIe", "cpu"):
+        assert gpu_sizes.peaks(unknown) == (None, None)
 
     from ibtpo.models.presets import PRESETS
 
     small, large = (PRESETS[name] for name in gpu.MODELS)
     # A tied table is multiplied by; an input table of its own is only looked up.
-    assert gpu.weight_bytes_per_step(small) == 2 * small.num_params
-    assert gpu.weight_bytes_per_step(large) == 2 * (large.num_params - 151_936 * 4096)
-    assert gpu.kv_bytes_per_token(large) == 147_456
+    assert gpu_sizes.weight_bytes_per_step(small) == 2 * small.num_params
+    assert gpu_sizes.weight_bytes_per_step(large) == 2 * (large.num_params - 151_936 * 4096)
+    assert gpu_sizes.kv_bytes_per_token(large) == 147_456
     # One slot, two steps behind the first token: 11 and 12 tokens are read.
-    expected = 2 * gpu.weight_bytes_per_step(small) + 23 * gpu.kv_bytes_per_token(small)
-    assert gpu.decode_bytes(small, 1, 10, 3) == expected
-    assert gpu.prefill_flops(small, 1000) == pytest.approx(2 * 1.41e9 * 1000, rel=0.05)
+    expected = 2 * gpu_sizes.weight_bytes_per_step(small) + 23 * gpu_sizes.kv_bytes_per_token(small)
+    assert gpu_sizes.decode_bytes(small, 1, 10, 3) == expected
+    assert gpu_sizes.prefill_flops(small, 1000) == pytest.approx(2 * 1.41e9 * 1000, rel=0.05)
 
 
 def test_lengths_are_log_normal_wherever_a_response_is_forked():

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import training
 from ibtpo.advantages import AdvantageOptions, grpo
-from ibtpo.packing import token_weights
+from ibtpo.token_weights import token_weights
 
 OPTIONS = dict(aggregation="response_mean", max_new_tokens=112)
 
@@ -35,12 +35,14 @@ def test_responses_by_themselves_weigh_what_the_trees_do(share, several):
 
 
 def test_compiled_layouts_hold_the_same_responses():
-    from ibtpo.compile_check import load_model_config, make_work
+    from ibtpo.compiler.model import load_model_config
+    from ibtpo.compiler.work import make_work
+    from ibtpo.run_plan import RunPlan
 
     works = {}
     for name in ("packed", "padded", "sequences"):
         config = training.layout_config(name, quick=True)
-        works[name] = make_work(config, load_model_config(config))
+        works[name] = make_work(config, load_model_config(config), RunPlan.from_config(config))
         assert works[name].rows % config.train.rows_per_step == 0
     one = 128 + 256  # a response and its prompt
     assert works["padded"].unique_tokens == works["padded"].row_tokens == one

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibtpo.data.arithmetic import DIFFICULTIES, Difficulty, get_difficulty, make_problem, worked_solution
+from ibtpo.errors import UserError
 
 _seeds = st.integers(0, 2**32)
 _difficulties = st.sampled_from(sorted(DIFFICULTIES)).map(get_difficulty)
@@ -102,7 +103,7 @@ def test_every_kind_of_operation_and_length_occurs():
 
 
 def test_invalid_values_are_named():
-    with pytest.raises(ValueError, match=r"'harder'.*easy.*hard.*normal"):
+    with pytest.raises(UserError, match=r"'harder'.*easy.*hard.*normal"):
         get_difficulty("harder")
     with pytest.raises(ValueError, match=r"min_ops <= max_ops, got 3, 2"):
         Difficulty(3, 2)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ibtpo.data import chained_arithmetic
 from ibtpo.data.arithmetic import DIFFICULTIES, Difficulty
 from ibtpo.data.problems import load_problems
+from ibtpo.errors import UserError
 
 _SPLITS = ("train", "validation", "test")
 
@@ -43,7 +44,7 @@ def test_a_longer_split_begins_with_the_shorter_one():
 
 
 def test_content_belongs_to_the_version():
-    """Prepared copies are reused by version: whoever changes what is drawn must raise VERSION too."""
+    """Prepared copies are reused by version: whoever changes the problems drawn must raise VERSION too."""
     assert str(chained_arithmetic.ChainedArithmetic.VERSION) == "1.0.0"
     drawn = {name: next(iter(chained_arithmetic.draw_split(d, "test", 1))) for name, d in DIFFICULTIES.items()}
     assert {name: (p.question, p.answer) for name, p in drawn.items()} == {
@@ -129,8 +130,8 @@ def test_the_whole_data_set_without_tensorflow(tmp_path):
     problems = load_problems(config, "test")
     drawn = chained_arithmetic.draw_split(DIFFICULTIES["normal"], "test", 50)
     assert [(p.id, p.question, p.answer) for p in problems] == [(i, d.question, d.answer) for i, d in enumerate(drawn)]
-    with pytest.raises(ValueError, match=r"no split 'dev'.*'test', 'train', 'validation'"):
+    with pytest.raises(UserError, match=r"no split 'dev'.*'test', 'train', 'validation'"):
         load_problems(config, "dev")
     config.difficulty = "impossible"
-    with pytest.raises(ValueError, match=r"unknown data.difficulty 'impossible'"):
+    with pytest.raises(UserError, match=r"unknown data.difficulty 'impossible'"):
         load_problems(config, "test")

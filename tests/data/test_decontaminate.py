@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ibtpo.data import decontaminate
 from ibtpo.data.datasets import load_training
+from ibtpo.errors import UserError
 
 _WORDS = st.lists(st.sampled_from([f"w{letter}" for letter in "abcdefghij"]), min_size=1, max_size=40)
 
@@ -108,5 +109,5 @@ def test_training_leaves_them_out_and_says_so(shared_data, data_config, caplog):
     config.update(decontaminate="", train_split="train")
     assert len(load_training(config)) == 7473
     config.update(source=f"jsonl:{shared_data}/gsm8k_test.jsonl", decontaminate="gsm8k", limit=100)
-    with pytest.raises(ValueError, match="leaves none of the 100 training problems"):
+    with pytest.raises(UserError, match="leaves none of the 100 training problems"):
         load_training(config)

@@ -16,6 +16,7 @@ from ibtpo.data.problems import (
 )
 from ibtpo.data.records import BadRecord, extract_answer
 from ibtpo.data.tokenizer import load_tokenizer
+from ibtpo.errors import UserError
 from ibtpo.rewards.math import find_boxes
 
 
@@ -140,22 +141,22 @@ def test_split_in_the_path(tmp_path):
     _write(tmp_path / "a_test.jsonl", [{"question": "test", "answer": 1}])
     config = _config(source=f"jsonl:{tmp_path}/a_{{split}}.jsonl")
     assert [load_problems(config, split)[0].question for split in ("train", "test")] == ["train", "test"]
-    with pytest.raises(ValueError, match=r"split 'train\[256:\]' is a slice.*set data\.train_split"):
+    with pytest.raises(UserError, match=r"split 'train\[256:\]' is a slice.*set data\.train_split"):
         load_problems(config, "train[256:]")
 
 
 def test_wrong_sources_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"missing\.jsonl"):
+    with pytest.raises(UserError, match=r"missing\.jsonl"):
         load_problems(_config(source="jsonl:missing.jsonl"), "train")
     for source in ("", "jsonl:", "tfds:other", "math.jsonl"):
-        with pytest.raises(ValueError, match=f"unknown data.source '{source}'"):
+        with pytest.raises(UserError, match=f"unknown data.source '{source}'"):
             load_problems(_config(source=source), "train")
-    with pytest.raises(ValueError, match=r"empty\.jsonl: no usable problem \(it is empty\)"):
+    with pytest.raises(UserError, match=r"empty\.jsonl: no usable problem \(it is empty\)"):
         load_problems(_config(source=_write(tmp_path / "empty.jsonl", [])), "train")
-    with pytest.raises(ValueError, match=r"bad\.jsonl: no usable problem \(not JSON \(1\): line 1\)"):
+    with pytest.raises(UserError, match=r"bad\.jsonl: no usable problem \(not JSON \(1\): line 1\)"):
         load_problems(_config(source=_write(tmp_path / "bad.jsonl", ["?\n"])), "train")
     for pattern, message in [("(", "no regular expression"), ("a", "has 0 groups"), ("(a)(b)", "has 2 groups")]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             load_problems(_config(source=_write(tmp_path / "x.jsonl", [_GOOD]), answer_pattern=pattern), "train")
 
 
@@ -256,11 +257,11 @@ def test_wrong_prompts_are_named(tokenizer, tmp_path):
     with pytest.raises(PromptLengthError, match=r"problem 7 has 7. tokens, data.max_prompt_tokens allows 1 to 64"):
         format_prompt(problem, _config(), tokenizer)
     for prompt in ("\\boxed{}{question}", "{problem}", "{question", "no field", "{{question}}"):
-        with pytest.raises(ValueError, match=r"data.prompt"):
+        with pytest.raises(UserError, match=r"data.prompt"):
             format_prompt(problem, _config(prompt=prompt), tokenizer)
-        with pytest.raises(ValueError, match=r"data.prompt"):
+        with pytest.raises(UserError, match=r"data.prompt"):
             load_problems(_config(prompt=prompt, source=_write(tmp_path / "x.jsonl", [_GOOD])), "train")
     without = load_tokenizer(tokenizer.name_or_path)
     without.chat_template = None
-    with pytest.raises(ValueError, match=r"data.chat_template"):
+    with pytest.raises(UserError, match=r"data.chat_template"):
         format_prompt(problem, _config(chat_template=True), without)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ibtpo.data.records import BadRecord, extract_answer, find_field, list_places, read_records
+from ibtpo.errors import UserError
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12).map(lambda s: f"<{s}>")
 
@@ -59,7 +60,7 @@ def test_files_that_are_no_such_format_are_named(tmp_path):
         ("x.txt", b"", r"x\.txt: unknown format '\.txt': use one of \.jsonl"),
     ]:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             list(read_records(tmp_path / name))
     (tmp_path / "y.json").write_text("[1, {}]")
     assert [type(record) for _, record in read_records(tmp_path / "y.json")] == [BadRecord, dict]

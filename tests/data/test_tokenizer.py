@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ibtpo.data.arithmetic import DIFFICULTIES, make_problem, worked_solution
 from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, step_ends, token_bytes
+from ibtpo.errors import UserError
 
 SEPARATOR = b"\n\n"
 
@@ -125,36 +126,36 @@ def test_other_kinds_of_tokenizers_are_refused_by_name():
     with_bytes = Tokenizer(models.BPE({"▁a": 0, "<0x0A>": 1}, [], byte_fallback=True))
     with_bytes.normalizer = normalizers.Replace(" ", "▁")
     with_bytes.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    with pytest.raises(ValueError, match=r"BPE model with decoders.*ByteFallback"):
+    with pytest.raises(UserError, match=r"BPE model with decoders.*ByteFallback"):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=with_bytes))
     words = Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    with pytest.raises(ValueError, match=r"WordPiece"):
+    with pytest.raises(UserError, match=r"WordPiece"):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=words))
 
 
 def test_every_token_must_have_a_place_in_the_model(trained):
     check_vocabulary(trained, len(trained))
     check_vocabulary(trained, len(trained) + 100)  # padding
-    with pytest.raises(ValueError, match=r"the token '<think>' has id 1200, .* vocab_size is 1200"):
+    with pytest.raises(UserError, match=r"the token '<think>' has id 1200, .* vocab_size is 1200"):
         check_vocabulary(trained, len(trained) - 1)
-    with pytest.raises(ValueError, match=r"the special token '<eos>' has id 0, .* vocab_size is 0"):
+    with pytest.raises(UserError, match=r"the special token '<eos>' has id 0, .* vocab_size is 0"):
         check_vocabulary(trained, 0)
 
 
 def test_special_and_added_tokens_are_found_by_name(trained):
     assert find_special(trained, "<eos>") == [trained.eos_token_id]
     assert find_special(trained, " <think>,<eos>") == [1200, trained.eos_token_id]
-    with pytest.raises(ValueError, match=r"'<thinks>' is no special token .*nearest: <think>"):
+    with pytest.raises(UserError, match=r"'<thinks>' is no special token .*nearest: <think>"):
         find_special(trained, "<eos>,<thinks>")
     word = next(token for token in trained.get_vocab() if token.isalpha() and len(token) > 2)
-    with pytest.raises(ValueError, match=f"'{word}' is no special token .*nearest: .*<eos>"):
+    with pytest.raises(UserError, match=f"'{word}' is no special token .*nearest: .*<eos>"):
         find_special(trained, word)
 
 
 def test_wrong_tokenizer_path_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere"):
+    with pytest.raises(UserError, match=r"nowhere"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"has no tokenizer \(tokenizer.json"):
+    with pytest.raises(UserError, match=r"has no tokenizer \(tokenizer.json"):
         load_tokenizer(tmp_path)
 
 
@@ -267,5 +268,5 @@ def test_step_examples():
         ([a, nn, 99], [3]),  # an id beyond the table has no bytes
     ]:
         assert step_ends(tokens, _TABLE, SEPARATOR, stop_ids=[stop]) == expected, tokens
-    with pytest.raises(ValueError, match=r"data.separator"):
+    with pytest.raises(UserError, match=r"data.separator"):
         step_ends([a], _TABLE, b"")

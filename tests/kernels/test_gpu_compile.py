@@ -1,7 +1,7 @@
 """The sampler's programs for GPUs through the real compiler, ahead of time; needs requirements-gpu.txt, no GPU.
 
-Without a GPU the compiler times nothing, so it may choose other products than it would there; what is a kernel of ours,
-what is copied and how much memory it takes does not depend on that.
+Without a GPU the compiler times nothing, so it may choose other products than it would there; our own
+kernels, the copies and the memory do not depend on that.
 """
 
 import functools
@@ -18,8 +18,7 @@ from ibtpo import parallel
 from ibtpo.kernels.paged_attention import paged_attention
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
-from ibtpo.sampling.engine import SamplerOptions, TreeSampler
-from ibtpo.sampling.strategies import TreeOptions
+from ibtpo.sampling import Codec, SamplerOptions, TreeOptions, TreeSampler
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None, reason="the requirements for GPUs are not installed"
@@ -80,7 +79,8 @@ def lowered(tensor):
     tree = TreeOptions(strategy="ib", initial=4, rounds=9, top_k=1, branch=1, max_new_tokens=512)
     options = SamplerOptions(slots=64, pages=4096, page_size=16, chunk=32, max_prompt_tokens=256)
     with jax.set_mesh(mesh(tensor)):
-        sampler = TreeSampler(graphdef, MODEL, options, tree, stop_ids=[1], step_ends=list, dtype=jnp.bfloat16)
+        codec = Codec(MODEL.vocab_size, stop_ids=[1])
+        sampler = TreeSampler(graphdef, MODEL, options, tree, codec, dtype=jnp.bfloat16)
         shardings = parallel.shardings(params, mesh(tensor))
         return sampler.lower(
             jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)

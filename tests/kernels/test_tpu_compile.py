@@ -8,10 +8,10 @@ import jax
 import pytest
 from jax import numpy as jnp
 
-from ibtpo.compile_check import get_devices
+from ibtpo.compiler.topology import get_devices
 from ibtpo.kernels.paged_attention import MAX_TABLE, paged_attention
 from ibtpo.kernels.tree_attention import tree_attention
-from ibtpo.kernels.tree_attention_tpu import MAX_ITEMS, blocks_of, max_items
+from ibtpo.kernels.tree_attention_blocks import MAX_ITEMS, blocks_of, max_items
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the tpu extra is not installed")
 TOPOLOGIES = ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"]

@@ -4,6 +4,9 @@ import numpy as np
 import torch
 import transformers
 
+# PyTorch's threads wait for one another in busy loops, which beside other test processes take many times as long.
+torch.set_num_threads(1)
+
 _SIZES = dict(
     vocab_size=61,
     hidden_size=32,

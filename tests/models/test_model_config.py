@@ -1,8 +1,11 @@
 """Which config.json are read, and how the others are refused."""
 
+import json
+
 import pytest
 
 from ibtpo.models.config import ModelConfig, RopeScaling
+from tests.models.reference import CASES, make_reference
 
 _QWEN3 = dict(
     model_type="qwen3",
@@ -85,3 +88,10 @@ def test_both_layouts_of_the_rotary_fields_are_read():
 def test_head_dim_where_the_file_is_silent():
     assert ModelConfig.from_hf(_QWEN3).head_dim == 128
     assert ModelConfig.from_hf(_QWEN3 | dict(model_type="llama")).head_dim == 8
+
+
+@pytest.mark.parametrize(("family", "tied"), CASES)
+def test_config_survives_the_round_trip(family, tied):
+    config = ModelConfig.from_hf(make_reference(family, tied).config.to_dict())
+    assert config.tie_embeddings == tied and config.family == family
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config

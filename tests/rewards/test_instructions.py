@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibtpo.rewards import instructions
-from ibtpo.rewards.instructions import CHECKS, check, count_sentences, parse, reward, variants
+from ibtpo.rewards.instruction_checks import CHECKS, count_sentences
+from ibtpo.rewards.instructions import check, parse, reward, variants
 from ibtpo.rewards.pool import Grader
 
 ENGLISH = "the river runs slowly through the green valley and the children play beside the old stone bridge"

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from concurrent.futures import CancelledError
 
 import pytest
 
 import ibtpo.rewards
-from ibtpo.rewards import REWARDS, get_reward
+from ibtpo.errors import UserError
+from ibtpo.rewards import KINDS, find_kind
 from ibtpo.rewards.pool import Grader
 
 SLOW_RIGHT = (r"\boxed{\sqrt{8}}", r"2\sqrt{2}")  # right, and only Math-Verify can tell
@@ -25,7 +27,8 @@ def hazards(monkeypatch):
     monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
     import hazards
 
-    monkeypatch.setitem(REWARDS, "hazard", hazards.hazard)
+    monkeypatch.setitem(KINDS, "hazard", hazards)
+    return hazards
 
 
 def test_fast_answers_start_no_worker():
@@ -116,16 +119,18 @@ def test_workers_that_cannot_start_are_an_error_not_a_reward(hazards, monkeypatc
 
 
 def test_errors_name_the_way_out():
-    with pytest.raises(ValueError, match="'maths'; did you mean 'math'"):
+    with pytest.raises(UserError, match="'maths'; did you mean 'math'"):
         Grader("maths")
-    with pytest.raises(ValueError, match=r"reward\.timeout must be positive, got 0"):
+    with pytest.raises(UserError, match=r"reward\.timeout must be positive, got 0"):
         Grader(timeout=0)
-    assert get_reward("math") is ibtpo.rewards.math.reward
+    assert find_kind("math").reward is ibtpo.rewards.math.reward
 
 
 def test_a_reward_workers_cannot_import_is_refused(monkeypatch):
-    monkeypatch.setitem(REWARDS, "local", lambda text, reference: 1.0)
-    with pytest.raises(ValueError, match="cannot import"):
+    local = types.ModuleType("local")
+    local.reward = lambda text, reference: 1.0
+    monkeypatch.setitem(KINDS, "local", local)
+    with pytest.raises(UserError, match="cannot import"):
         Grader("local")
 
 
@@ -151,8 +156,8 @@ def test_rewards_are_light_and_workers_do_not_import_the_main_module(tmp_path):
 
         import numpy  # stands for JAX: a worker must not import what the main module does
         import hazards
-        ibtpo.rewards.REWARDS.clear()
-        ibtpo.rewards.REWARDS["hazard"] = hazards.hazard
+        ibtpo.rewards.KINDS.clear()
+        ibtpo.rewards.KINDS["hazard"] = hazards
         # No __name__ guard is needed either.
         with ibtpo.rewards.pool.Grader("hazard", workers=1) as grader:
             assert grader.grade([("modules", "")]) == [1.0], grader.counts
@@ -175,7 +180,7 @@ def test_the_interpreter_exits_with_an_open_busy_grader(tmp_path, ending):
         import hazards
         import ibtpo.rewards
         from ibtpo.rewards.pool import Grader
-        ibtpo.rewards.REWARDS["hazard"] = hazards.hazard
+        ibtpo.rewards.KINDS["hazard"] = hazards
         grader = Grader("hazard", workers=2, timeout=100.0)
         assert grader.grade([("a", "a")]) == [1.0]
         futures = [grader.submit("sleep", "90") for _ in range(4)]
@@ -204,7 +209,7 @@ def test_one_pool_grades_all_kinds(hazards):
         ]
         assert [future.result(timeout=60) for future in futures] == [1.0, 1.0, 0.0, 0.0, 1.0]
         assert grader.counts == {"graded": 5, "fast": 1, "slow": 4, "timeout": 0, "crashed": 0}
-        with pytest.raises(ValueError, match="'hazrd'; did you mean 'hazard'"):
+        with pytest.raises(UserError, match="'hazrd'; did you mean 'hazard'"):
             grader.submit("a", "a", kind="hazrd")
 
 
@@ -214,3 +219,28 @@ def test_submitting_waits_for_no_worker(hazards):
         slow = [grader.submit("sleep", "50"), *(grader.submit("a", "a") for _ in range(2000))]
         fast = [grader.submit(r"\boxed{3}", "3", kind="math") for _ in range(100)]
         assert all(future.done() for future in fast) and not any(future.done() for future in slow)
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.25", "NaN", "Infinity", "1.0000001"])
+def test_a_reward_that_is_no_probability_is_refused_by_name(hazards, value):
+    with Grader("hazard", workers=1) as grader:
+        for text, name in (("return", "reward"), ("return at once", "fast_reward")):
+            message = rf"^reward kind 'hazard' \(hazards\.{name}\) returned {float(value)}: a reward lies in \[0, 1\]$"
+            with pytest.raises(UserError, match=message):
+                grader.submit(text, value).result(timeout=30)
+        assert grader.grade([("return", "0"), ("return at once", "1"), ("return", "0.5")]) == [0.0, 1.0, 0.5]
+        assert grader.counts == {"graded": 3, "fast": 1, "slow": 2, "timeout": 0, "crashed": 0}
+
+
+def test_another_function_has_the_same_limits_and_a_verdict_of_its_own_beyond_them(hazards):
+    bad = [("sleep", "60"), ("kill", ""), ("memory", "4096"), ("raise", "a"), ("alarm", "")]
+    with Grader("hazard", workers=2, timeout=1.0, memory_mb=512) as grader:
+        start = time.monotonic()
+        futures = [grader.call(hazards.check, *pair, otherwise=[False]) for pair in [*bad, ("a", "a"), ("return", "7")]]
+        assert time.monotonic() - start < 1  # a worker was started, not waited for
+        assert [future.result(timeout=60) for future in futures[:5]] == [[False]] * 5
+        found = [future.result(timeout=60) for future in futures[5:]]
+        assert found == [{"reward": 1.0, "text": "a"}, {"reward": 7, "text": "return"}]  # of this, any value
+        assert grader.counts == {"graded": 7, "fast": 0, "slow": 2, "timeout": 2, "crashed": 3}
+    with pytest.raises(RuntimeError, match="closed"):
+        grader.call(hazards.check, "a", "a", otherwise=None)

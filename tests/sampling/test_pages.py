@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from ibtpo.sampling import pages as paging
 
 ROWS, PAGES, PAGE_SIZE, PAGES_PER_ROW = 6, 14, 4, 5
-BATCH = 3  # operations are vectorised over so many rows; unused entries are out of range
+BATCH = 3  # operations are vectorised over BATCH rows; unused entries are out of range
 
 
 def new_pool():

@@ -1,0 +1,38 @@
+"""Every name that a configuration may choose by, written once; nothing is imported here.
+
+The dictionaries that lead from a name to its function (`advantages.ADVANTAGES`, `objectives.OBJECTIVES`,
+`sampling.strategies.STRATEGIES`, `rewards.KINDS`, `rewards.terms.TERMS`) are built from these tuples, and the rules
+of the configuration (`config.rules`) read them without importing JAX. docs/extending.md says how to add one. Methods,
+which are sets of values, are in `config.methods`; data sets and models, which are tables, in `data.published` and
+`models.presets`.
+"""
+
+# tree.strategy: where a tree branches next. A function of this name in sampling/strategies.py.
+STRATEGIES = ("ib", "random", "entropy", "fixed_width", "independent")
+# loss.advantage: the advantage of each step of a response. A function of this name in advantages.py.
+ADVANTAGES = ("ibtpo", "grpo", "dr_grpo", "rloo", "treerl", "treepo", "tree_grpo", "spo_tree", "treerpo")
+# loss.objective: a function of ratio and advantage. A function of this name in objectives.py.
+OBJECTIVES = ("clip", "cispo", "sapo", "gspo")
+# loss.aggregation: the weight of a response's tokens.
+AGGREGATIONS = ("response_mean", "token_mean", "fixed_length")
+# reward.kind: how a response is graded.
+REWARDS = ("math", "multiple_choice", "instructions")
+# reward.terms: terms that shape the reward in training. A function <name>_term in rewards/terms.py.
+TERMS = ("format", "length")
+
+# The options of the IB-Score (`ib_score.ScoreOptions`): tree.ratio_power, tree.confidence, tree.value, tree.root.
+RATIO_POWERS = (1, 2)
+CONFIDENCES = ("geometric_mean", "joint")
+VALUES = ("leaf_mean", "backup")
+ROOTS = ("all", "initial")
+# loss.ib_confidence: whose probability of a step A_IB takes.
+IB_CONFIDENCES = ("behaviour", "reference")
+
+# optimizer.schedule: of the learning rate, after the warm-up.
+SCHEDULES = ("constant", "linear", "cosine")
+# model.remat: the parts that the backward pass computes again.
+REMATS = ("none", "attention", "full")
+# model.dtype, model.param_dtype, optimizer.first_moment_dtype.
+DTYPES = ("float32", "bfloat16")
+# data.difficulty: of the generated task.
+DIFFICULTIES = ("easy", "normal", "hard")

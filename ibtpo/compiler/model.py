@@ -1,0 +1,43 @@
+"""The sizes of a config's model, and the FLOPs that it cannot do without."""
+
+import pathlib
+
+from ibtpo.config import ConfigError
+from ibtpo.models import hf
+from ibtpo.models.config import ModelConfig
+
+
+def load_model_config(config) -> ModelConfig:
+    """Sizes of the model: of the config.json in model.path, or of model.preset.
+
+    Raises:
+      ConfigError: neither is there.
+    """
+    if (pathlib.Path(config.model.path) / "config.json").is_file():
+        return hf.read_config(config.model.path)
+    if preset := config.model.get("preset"):
+        from ibtpo.models.presets import PRESETS
+
+        return PRESETS[preset]
+    raise ConfigError(
+        f"model.path={config.model.path}: no config.json there; give the folder of a model, or a known size by "
+        "--config.model.preset"
+    )
+
+
+def matmul_params(model: ModelConfig) -> int:
+    """Parameters that every token is multiplied with: the projections of all layers and the output head."""
+    D, H, K, Dh = model.embed_dim, model.num_heads, model.num_kv_heads, model.head_dim
+    layer = D * H * Dh * 2 + D * K * Dh * 2 + 3 * D * model.mlp_dim
+    return model.num_layers * layer + model.vocab_size * D
+
+
+def own_flops(model: ModelConfig, tokens: float, pairs: float) -> float:
+    """FLOPs of one update on `tokens` unique tokens, without recomputation.
+
+        6 * matmul_params * tokens + 6 * 2 * Dh * H * L * pairs
+
+    A multiply-add is two, the backward pass twice the forward pass; pairs: (query, key) that see each other; each costs
+    Dh multiply-adds for its score and Dh for its value in every head and layer.
+    """
+    return 6.0 * matmul_params(model) * tokens + 12.0 * model.head_dim * model.num_heads * model.num_layers * pairs

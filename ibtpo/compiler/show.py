@@ -1,0 +1,170 @@
+"""The report of a check: tables of at most 100 columns, or plain numbers for JSON."""
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from ibtpo.compiler.check import Check, chip_bytes
+from ibtpo.compiler.conclusions import (
+    advice,
+    capacity,
+    decode_step,
+    gib,
+    goals,
+    pool_copies,
+    uncounted_loops,
+    update_flops,
+)
+from ibtpo.compiler.model import matmul_params
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    columns = list(zip(header, *rows))
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        [h.rjust(w) if i else h.ljust(w) for i, (h, w) in enumerate(zip(line, widths))] for line in (header, *rows)
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def show(check: Check) -> str:
+    """The whole report as text of at most 100 columns."""
+    parts = [_heading(check), _memory(check), _amounts(check), _collectives(check), _kernels(check)]
+    parts += ["\n".join(_conclusions(check)), _goals(check)]
+    return "\n" + "\n\n".join(part for part in parts if part)
+
+
+def _heading(check: Check) -> str:
+    config, chip, mesh, work, model = check.config, check.chip, check.mesh, check.work, check.model
+    tree, state = config.tree, "parameters, moments" + ", reference" * check.plan.keep_reference
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    lines = [
+        f"{mesh.size} x TPU {chip.name}: {chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_bandwidth / 1e9:.0f} GB/s, "
+        f"{gib(check.limit)} GiB of HBM usable; mesh {shape}",
+        f"{config.model.preset or config.model.path}: {model.num_layers} layers, "
+        f"{matmul_params(model) / 1e9:.2f} B parameters in matrix products",
+        f"Training state ({state}): {gib(chip_bytes(check.state))} GiB",
+        f"One update: {work.rows} rows of {work.row_tokens:,} tokens, {config.train.rows_per_step} at a time; "
+        f"{work.unique_tokens:,} of a row's tokens are real",
+        f"where a tree ({tree.initial},{tree.rounds},{tree.top_k},{tree.branch}) of "
+        f"{config.sampling.max_new_tokens:,}-token responses has {work.tree_tokens:,}.",
+        f"Visible blocks of attention ({work.blocks.query} queries x {work.blocks.key} keys): {work.visible:,} of "
+        f"{work.causal:,} causal ones, {100 * work.visible / work.causal:.1f} %",
+        "Everything below is per chip.",
+    ]
+    return "\n".join(lines)
+
+
+def _memory(check: Check) -> str:
+    rows = []
+    for r in check.reports.values():
+        need = check.need(r)
+        sizes = [r.arguments, r.temporaries, r.outputs, r.own, r.resident]
+        cells = (
+            [gib(x) for x in sizes] if r.exceeded is None else ["-", "-", "-", f"+{gib(r.exceeded)}", gib(r.resident)]
+        )
+        rows.append([r.name, f"{r.seconds:.0f} s", *cells, gib(need), f"{100 * need / check.limit:.0f} %"])
+    header = ["memory, GiB", "compile", "arguments", "temporary", "outputs", "peak", "resident", "total", "of HBM"]
+    return _table(header, rows)
+
+
+def _amounts(check: Check) -> str:
+    chip, rows = check.chip, []
+    for r in check.reports.values():
+        if r.program:
+            sent = r.program.total.sent
+            times = [r.flops / chip.flops, r.hbm_bytes / chip.hbm_bandwidth, sent / chip.ici_bandwidth]
+            amounts = [f"{r.flops / 1e12:.3f}", gib(r.hbm_bytes), gib(sent)]
+            rows.append([r.name, *amounts, *(f"{1e3 * t:.2f}" for t in times), f"{1e3 * r.roofline:.2f}", r.bound])
+    header = ["work", "TFLOP", "HBM GiB", "sent GiB", "ms: compute", "memory", "links", "at best", "bound"]
+    note = f"decode: a chunk of {check.config.sampling.chunk} steps; links: all of them at once"
+    return f"{_table(header, rows)}\n{note}"
+
+
+def _collectives(check: Check) -> str:
+    rows = []
+    for r in check.reports.values():
+        for (kind, group), c in sorted(r.program.total.collectives.items()) if r.program else ():
+            rows.append([r.name, kind, str(group), f"{c.calls:,.0f}", gib(c.bytes), gib(c.sent)])
+    return _table(["collectives", "kind", "among", "calls", "GiB", "sent GiB"], rows) if rows else ""
+
+
+def _kernels(check: Check) -> str:
+    rows = []
+    for r in check.reports.values():
+        for name, k in sorted(r.kernels.items()):
+            source = "own estimate" if k.estimated else ("mean length" if "paged" in name else "no estimate")
+            rows.append([r.name, name[:40], f"{k.calls:,.0f}", f"{k.flops / 1e12:.3f}", gib(k.bytes), source])
+    return _table(["kernels", "name", "calls", "TFLOP", "GiB", "counted by"], rows) if rows else "kernels: none"
+
+
+def _conclusions(check: Check) -> list[str]:
+    sampling, sampler, mesh, lines = check.config.sampling, check.sampler, check.mesh, []
+    if update := update_flops(check):
+        lines.append(
+            f"Update, without padding: {update['compiled'] / 1e12:,.1f} TFLOP over the model's own "
+            f"{update['own'] / 1e12:,.1f}: {update['ratio']:.3f}"
+        )
+    if step := decode_step(check):
+        lines.append(
+            f"Decode step: {gib(step['bytes'])} GiB over weights {gib(step['weights'])} + live KV "
+            f"{gib(step['live_cache'])} ({check.work.mean_length:,.0f} tokens a slot): {step['ratio']:.3f}"
+        )
+        lines.append(
+            f"  at best {1e3 * step['roofline']:.2f} ms ({step['bound']}), "
+            f"{sampling.slots / step['roofline']:,.0f} tokens/s with {sampling.slots} slots on {mesh.size} chips"
+        )
+    if room := capacity(check):
+        lines.append(
+            f"Room, from these bytes: {room['pages']:,} pages (now {sampler.total_pages:,}) at {sampling.slots} slots, "
+            f"or {room['slots']:,} slots with pages in proportion"
+        )
+    for name, shape, num_bytes, calls in pool_copies(check):
+        lines.append(f"Note: {name} copies {shape}, of the size of the pool ({gib(num_bytes)} GiB), {calls:.0f} times")
+    for name, number in uncounted_loops(check):
+        lines.append(f"Note: loops of {name} whose iterations nothing says, so that they count once: {number}")
+    fits = [f"Does not fit: {line}" for line in advice(check)] or ["Everything fits."]
+    return [*lines, *(textwrap.fill(line, 100) for line in fits)]
+
+
+def _goals(check: Check) -> str:
+    rows = [[g["name"], f"{g['value']:.3f}", f"{g['goal']:g}", "yes" if g["met"] else "no"] for g in goals(check)]
+    return _table(["goal (at most)", "value", "goal", "met"], rows)
+
+
+def as_json(check: Check) -> dict[str, Any]:
+    """The whole report as plain numbers: bytes, FLOPs, seconds."""
+    work = dataclasses.asdict(check.work)
+    del work["subtree_end"]
+    programs = {}
+    for r in check.reports.values():
+        fields = ("seconds", "arguments", "temporaries", "outputs", "resident", "exceeded", "flops", "hbm_bytes")
+        programs[r.name] = {name: getattr(r, name) for name in fields} | {
+            "total": check.need(r),
+            "fits": check.need(r) <= check.limit,
+            "roofline_seconds": r.roofline,
+            "bound": r.bound,
+            "collectives": [
+                {"kind": kind, "group": group, **dataclasses.asdict(c)}
+                for (kind, group), c in (r.program.total.collectives.items() if r.program else ())
+            ],
+            "kernels": [{"name": name, **dataclasses.asdict(k)} for name, k in r.kernels.items()],
+        }
+    return {
+        "chip": dataclasses.asdict(check.chip),
+        "chips": check.mesh.size,
+        "mesh": dict(check.mesh.shape),
+        "hbm_usable": check.limit,
+        "state_bytes": chip_bytes(check.state),
+        "serving_bytes": check.serving_bytes(),
+        "matmul_params": matmul_params(check.model),
+        "work": work,
+        "programs": programs,
+        "update": update_flops(check),
+        "decode_step": decode_step(check),
+        "capacity": capacity(check),
+        "pool_copies": [dict(zip(("program", "shape", "bytes", "calls"), c)) for c in pool_copies(check)],
+        "advice": advice(check),
+        "goals": goals(check),
+    }

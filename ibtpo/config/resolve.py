@@ -1,0 +1,160 @@
+"""From a configuration with open keys to one that is complete, checked and locked."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ibtpo.config.keys import ConfigError, did_you_mean, flatten, nearest_key, unflatten
+from ibtpo.config.methods import METHODS
+from ibtpo.config.rules import RULES
+
+
+def responses_per_question(tree: ConfigDict) -> int:
+    """G = initial + (rounds - 1) top_k branch, the responses sampled for one question."""
+    return tree.initial + (tree.rounds - 1) * tree.top_k * tree.branch
+
+
+def resolve(config: ConfigDict, *, training: bool = True) -> ConfigDict:
+    """The complete configuration: placeholders filled from `method`, every value checked, locked. Idempotent.
+
+    Args:
+      training: whether rows are packed; without it (evaluation) train.row_tokens limits nothing.
+
+    Raises:
+      ConfigError: an unknown or missing key, a value of the wrong type or outside its rule, or values that
+        cannot work together.
+    """
+    flat = flatten(config)
+    for key in flat:
+        if key not in RULES:
+            raise ConfigError(f"unknown key {key}={flat[key]!r}: {nearest_key(key, RULES)}")
+    for key in RULES:
+        if key not in flat:
+            raise ConfigError(f"missing key {key}: start the config from configs.base.get_config(), which has them all")
+    _check_value("method", flat["method"])
+    for key, value in METHODS[flat["method"]].items():
+        if flat[key] is None:
+            flat[key] = value
+    flat = {key: _check_value(key, value) for key, value in flat.items()}
+    resolved = unflatten(flat)
+    _check_combinations(resolved, training)
+    return resolved.lock()
+
+
+def _check_value(key: str, value: Any) -> Any:
+    """`value` in the type of its rule (an int becomes a float where a float is due)."""
+    rule = RULES[key]
+    if rule.type is float and type(value) is int:
+        value = float(value)
+    # bool is a subclass of int, and `steps = True` is never meant.
+    if type(value) is not rule.type or not rule.test(value):
+        raise ConfigError(f"{key}={value!r} must be {rule.words}{did_you_mean(value, rule.choices)}")
+    return value
+
+
+def _check_combinations(config: ConfigDict, training: bool) -> None:
+    """Raises a ConfigError where values that are right by themselves cannot work together."""
+    if config.data.system_prompt and not config.data.chat_template:
+        raise ConfigError(
+            f"data.system_prompt={config.data.system_prompt!r} has no place without a chat template: set "
+            "data.chat_template=True, or put the text into data.prompt"
+        )
+    _check_tree(config)
+    _check_loss(config)
+    _check_updates(config)
+    _check_lengths(config, training)
+    _check_mesh(config)
+
+
+def _check_tree(config: ConfigDict) -> None:
+    tree, sampling = config.tree, config.sampling
+    if responses_per_question(tree) < 2:
+        raise ConfigError(
+            f"tree.initial={tree.initial} with tree.rounds={tree.rounds} samples one response per question, and "
+            "every advantage is 0: set tree.initial to 2 or more"
+        )
+    if tree.min_new_tokens > sampling.max_new_tokens:
+        raise ConfigError(
+            f"tree.min_new_tokens={tree.min_new_tokens} is more than sampling.max_new_tokens="
+            f"{sampling.max_new_tokens}, so no node could branch: lower it"
+        )
+    if tree.strategy == "fixed_width" and tree.segment_tokens > sampling.max_new_tokens:
+        raise ConfigError(
+            f"tree.segment_tokens={tree.segment_tokens} is more than sampling.max_new_tokens="
+            f"{sampling.max_new_tokens}, so no path would ever branch: lower it"
+        )
+
+
+def _check_loss(config: ConfigDict) -> None:
+    if config.loss.dual_clip and config.loss.objective != "clip":
+        raise ConfigError(
+            f"loss.dual_clip={config.loss.dual_clip} bounds loss.objective='clip' only, not "
+            f"{config.loss.objective!r}: set it to 0"
+        )
+    if config.loss.objective == "gspo" and (config.loss.importance_cap or config.loss.entropy_advantage):
+        raise ConfigError(
+            f"loss.objective='gspo' has no loss.importance_cap={config.loss.importance_cap} and no "
+            f"loss.entropy_advantage={config.loss.entropy_advantage}: set both to 0"
+        )
+
+
+def _check_updates(config: ConfigDict) -> None:
+    train = config.train
+    updates = train.steps * train.epochs * train.minibatches
+    if config.optimizer.warmup_steps > updates:
+        raise ConfigError(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} is more than the run's {updates} updates "
+            f"(train.steps={train.steps}, train.epochs and train.minibatches of each): the warm-up must end within the "
+            f"run; set it to {updates} or less"
+        )
+    if train.minibatches > train.questions_per_step:
+        raise ConfigError(
+            f"train.minibatches={train.minibatches} is more than train.questions_per_step={train.questions_per_step}: "
+            "a minibatch has one tree at least"
+        )
+
+
+def _check_lengths(config: ConfigDict, training: bool) -> None:
+    sampling, train = config.sampling, config.train
+    longest = config.data.max_prompt_tokens + sampling.max_new_tokens
+    pages = -(-longest // sampling.page_size)
+    if 0 < sampling.pages < pages:
+        raise ConfigError(
+            f"sampling.pages={sampling.pages} of {sampling.page_size} tokens cannot hold one response of "
+            f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} tokens: set it to 0 (automatic) or at "
+            f"least {pages}"
+        )
+    if training and 0 < train.row_tokens < longest:
+        raise ConfigError(
+            f"train.row_tokens={train.row_tokens} cannot hold one response of data.max_prompt_tokens + "
+            f"sampling.max_new_tokens = {longest} tokens: set it to 0 (as the longest tree of a step needs) or "
+            f"at least {longest}"
+        )
+
+
+def _check_mesh(config: ConfigDict) -> None:
+    mesh = config.mesh
+    open_axes = [name for name in ("data", "fsdp", "tensor") if mesh[name] == -1]
+    if len(open_axes) > 1:
+        raise ConfigError(
+            f"mesh.{open_axes[0]}=-1 and mesh.{open_axes[1]}=-1: only one axis can take all remaining devices; "
+            "give the other its size"
+        )
+    # With an open axis the number of shards is known on the machine only, where `Trainer` makes the mesh.
+    shards = mesh.data * mesh.fsdp
+    if shards > 0:
+        check_split(config, shards)
+
+
+def check_split(config: ConfigDict, shards: int) -> None:
+    """Raises a ConfigError where `shards` shards of rows do not divide the counts split over them."""
+    for key, count in (
+        ("sampling.slots", config.sampling.slots),
+        ("sampling.pages", config.sampling.pages),
+        ("train.rows_per_step", config.train.rows_per_step),
+    ):
+        if count % shards:
+            raise ConfigError(
+                f"{key}={count} cannot be split over mesh.data x mesh.fsdp = {shards} shards: set it to a multiple "
+                f"of {shards}, e.g. {-(-count // shards) * shards}"
+            )

@@ -1,0 +1,228 @@
+"""The rule of each key of a configuration: its type, a test of its value and that test in words."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ibtpo import choices
+from ibtpo.config.methods import METHODS
+from ibtpo.data.published import BENCHMARKS, DATASETS
+from ibtpo.models.presets import PRESETS
+from ibtpo.rewards.terms import parse_terms
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Type of a key's value, the test it must pass and that test in words."""
+
+    type: type
+    test: Callable[[Any], bool]
+    words: str
+    choices: tuple[str, ...] = ()
+
+
+def stop_strings(text: str) -> list[str] | None:
+    """The texts of `sampling.stop_strings`; None if it is not a list of texts, or one of them is empty."""
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        return None
+    right = isinstance(found, list) and all(isinstance(x, str) and x for x in found)
+    return found if right else None
+
+
+def _whole(low: int) -> Rule:
+    return Rule(int, lambda x: x >= low, f"a whole number of at least {low}")
+
+
+def _real(test: Callable[[float], bool], words: str) -> Rule:
+    return Rule(float, lambda x: math.isfinite(x) and test(x), f"a number {words}")
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(str, lambda x: x in names, "one of " + ", ".join(names), names)
+
+
+_POSITIVE = _real(lambda x: x > 0, "above 0")
+_NOT_NEGATIVE = _real(lambda x: x >= 0, "of at least 0")
+_FRACTION = _real(lambda x: 0 <= x < 1, "from 0 up to, not including, 1")
+_PROBABILITY = _real(lambda x: 0 < x <= 1, "above 0 and at most 1")
+_SWITCH = Rule(bool, lambda x: True, "true or false")
+_TEXT = Rule(str, lambda x: True, "text")
+_NAME = Rule(str, bool, "text that is not empty")
+_AXIS = Rule(int, lambda x: x == -1 or x >= 1, "a whole number of at least 1, or -1 for all remaining devices")
+_DTYPE = _one_of(*choices.DTYPES)
+_FILE_SOURCE = re.compile(r"(jsonl|parquet):.+")
+_TFDS_SOURCES = ("tfds:chained_arithmetic", *(f"tfds:{name}" for name in DATASETS))
+
+
+def _is_evaluation_set(name: str) -> bool:
+    return name in BENCHMARKS or _FILE_SOURCE.fullmatch(name) is not None
+
+
+def _are_benchmarks(text: str) -> bool:
+    names = [part.strip() for part in text.split(",")]
+    return not text or (set(names) <= set(BENCHMARKS) and len(set(names)) == len(names))
+
+
+def _num_groups(pattern: str) -> int:
+    try:
+        return re.compile(pattern).groups
+    except re.error:
+        return -1
+
+
+def _formats_question(template: str) -> bool:
+    try:
+        return "\0" in template.format(question="\0")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        return False
+
+
+RULES: dict[str, Rule] = {
+    "method": _one_of(*METHODS),
+    "compilation_cache": _TEXT,
+    "model.path": Rule(str, bool, "a folder in Hugging Face format, e.g. assets/qwen3-tiny"),
+    "model.preset": Rule(str, lambda x: x == "" or x in PRESETS, f'"" or one of {", ".join(PRESETS)}', tuple(PRESETS)),
+    "model.dtype": _DTYPE,
+    "model.param_dtype": _DTYPE,
+    "model.remat": _one_of(*choices.REMATS),
+    "data.source": Rule(
+        str,
+        lambda x: _FILE_SOURCE.fullmatch(x) is not None or x in _TFDS_SOURCES,
+        f"jsonl:<path>, parquet:<path> or one of {', '.join(_TFDS_SOURCES)}",
+        _TFDS_SOURCES,
+    ),
+    "data.files": _TEXT,
+    "data.check_rows": _SWITCH,
+    "data.dir": _TEXT,
+    "data.train_split": _NAME,
+    "data.eval_split": _NAME,
+    "data.decontaminate": Rule(
+        str,
+        lambda x: not x or all(_is_evaluation_set(part.strip()) for part in x.split(",")),
+        f"names separated by commas, each jsonl:<path>, parquet:<path> or one of {', '.join(BENCHMARKS)}",
+        BENCHMARKS,
+    ),
+    "data.question_field": _NAME,
+    "data.answer_field": _NAME,
+    "data.answer_pattern": Rule(
+        str,
+        lambda x: x in ("", "boxed") or _num_groups(x) == 1,
+        'a regular expression with exactly one group, "boxed", or "" for the whole field',
+    ),
+    "data.prompt": Rule(
+        str,
+        lambda x: _formats_question(x),
+        "a format text with {question} in it and every other brace doubled",
+    ),
+    "data.chat_template": _SWITCH,
+    "data.system_prompt": _TEXT,
+    "data.max_prompt_tokens": _whole(1),
+    "data.separator": _NAME,
+    "data.difficulty": _one_of(*choices.DIFFICULTIES),
+    "data.limit": _whole(0),
+    "tree.strategy": _one_of(*choices.STRATEGIES),
+    "tree.initial": _whole(1),
+    "tree.rounds": _whole(1),
+    "tree.top_k": _whole(1),
+    "tree.branch": _whole(1),
+    "tree.beta": _POSITIVE,
+    "tree.ratio_power": Rule(
+        int, lambda x: x in choices.RATIO_POWERS, " or ".join(map(str, choices.RATIO_POWERS))
+    ),
+    "tree.confidence": _one_of(*choices.CONFIDENCES),
+    "tree.value": _one_of(*choices.VALUES),
+    "tree.root": _one_of(*choices.ROOTS),
+    "tree.min_new_tokens": _whole(1),
+    "tree.segment_tokens": _whole(1),
+    "sampling.temperature": _POSITIVE,
+    "sampling.top_k": _whole(0),
+    "sampling.top_p": _PROBABILITY,
+    "sampling.min_p": _FRACTION,
+    "sampling.max_new_tokens": _whole(1),
+    "sampling.stop_tokens": Rule(
+        str,
+        lambda x: not x or all(part.strip() for part in x.split(",")),
+        'special tokens of the tokenizer separated by commas, or "" for its own end-of-sequence tokens',
+    ),
+    "sampling.stop_strings": Rule(
+        str,
+        lambda x: stop_strings(x) is not None,
+        """a JSON list of texts, '["</answer>"]', or "" for none""",
+    ),
+    "sampling.slots": _whole(1),
+    "sampling.pages": _whole(0),
+    "sampling.page_size": Rule(int, lambda x: x >= 1 and x & (x - 1) == 0, "a power of two"),
+    "sampling.chunk": _whole(1),
+    "sampling.questions_in_flight": _whole(0),
+    "loss.advantage": _one_of(*choices.ADVANTAGES),
+    "loss.clip_low": _real(lambda x: 0 < x < 1, "above 0 and below 1"),
+    "loss.clip_high": _POSITIVE,
+    "loss.dual_clip": _real(lambda x: x == 0 or x > 1, "above 1, or 0 for off"),
+    "loss.objective": _one_of(*choices.OBJECTIVES),
+    "loss.entropy_bonus": _NOT_NEGATIVE,
+    "loss.entropy_advantage": _NOT_NEGATIVE,
+    "loss.importance_cap": _NOT_NEGATIVE,
+    "loss.max_old_probability": _PROBABILITY,
+    "loss.kl": _NOT_NEGATIVE,
+    "loss.ib_weight": _NOT_NEGATIVE,
+    "loss.ib_confidence": _one_of(*choices.IB_CONFIDENCES),
+    "loss.aggregation": _one_of(*choices.AGGREGATIONS),
+    "loss.whiten_advantages": _SWITCH,
+    "loss.mask_uniform_groups": _SWITCH,
+    "loss.mask_truncated": _SWITCH,
+    "reward.kind": _one_of(*choices.REWARDS),
+    "reward.terms": Rule(
+        str,
+        lambda x: parse_terms(x) is not None,
+        f'names with weights, "format:0.1,length:-0.05", of {", ".join(choices.TERMS)}, or "" for none',
+    ),
+    "reward.overlong_share": _real(lambda x: 0 <= x <= 1, "from 0 to 1"),
+    "reward.overlong_penalty": _POSITIVE,
+    "reward.workers": _whole(1),
+    "reward.timeout": _POSITIVE,
+    "reward.memory_mb": _whole(1),
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.schedule": _one_of(*choices.SCHEDULES),
+    "optimizer.warmup_steps": _whole(0),
+    "optimizer.b1": _FRACTION,
+    "optimizer.b2": _FRACTION,
+    "optimizer.eps": _POSITIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.clip_norm": _NOT_NEGATIVE,
+    "optimizer.first_moment_dtype": _DTYPE,
+    "train.steps": _whole(1),
+    "train.questions_per_step": _whole(1),
+    "train.seed": Rule(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 2**32 - 1"),
+    "train.row_tokens": _whole(0),
+    "train.max_skipped": _whole(0),
+    "train.epochs": _whole(1),
+    "train.minibatches": _whole(1),
+    "train.refills": _whole(0),
+    "train.rows_per_step": _whole(1),
+    "train.token_block": _whole(1),
+    "mesh.data": _AXIS,
+    "mesh.fsdp": _AXIS,
+    "mesh.tensor": _AXIS,
+    "eval.every": _whole(0),
+    "eval.benchmarks": Rule(
+        str,
+        _are_benchmarks,
+        f'names separated by commas, each once, of {", ".join(BENCHMARKS)}, or "" for the held-out split',
+    ),
+    "eval.questions": _whole(0),
+    "eval.samples": _whole(1),
+    "eval.temperature": _POSITIVE,
+    "eval.top_k": _whole(0),
+    "eval.top_p": _PROBABILITY,
+    "eval.min_p": _FRACTION,
+    "checkpoint.dir": _TEXT,
+    "checkpoint.every": _whole(1),
+    "checkpoint.keep": _whole(1),
+    "log.every": _whole(1),
+    "log.tensorboard": _SWITCH,
+}

@@ -1,0 +1,1 @@
+"""Evaluation: responses sampled and graded, their metrics with intervals, files, pages, and comparisons."""

@@ -1,0 +1,46 @@
+"""The checkpoint that is evaluated: a run's newest one, or a Hugging Face directory."""
+
+import os
+import pathlib
+
+from ibtpo import checkpoints, parallel
+from ibtpo.errors import UserError
+from ibtpo.policy import Policy, load_policy
+
+
+def is_model_folder(path: str | os.PathLike) -> bool:
+    """Whether it is a Hugging Face directory with weights."""
+    folder = pathlib.Path(path)
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def identify(checkpoint: str | os.PathLike) -> dict:
+    """The identity of a checkpoint, as JSON: its path, and a run's step or a folder's weights (size and time).
+
+    Raises:
+      UserError: it is neither a run nor a Hugging Face directory, or as `checkpoints.find`.
+    """
+    if is_model_folder(checkpoint):
+        files = sorted(pathlib.Path(checkpoint).glob("*.safetensors"))
+        weights = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+        return {"path": os.path.abspath(checkpoint), "weights": weights}
+    folder = checkpoints.find(checkpoint)
+    if folder is None:
+        raise UserError(
+            f"--checkpoint={checkpoint} holds neither a run ({checkpoints.why_missing(checkpoint)}) nor a Hugging Face "
+            "model (no config.json with *.safetensors)"
+        )
+    return {"path": os.fspath(folder), "step": checkpoints.latest_step(checkpoint)}
+
+
+def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
+    """The policy of a Hugging Face directory, or of the newest checkpoint in a run's workdir.
+
+    Raises UserError where `checkpoint` is neither.
+    """
+    step = identify(checkpoint).get("step")
+    mesh = parallel.use_mesh(config.mesh)
+    if step is None:
+        return load_policy(config, path=pathlib.Path(checkpoint), mesh=mesh)
+    policy = load_policy(config, mesh=mesh)
+    return policy.with_params(checkpoints.load_params(checkpoint, policy.params, step))

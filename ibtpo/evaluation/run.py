@@ -1,0 +1,109 @@
+"""Responses of a policy to problems, sampled and graded."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import jax
+import numpy as np
+
+from ibtpo.data.problems import Problem
+from ibtpo.evaluation.results import Evaluation
+from ibtpo.policy import Policy, make_grade, make_sampler
+from ibtpo.rewards import find_extractor, instructions
+from ibtpo.rewards.pool import Grader
+from ibtpo.sampling import SampledTree, SamplingParams, TreeSampler
+
+# Folded into the run's key, so that evaluation never repeats the draws of training.
+EVALUATION_STREAM = 0x65766C
+
+
+def make_eval_sampler(policy: Policy, config) -> TreeSampler:
+    """The sampler of `evaluate`: eval.samples independent responses per question.
+
+    Its pool is no larger than that of training, whose memory is known to suffice, unless one question needs more.
+    """
+    independent = dict(strategy="independent", initial=config.eval.samples, rounds=1)
+    sampler = make_sampler(policy, config, **independent)
+    pages = max(make_sampler(policy, config).total_pages, sampler.least_pages)
+    return make_sampler(policy, config, pages=pages, **independent) if pages < sampler.total_pages else sampler
+
+
+def evaluate(
+    policy: Policy,
+    params,
+    problems: Sequence[Problem],
+    sampler: TreeSampler,
+    grader: Grader,
+    config,
+    *,
+    stream: str = "",
+    on_finished: Callable[[SampledTree], None] | None = None,
+) -> Evaluation:
+    """Samples and grades eval.samples responses per problem with the given parameters.
+
+    The draws depend on train.seed, `stream` and the problems' ids alone, so two checkpoints are compared on the same
+    random numbers. stream: the benchmark's name, so that those of two benchmarks differ; "" for the held-out split.
+    """
+    key = jax.random.fold_in(jax.random.key(config.train.seed), EVALUATION_STREAM)
+    if stream:
+        key = jax.random.fold_in(key, zlib.crc32(stream.encode()))
+    problems = [dataclasses.replace(p, kind=p.kind or config.reward.kind) for p in problems]
+    by_id = {p.id: p for p in problems}
+    rows: dict[int, dict[str, list]] = {}  # by question id
+    checks: dict[int, list[Future]] = {}
+
+    def read(tree: SampledTree) -> None:
+        problem = by_id[tree.question.id]
+        row = rows[problem.id] = _read(policy, problem, tree)
+        if problem.kind == "instructions":
+            checks[problem.id] = [check_instructions(grader, text, problem.answer) for text in row["texts"]]
+        if on_finished is not None:
+            on_finished(tree)
+
+    _, stats = sampler(
+        params,
+        [policy.question(p.id, p, config.data) for p in problems],
+        make_grade(policy, grader, by_id),
+        key=key,
+        sampling=SamplingParams.from_config(config.eval),
+        on_finished=read,
+    )
+
+    def column(name: str) -> list[list]:
+        return [rows[p.id][name] for p in problems]
+
+    verdicts = {id: [check.result() for check in row] for id, row in checks.items()}
+    for id, row in verdicts.items():  # the reward's verdict, unless the check overran
+        rows[id]["correct"] = [float(all(verdict["strict"])) for verdict in row]
+    modes = ("strict", "loose") if len(verdicts) == len(problems) else ()
+    return Evaluation(
+        problems=problems,
+        correct=np.array(column("correct")),
+        answers=column("answers"),
+        texts=column("texts"),
+        lengths=np.array(column("lengths")),
+        truncated=np.array(column("truncated")),
+        generated_tokens=stats.generated_tokens,
+        followed={mode: [np.array([v[mode] for v in verdicts[p.id]]) for p in problems] for mode in modes},
+    )
+
+
+def _read(policy: Policy, problem: Problem, tree: SampledTree) -> dict[str, list]:
+    """All that is kept of a question's responses, each a list of them; made while the device decodes the others'."""
+    texts = [policy.text(r.tokens) for r in tree.responses]
+    extract = find_extractor(problem.kind) or (lambda text: None)
+    return {
+        "correct": [float(r.reward == 1) for r in tree.responses],
+        "answers": [extract(text) for text in texts],
+        "texts": texts,
+        "lengths": [len(r.tokens) for r in tree.responses],
+        "truncated": [r.finish == "length" for r in tree.responses],
+    }
+
+
+def check_instructions(grader: Grader, text: str, reference: str) -> Future:
+    """`instructions.check` in one of the grader's workers; a text on which it overruns its limits follows none."""
+    none = [False] * len(instructions.parse(reference))
+    return grader.call(instructions.check, text, reference, otherwise={"strict": none, "loose": none})

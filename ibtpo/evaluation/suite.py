@@ -1,0 +1,164 @@
+"""One benchmark evaluated after the other: each written when it is done, and none sampled twice."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ibtpo import __version__, parallel
+from ibtpo import config as config_lib
+from ibtpo.compilation_cache import enable_compilation_cache
+from ibtpo.data.problems import Problem
+from ibtpo.errors import UserError
+from ibtpo.evaluation import files, page, tables
+from ibtpo.evaluation.benchmarks import check_grading, load_benchmarks
+from ibtpo.evaluation.checkpoint import identify, load_checkpoint
+from ibtpo.evaluation.results import Evaluation, Metric, mean_of_benchmarks, with_bounds
+from ibtpo.evaluation.run import evaluate, make_eval_sampler
+from ibtpo.metrics import Progress
+from ibtpo.policy import Policy, make_grader
+from ibtpo.report import summary_table
+from ibtpo.rewards.pool import Grader
+from ibtpo.sampling import SampledTree, TreeSampler
+
+# Settings that an evaluation's results depend on; recorded with them.
+_SETTINGS = ("model.", "data.", "sampling.", "reward.", "eval.", "train.seed")
+_NOT_RECORDED = ("eval.benchmarks", "eval.every")
+
+
+def evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
+    """The command: evaluates `checkpoint` on every benchmark of the config.
+
+    checkpoint: a run's workdir, its checkpoint.dir, or a Hugging Face directory. workdir: where results go; None:
+    <checkpoint>/evaluation.
+
+    Raises:
+      UserError: the checkpoint, a benchmark or the grading cannot be used.
+    """
+    enable_compilation_cache(config)
+    parallel.initialize()
+    identity = identify(checkpoint)
+    policy = load_checkpoint(config, checkpoint)
+    benchmarks = load_benchmarks(config, policy.tokenizer)
+    sampler = make_eval_sampler(policy, config)
+    folder = pathlib.Path(workdir or pathlib.Path(checkpoint) / "evaluation")
+    with make_grader(config) as grader:
+        check_grading(benchmarks, grader)
+        evaluate_benchmarks(policy, benchmarks, sampler, grader, config, identity, folder)
+
+
+def evaluate_benchmarks(
+    policy: Policy,
+    benchmarks: Mapping[str, Sequence[Problem]],
+    sampler: TreeSampler,
+    grader: Grader,
+    config,
+    checkpoint: Mapping,
+    folder: pathlib.Path,
+) -> None:
+    """Evaluates one benchmark after the other; each is written to `folder` and printed as soon as it is done, and one
+    that is there already is read instead. checkpoint: from `identify`."""
+    first_host = jax.process_index() == 0
+    summaries, metrics = {}, {}
+    for number, (name, problems) in enumerate(benchmarks.items(), 1):
+        stream = name if config.eval.benchmarks else ""
+        wanted = origin(config, checkpoint, stream, problems)
+        evaluation = read_finished(folder / name, wanted) if first_host else None
+        finished = _agreed(evaluation is not None)
+        if not finished:
+            description = name if len(benchmarks) == 1 else f"{name} ({number} of {len(benchmarks)})"
+            evaluation = _with_progress(description, policy, problems, sampler, grader, config, stream=stream)
+        if evaluation is None or not first_host:
+            continue
+        summaries[name], metrics[name] = evaluation.summary(), evaluation.metrics()
+        if finished:
+            print(f"{name}: finished before, read from {folder / name}")
+        else:
+            write_benchmark(evaluation, summaries[name], folder, name, wanted)
+        write_overview(summaries, metrics, folder, checkpoint, wanted["config"])
+        questions, samples = f"{len(problems):,} questions", f"{evaluation.samples} responses each"
+        print(f"{name}: {questions}, {samples}\n{tables.table(summaries[name])}\n", flush=True)
+    if not first_host:
+        return
+    if len(summaries) > 1:
+        mean = mean_of_benchmarks(metrics)
+        print(summary_table(tables.overview_rows(summaries, mean)) + "\n")
+    print(f"written: {folder / files.INDEX} (to browse), {folder / files.SUMMARY}")
+
+
+def _with_progress(description: str, policy: Policy, problems: Sequence[Problem], *arguments, **options) -> Evaluation:
+    """`evaluate` of the policy with a progress bar."""
+    done, correct = 0, 0.0
+
+    def show(tree: SampledTree) -> None:
+        nonlocal done, correct
+        done, correct = done + 1, correct + float(np.mean([r.reward == 1 for r in tree.responses]))
+        progress.update(done, {"avg": correct / done})
+
+    with Progress(len(problems), description=description) as progress:
+        return evaluate(policy, policy.params, problems, *arguments, **options, on_finished=show)
+
+
+def _agreed(flag: bool) -> bool:
+    """The first host's flag, on all hosts: only it may see the results, and all have to do the same."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+
+def origin(config, checkpoint: Mapping, stream: str, problems: Sequence[Problem]) -> dict:
+    """The origin of a benchmark's results, as JSON: where it is the same, so are they."""
+    settings = {
+        key: value
+        for key, value in config_lib.flatten(config).items()
+        if key.startswith(_SETTINGS) and key not in _NOT_RECORDED
+    }
+    content = json.dumps([[p.id, p.question, p.answer, p.kind, p.prompt] for p in problems])
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return {"checkpoint": checkpoint, "config": settings, "stream": stream, "problems": digest, "ibtpo": __version__}
+
+
+def read_finished(folder: pathlib.Path, wanted: Mapping) -> Evaluation | None:
+    """The benchmark's results in a folder, if they are complete and of this origin. Says so where others are there."""
+    if not (folder / files.SUMMARY).is_file():
+        return None
+    try:
+        found = files.read_summary(folder)
+        if {name: found.get(name) for name in wanted} == json.loads(json.dumps(wanted)):
+            return files.read_benchmark(folder)
+    except UserError as error:
+        print(f"{error}; sampled again")
+        return None
+    print(f"{folder}: results of another checkpoint, configuration or version are replaced")
+    return None
+
+
+def write_benchmark(
+    evaluation: Evaluation, summary: Mapping[str, float], folder: pathlib.Path, name: str, origin: dict
+) -> None:
+    """Writes the files of one benchmark to folder/name: responses and page first, then the summary, which says that it
+    is finished. origin: as `origin` makes it."""
+    place, checkpoint = folder / name, tables.show_checkpoint(origin["checkpoint"])
+    (place / files.SUMMARY).unlink(missing_ok=True)
+    files.write_responses(evaluation, place / files.RESPONSES)
+    html = page.responses_page(evaluation, summary, name, checkpoint)
+    files.write_text(place / files.PAGE, html)
+    files.write_json(place / files.SUMMARY, {"benchmark": name, **origin, "metrics": summary})
+
+
+def write_overview(
+    summaries: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, Mapping[str, Metric]],
+    folder: pathlib.Path,
+    checkpoint: Mapping,
+    settings: Mapping,
+) -> None:
+    """Writes the summary and the page over the benchmarks evaluated so far. metrics: of each (`Evaluation.metrics`)."""
+    mean = mean_of_benchmarks(metrics)
+    html = page.index_page(summaries, mean, tables.show_checkpoint(checkpoint), settings)
+    files.write_text(folder / files.INDEX, html)
+    content = {"checkpoint": checkpoint, "config": settings, "benchmarks": summaries}
+    content["mean"] = with_bounds(mean)
+    files.write_json(folder / files.SUMMARY, content)

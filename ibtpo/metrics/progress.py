@@ -1,0 +1,96 @@
+"""A loop's progress on the terminal."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+
+class Progress:
+    """Progress of a loop: a bar on a terminal, plain lines where the output is a pipe or a file.
+
+    A plain line holds step/total, the metrics of that step, the time elapsed and the time left; at most one in
+    `line_seconds` seconds, but always the first and the last.
+
+    Args:
+      total: steps of the loop.
+      initial: steps done before it (a resumed run); they do not count in the time left.
+      description: what the loop does, in a word or two.
+      stream: default standard error.
+      line_seconds: least time between two plain lines.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        initial: int = 0,
+        description: str = "",
+        *,
+        stream: TextIO | None = None,
+        line_seconds: float = 10.0,
+    ):
+        self._stream = stream or sys.stderr
+        self._total, self._initial, self._step = total, initial, initial
+        self._description, self._line_seconds = description, line_seconds
+        self._start, self._last_line = time.monotonic(), -math.inf
+        self._bar = None
+        if self._stream.isatty():
+            import tqdm
+
+            # Some terminals claim to have no columns or no lines, and tqdm would draw nothing there.
+            known = all(size > 0 for size in os.get_terminal_size(self._stream.fileno()))
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=initial,
+                desc=description or None,
+                file=self._stream,
+                dynamic_ncols=known,
+                ncols=None if known else 80,
+                nrows=None if known else 24,
+            )
+
+    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Shows that `step` steps are done, with a few metrics."""
+        shown = {name: f"{value:.4g}" for name, value in (metrics or {}).items()}
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._step)
+            self._step = step
+            return
+        self._step = step
+        now = time.monotonic()
+        if now - self._last_line >= self._line_seconds or step >= self._total:
+            self._last_line = now
+            done = step - self._initial
+            left = _clock((now - self._start) / done * (self._total - step)) if done > 0 else "?"
+            parts = [f"{self._description} {step}/{self._total}".strip()]
+            parts += [f"{name}={value}" for name, value in shown.items()]
+            parts += [f"elapsed {_clock(now - self._start)}", f"left {left}"]
+            print("  ".join(parts), file=self._stream, flush=True)
+
+    def print(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is and ends its line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self.close()
+
+
+def _clock(seconds: float) -> str:
+    """73.4 -> "1:13", 4000 -> "1:06:40"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,164 @@
+"""How one question grows: its responses as they are decoded, and the branches of each round. Host only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ibtpo.sampling.codec import Codec
+from ibtpo.sampling.interface import Question, SampledTree
+from ibtpo.sampling.pages import pages_for
+from ibtpo.sampling.strategies import STRATEGIES, Fork, TreeOptions, num_responses, segment_forks
+from ibtpo.tree import Response, build_tree
+
+
+@dataclass
+class Draft:
+    """A response being decoded: the fields of `Response`, growing."""
+
+    index: int
+    parent: int
+    fork: int
+    round: int
+    tokens: list[int]
+    log_probs: list[float]
+    limit: int = 0  # tokens at which it stops or pauses
+    has_row: bool = False  # whether its own row holds its cached tokens, or will when its turn comes
+    wanted: bool = False  # to be decoded further, now or after its question is back
+    finish: str = ""  # "" while it is unfinished, which includes paused at a segment's end
+    reward: float = 0.0
+    answer_start: int = 0  # known once it is finished
+
+    def finished(self) -> Response:
+        return Response(
+            index=self.index,
+            parent=self.parent,
+            fork=self.fork,
+            round=self.round,
+            tokens=np.asarray(self.tokens, np.int32),
+            log_probs=np.asarray(self.log_probs, np.float32),
+            finish=self.finish,
+            reward=self.reward,
+        )
+
+
+@dataclass
+class Growing:
+    """A question from its turn to its end. `waiting` counts its responses queued, decoding or being graded; at
+    zero its round is over. It holds a block of rows of one shard while it is in flight (`shard` >= 0)."""
+
+    order: int
+    question: Question
+    shard: int = -1
+    prompt_row: int = -1  # within the shard, as every row
+    entered: int = 0  # chunks dispatched when it was admitted
+    drafts: list[Draft] = field(default_factory=list)
+    round: int = -1
+    waiting: int = 0
+
+    def row(self, draft: Draft) -> int:
+        """The draft's own row."""
+        return self.prompt_row + 1 + draft.index
+
+    def source_row(self, draft: Draft) -> int:
+        """The row that has the draft's prefix: that of the response it forked from, or the prompt's."""
+        return self.row(self.drafts[draft.parent]) if draft.fork else self.prompt_row
+
+    def sequence(self, draft: Draft) -> list[int]:
+        """Prompt and response."""
+        return [*self.question.tokens, *draft.tokens]
+
+    def cached_from_source(self, draft: Draft) -> int:
+        """How many cached tokens of `source_row` the draft's row begins with: of a prefix of n, n - 1 are."""
+        prompt = len(self.question.tokens)
+        return min(prompt + max(draft.fork - 1, 0), prompt + len(draft.tokens) - 1)
+
+    def cached_tokens(self) -> int:
+        """Unique tokens of it in the cache; each response's last one is pending."""
+        return len(self.question.tokens) + sum(max(0, len(d.tokens) - d.fork - 1) for d in self.drafts if d.has_row)
+
+    def pages_to_enter(self, page_size: int) -> int:
+        """Pages that its prompt, and the responses it already has, take at once."""
+        prompt = len(self.question.tokens)
+        own = (
+            pages_for(prompt + len(d.tokens) - 1, page_size) - self.cached_from_source(d) // page_size
+            for d in self.drafts
+            if d.has_row
+        )
+        return pages_for(prompt, page_size) + sum(own)
+
+
+class Growth:
+    """Grows questions by the rules of `tree`, with steps and answers cut by `codec`.
+
+    seed: words of the call's PRNG key. The choices for a question depend on them, its id, its round and its
+    responses alone.
+    """
+
+    def __init__(self, tree: TreeOptions, codec: Codec, seed: Sequence[int]):
+        self.tree, self.codec, self.seed = tree, codec, list(seed)
+
+    def stopped(self, draft: Draft) -> bool:
+        """To be called when a draft is decoded no further for now: whether it is finished (it ended or ran out of
+        tokens), or else paused at a segment's end."""
+        draft.wanted = False
+        if not draft.finish and len(draft.tokens) < self.tree.max_new_tokens:
+            return False
+        draft.finish = draft.finish or "length"
+        draft.answer_start = self.codec.answer_start(draft.tokens)
+        return True
+
+    def next_round(self, q: Growing) -> list[Draft]:
+        """Opens the question's next round: the drafts to decode, old ones that paused and new ones. None of them where
+        the question is finished."""
+        finished = [d for d in q.drafts if d.finish]
+        paused = [d for d in q.drafts if not d.finish]
+        q.round += 1
+        if not q.drafts:
+            forks = [Fork(response=-1, position=0)] * self.tree.initial
+        elif paused:
+            forks = segment_forks([(d.index, len(d.tokens)) for d in paused], len(finished), self.tree)
+        elif len(q.drafts) < num_responses(self.tree):
+            forks = self._choose(q)
+        else:
+            return []
+        drafts = paused + [self._fork(q, fork) for fork in forks]
+        for draft in drafts:
+            draft.limit = self._limit(draft)
+            draft.wanted = True
+        q.waiting += len(drafts)
+        return drafts
+
+    def result(self, q: Growing) -> SampledTree:
+        """The tree of a finished question."""
+        responses = [d.finished() for d in q.drafts]
+        return SampledTree(q.question, build_tree(q.question.tokens, responses, self.codec.step_ends), responses)
+
+    def _choose(self, q: Growing) -> list[Fork]:
+        """The strategy's choice."""
+        sampled = self.result(q)
+        rng = np.random.default_rng([*self.seed, q.question.id, q.round])
+        limits = [d.answer_start for d in q.drafts]
+        return STRATEGIES[self.tree.strategy](sampled.tree, sampled.responses, self.tree, rng, limits)
+
+    def _fork(self, q: Growing, fork: Fork) -> Draft:
+        """A new draft of the question."""
+        parent = q.drafts[fork.response] if fork.position else None
+        draft = Draft(
+            index=len(q.drafts),
+            parent=parent.index if parent else -1,
+            fork=fork.position,
+            round=q.round,
+            tokens=parent.tokens[: fork.position] if parent else [],
+            log_probs=parent.log_probs[: fork.position] if parent else [],
+        )
+        q.drafts.append(draft)
+        return draft
+
+    def _limit(self, draft: Draft) -> int:
+        """Tokens at which a draft stops or, with "fixed_width", pauses: at the next segment boundary."""
+        limit = self.tree.max_new_tokens
+        if self.tree.strategy == "fixed_width":
+            segment = self.tree.segment_tokens
+            limit = min(limit, (len(draft.tokens) // segment + 1) * segment)
+        return limit

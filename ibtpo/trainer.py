@@ -1,0 +1,283 @@
+"""The method, as the paper tells it: sample and grade, select, score and pack, update, measure."""
+
+import dataclasses
+import itertools
+import operator
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from ibtpo import checkpoints, parallel
+from ibtpo import config as config_lib
+from ibtpo.advantages import AdvantageOptions, compute_advantages, group_is_uniform, whiten
+from ibtpo.data.datasets import load_training
+from ibtpo.data.iterator import ProblemIterator
+from ibtpo.data.problems import Problem, load_problems
+from ibtpo.evaluation.run import evaluate, make_eval_sampler
+from ibtpo.metrics.step import Sampled, Update, step_metrics
+from ibtpo.packing import Layout, TokenBatch, fill, moved, place_weights, plan, unpack
+from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
+from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer
+from ibtpo.sampling import SamplerStats
+from ibtpo.sampling.logits import SamplingParams
+from ibtpo.shaping import shape
+from ibtpo.skipped import SkippedUpdates
+from ibtpo.token_weights import sequence_weights, token_weights
+from ibtpo.tree import Array, Tree, response_mask, stack_trees
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run is, besides its arrays; saved with every checkpoint.
+
+    data: of the problem iterator. generated_tokens, questions: so far, over all updates.
+    seconds: spent so far, over all invocations.
+    """
+
+    data: dict
+    generated_tokens: int = 0
+    questions: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One run: everything that is built once, and the three things it does (update, evaluate, save). Making it
+    sets the program's mesh.
+
+    The method is in `update`, which reads top to bottom like the paper's algorithm.
+    """
+
+    def __init__(self, config: Any):
+        self.config, self.mesh = config, parallel.use_mesh(config.mesh)
+        config_lib.check_split(config, parallel.num_row_shards())
+        self.policy = load_policy(config, mesh=self.mesh)
+        self.problems = load_training(config.data, self.policy.tokenizer)
+        self.held_out = load_held_out(config, self.policy.tokenizer)
+        self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
+
+        self.sampler = make_sampler(self.policy, config)
+        self.eval_sampler = make_eval_sampler(self.policy, config)
+        self.sampling = SamplingParams.from_config(config.sampling)
+        self.grader = make_grader(config)
+
+        self.plan = RunPlan.from_config(config)
+        optimizer, self.schedule = run_optimizer(config, self.plan)
+        key = jax.random.key(config.train.seed)
+        assert self.policy.params is not None  # just loaded
+        state = initial_state(config, self.plan, optimizer, self.policy.params, key)
+        shardings = parallel.shardings(state, self.mesh)
+        self.state = jax.device_put(state, shardings)
+        self.programs = make_programs(config, self.plan, self.policy.graphdef, optimizer, shardings)
+        self.policy = self.policy.with_params(None)  # the state owns them: an update donates their memory
+        self.advantage_options = AdvantageOptions.from_config(config)
+        self.position = Position(data=self.batches.state())
+        self.skipped = SkippedUpdates()
+
+    # The algorithm.
+
+    def update(self) -> dict[str, float]:
+        """One step of the method: sample and grade, select, score and pack, update, measure. Returns its metrics."""
+        started = time.monotonic()
+        sampled = self.sample_batch()
+        sampled_at = time.monotonic()
+        counted = select(sampled.tree, self.config.loss)
+        updates = []
+        for layout, batch in self.score_and_pack(sampled, counted):
+            self.state, metrics = self.programs.update(self.state, batch)
+            updates.append(Update(layout, batch, metrics))
+        self.state = self.state.replace(step=self.state.step + 1)
+        self.skipped.count(updates)
+        seconds = {"sample_s": sampled_at - started, "update_s": time.monotonic() - sampled_at}
+        return self.measure(sampled, updates) | {f"time/{name}": value for name, value in seconds.items()}
+
+    def sample_batch(self) -> Sampled:
+        """Graded trees of the next questions. Where the rewards of one are all equal, another question takes its place,
+        up to train.refills times (DAPO's dynamic sampling)."""
+        number, before = self.config.train.questions_per_step, self.grader.counts
+        replaced: list[Tree] = []
+        trees, stats = self.sample(self.batches.take(number))
+        for _ in range(self.config.train.refills):
+            uniform = [bool(group_is_uniform(tree)[0]) for tree in trees]
+            if not any(uniform):
+                break
+            replaced += itertools.compress(trees, uniform)
+            more, added = self.sample(self.batches.take(sum(uniform)))
+            trees = [tree for tree, equal in zip(trees, uniform) if not equal] + more
+            stats += added
+        graded = {name: count - before[name] for name, count in self.grader.counts.items()}
+        everything = stack_trees(trees + replaced)
+        shaping, terms = shape(
+            everything, self.config.reward, self.config.sampling.max_new_tokens, self.policy.text
+        )
+        return Sampled(
+            tree=stack_trees(trees) if replaced else everything,
+            everything=everything,
+            shaping=shaping if shaping is None else shaping[: len(trees)],
+            terms=terms,
+            graded=graded,
+            stats=stats,
+        )
+
+    def sample(self, problems: list[Problem]) -> tuple[list[Tree], SamplerStats]:
+        """Grows a graded tree for each problem with the current policy."""
+        # The position in the run is the question's id: the same problem draws anew in every epoch.
+        first = self.position.questions
+        self.position.questions += len(problems)
+        by_id = {first + i: problem for i, problem in enumerate(problems)}
+        questions = [self.policy.question(id, p, self.config.data) for id, p in by_id.items()]
+        sampled, stats = self.sampler(
+            self.state.params,
+            questions,
+            make_grade(self.policy, self.grader, by_id),
+            key=self.state.key,
+            sampling=self.sampling,
+        )
+        return [each.tree for each in sampled], stats
+
+    def score_and_pack(self, sampled: Sampled, counted: np.ndarray) -> Iterator[tuple[Layout, TokenBatch]]:
+        """For each optimizer step, when its turn comes, the trees of it in rows on the devices, weighted among
+        themselves: every batch is (its layout, its rows).
+
+        counted: [Q, R], the responses that are trained on.
+        """
+        config, tree = self.config, sampled.tree
+        layout, rows = self.pack(tree, counted)
+        log_probs = {}
+        if self.plan.keep_reference:
+            log_probs["ref_log_probs"] = self.programs.log_probs(self.state.ref_params, rows)
+        if self.plan.needs_old_log_probs:
+            log_probs["old_log_probs"] = self.programs.log_probs(self.state.params, rows)
+        scored = tree
+        if config.loss.ib_confidence == "reference":
+            reference = unpack(parallel.to_host(log_probs["ref_log_probs"]), layout)
+            scored = tree.replace(log_probs=np.where(tree.step > 0, reference, 0))
+        advantages = compute_advantages(config.loss.advantage, scored, self.advantage_options, sampled.shaping)
+        if config.loss.whiten_advantages:
+            advantages = whiten(tree, advantages, counted)
+        for part in self.minibatches(len(tree.tokens)):
+            if part is None:
+                yield layout, self.weigh(layout, rows, tree, advantages, counted).replace(**log_probs)
+                continue
+            of_part = jax.tree.map(operator.itemgetter(part), (tree, advantages, counted))
+            own_layout, own_rows = self.pack(of_part[0], of_part[2])
+            own_log_probs = {name: moved(x, layout, own_layout, part) for name, x in log_probs.items()}
+            yield own_layout, self.weigh(own_layout, own_rows, *of_part).replace(**own_log_probs)
+
+    def pack(self, tree: Tree, counted: np.ndarray) -> tuple[Layout, TokenBatch]:
+        """The trees with a response that counts, in rows on the devices that weigh nothing yet."""
+        trained = np.any(counted, axis=1)
+        longest = int((tree.step >= 0).sum(axis=1).max(where=trained, initial=0))
+        layout = plan(
+            tree,
+            row_tokens=self.plan.row_tokens(longest),
+            rows_per_step=self.plan.rows_per_step,
+            num_rows=self.plan.num_rows,
+            select=trained,
+        )
+        return layout, parallel.shard_batch(fill(layout, tree), self.mesh)
+
+    def weigh(
+        self, layout: Layout, rows: TokenBatch, tree: Tree, advantages: Array, counted: np.ndarray
+    ) -> TokenBatch:
+        """The rows with each token's weights in the loss, among the responses `counted` [Q, R] of these trees."""
+        loss = self.config.loss
+        options = dict(
+            aggregation=loss.aggregation, max_new_tokens=self.config.sampling.max_new_tokens, mask=counted
+        )
+        if self.plan.needs_own_log_probs:
+            own = unpack(parallel.to_host(self.programs.log_probs(self.state.params, rows)), layout)
+            options |= dict(clip_low=loss.clip_low, clip_high=loss.clip_high)
+            weights = sequence_weights(tree, advantages, own, **options)
+        else:
+            weights = token_weights(tree, advantages, **options)
+        return rows.replace(**parallel.shard_batch(place_weights(layout, tree, weights), self.mesh))
+
+    def minibatches(self, num_trees: int) -> list[np.ndarray | None]:
+        """The trees of each of the step's updates: all of them (None) in every epoch, or random minibatches."""
+        train = self.config.train
+        if train.minibatches == 1:
+            return [None] * train.epochs
+        rng = np.random.default_rng((train.seed, self.position.questions))
+        return [
+            np.sort(part)
+            for _ in range(train.epochs)
+            for part in np.array_split(rng.permutation(num_trees), train.minibatches)
+        ]
+
+    def measure(self, sampled: Sampled, updates: list[Update]) -> dict[str, float]:
+        """The metrics of a step."""
+        masked = group_is_uniform(sampled.tree) & self.config.loss.mask_uniform_groups
+        self.position.generated_tokens += sampled.stats.generated_tokens
+        return step_metrics(
+            sampled,
+            updates,
+            self.advantage_options,
+            learning_rate=float(self.schedule(max(int(self.state.policy_version) - 1, 0))),
+            generated_tokens=self.position.generated_tokens,
+            masked_groups=float(masked.mean()),
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy of the current policy, as metrics."""
+        started = time.monotonic()
+        summary = evaluate(
+            self.policy, self.state.params, self.held_out, self.eval_sampler, self.grader, self.config
+        ).summary()
+        return {f"eval/{name}": value for name, value in summary.items()} | {
+            "train/generated_tokens": self.position.generated_tokens,
+            "time/eval_s": time.monotonic() - started,
+        }
+
+    # Beginning and end.
+
+    def restore(self, store: checkpoints.Checkpoints) -> bool:
+        """Continues from the newest checkpoint; False if there is none.
+
+        Raises:
+          ConfigError: it is of another run's configuration; the workdir may be new where checkpoint.dir is not.
+          UserError: see `Checkpoints.restore`.
+        """
+        saved = store.saved_config()
+        if saved is None:
+            return False
+        # First: a checkpoint of another configuration holds other arrays, which is no news about them.
+        config_lib.check_same(str(store.path), saved, self.config.to_dict(), "choose a new --config.checkpoint.dir")
+        self.state, position = store.restore(self.state)
+        self.position = Position(**position)
+        self.batches.restore(self.position.data)
+        return True
+
+    def save(self, store: checkpoints.Checkpoints) -> None:
+        """Saves everything of the run."""
+        self.position.data = self.batches.state()
+        store.save(self.state, dataclasses.asdict(self.position), self.config.to_dict())
+
+
+def select(tree: Tree, loss: Any) -> np.ndarray:
+    """The responses that are trained on, [Q, R] bool: not those of groups whose rewards are all equal
+    (loss.mask_uniform_groups), nor those that were cut off (loss.mask_truncated).
+
+    loss: the `loss` section of a config.
+    """
+    counted = response_mask(tree)
+    if loss.mask_uniform_groups:
+        counted = counted & ~group_is_uniform(tree)[:, None]
+    return np.asarray(counted & ~tree.truncated if loss.mask_truncated else counted)
+
+
+def load_held_out(config: Any, tokenizer: Any) -> list[Problem]:
+    """The first eval.questions problems of data.eval_split; none with eval.every=0."""
+    data = config.data
+    if not config.eval.every:
+        return []
+    if data.source.partition(":")[0] in ("jsonl", "parquet") and "{split}" not in data.source:
+        logging.warning(
+            "data.source=%r has no {split}: the training problems are evaluated. Set eval.every=0, or name "
+            "two files in one, e.g. jsonl:problems_{split}.jsonl",
+            data.source,
+        )
+    return load_problems(data, data.eval_split, tokenizer)[: config.eval.questions or None]

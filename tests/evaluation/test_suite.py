@@ -1,0 +1,126 @@
+"""Many benchmarks on the tiny model, one after the other, each written when it is done."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ibtpo.evaluation import suite
+from ibtpo.evaluation.run import make_eval_sampler
+from ibtpo.policy import load_policy, make_grader
+from ibtpo.rewards import instructions
+from tests.evaluation.cases import instruction_accuracies, read_lines
+
+CHECKPOINT = {"path": "made/up", "step": 3}
+NAMES = ("gsm8k", "gpqa_diamond", "ifeval")
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    return tiny_config(eval__benchmarks=",".join(NAMES), eval__temperature=1.5, sampling__slots=3)
+
+
+@pytest.fixture(scope="module")
+def policy(config):
+    return load_policy(config)
+
+
+@pytest.fixture(scope="module")
+def sampler(policy, config):
+    return make_eval_sampler(policy, config)
+
+
+@pytest.fixture(scope="module")
+def grader(config):
+    with make_grader(config) as grader:
+        yield grader
+
+
+@pytest.fixture
+def run(policy, sampler, grader, config, monkeypatch):
+    """run(benchmarks, folder) evaluates, and gives the names of those that were sampled."""
+
+    def run(benchmarks, folder, config=config, checkpoint=CHECKPOINT, fail_at=None):
+        sampled, evaluate = [], suite.evaluate
+
+        def counted(*arguments, stream, **options):
+            if stream == fail_at:
+                raise KeyboardInterrupt
+            sampled.append(stream)
+            return evaluate(*arguments, stream=stream, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(suite, "evaluate", counted)
+            suite.evaluate_benchmarks(policy, benchmarks, sampler, grader, config, checkpoint, folder)
+        return sampled
+
+    return run
+
+
+def texts(folder, name):
+    return [line["response"] for line in read_lines(folder, name)]
+
+
+def test_each_benchmark_has_its_files_and_its_draws(run, benchmarks, tmp_path, capsys):
+    assert run(benchmarks, tmp_path / "one") == list(NAMES)
+    printed = capsys.readouterr()
+    for number, name in enumerate(NAMES, 1):
+        assert f"{name}: 4 questions, 2 responses each" in printed.out
+        assert f"{name} ({number} of 3) 4/4" in printed.err
+        assert len(read_lines(tmp_path / "one", name)) == 4 * 2
+        summary = json.loads((tmp_path / "one" / name / "summary.json").read_text())
+        assert summary["checkpoint"] == CHECKPOINT and summary["config"]["eval.samples"] == 2
+        assert summary["metrics"]["avg_at_k"] == np.mean([x["correct"] for x in read_lines(tmp_path / "one", name)])
+        assert (tmp_path / "one" / name / "responses.html").is_file()
+    assert "prompt, strict" in printed.out and "benchmark" in printed.out and "mean" in printed.out
+    overall = json.loads((tmp_path / "one" / "summary.json").read_text())
+    averages = [overall["benchmarks"][name]["avg_at_k"] for name in NAMES]
+    assert overall["mean"]["avg_at_k"] == pytest.approx(np.mean(averages)) and 0 < averages[0] < 1
+    assert overall["mean"]["avg_low"] <= overall["mean"]["avg_at_k"] <= overall["mean"]["avg_high"]
+    # The same questions, sampled apart; in whatever order, and with whatever others, they are listed.
+    assert len({tuple(texts(tmp_path / "one", name)) for name in NAMES}) == 3
+    run(dict(reversed(benchmarks.items())), tmp_path / "two")
+    run({"gpqa_diamond": benchmarks["gpqa_diamond"]}, tmp_path / "three")
+    for folder, names in (("two", NAMES), ("three", ["gpqa_diamond"])):
+        for name in names:
+            assert texts(tmp_path / folder, name) == texts(tmp_path / "one", name)
+
+
+def test_verdicts_are_those_of_the_kind(run, benchmarks, tmp_path):
+    run(benchmarks, tmp_path)
+    for line in read_lines(tmp_path, "gsm8k"):
+        assert line["correct"] == (line["extracted"] == line["answer"])
+    assert any(line["extracted"] is None for line in read_lines(tmp_path, "gpqa_diamond"))
+    followed = [instructions.check(line["response"], line["answer"]) for line in read_lines(tmp_path, "ifeval")]
+    for line, found in zip(read_lines(tmp_path, "ifeval"), followed):
+        assert {mode: line[mode] for mode in ("strict", "loose")} == found
+        assert line["correct"] == all(found["strict"]) and line["extracted"] is None
+    summary = json.loads((tmp_path / "summary.json").read_text())["benchmarks"]["ifeval"]
+    expected = instruction_accuracies(followed)
+    assert {name: summary[name] for name in expected} == pytest.approx(expected)
+
+
+def test_an_interrupted_evaluation_goes_on_after_what_is_finished(run, benchmarks, tiny_config, tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        run(benchmarks, tmp_path, fail_at="gpqa_diamond")
+    assert list(json.loads((tmp_path / "summary.json").read_text())["benchmarks"]) == ["gsm8k"]
+    assert run(benchmarks, tmp_path) == ["gpqa_diamond", "ifeval"]
+    assert "gsm8k: finished before" in capsys.readouterr().out
+    whole = json.loads((tmp_path / "summary.json").read_text())
+    assert list(whole["benchmarks"]) == list(NAMES)
+    assert run(benchmarks, tmp_path) == []
+    assert json.loads((tmp_path / "summary.json").read_text()) == whole
+    # Another checkpoint, setting or problem is another evaluation.
+    last = dataclasses.replace(benchmarks["ifeval"][3], question="Start with 9. Add 9.")
+    changed = benchmarks | {"ifeval": [*benchmarks["ifeval"][:3], last]}
+    assert run(changed, tmp_path) == ["ifeval"]
+    assert run(changed, tmp_path, checkpoint=CHECKPOINT | {"step": 4}) == list(NAMES)
+    warmer = tiny_config(eval__benchmarks=",".join(NAMES), eval__temperature=1.6, sampling__slots=3)
+    assert run({"gsm8k": benchmarks["gsm8k"]}, tmp_path, warmer, CHECKPOINT | {"step": 4}) == ["gsm8k"]
+
+
+def test_results_that_are_not_whole_are_made_again(run, benchmarks, tmp_path):
+    run({"gsm8k": benchmarks["gsm8k"]}, tmp_path)
+    (tmp_path / "gsm8k" / "summary.json").write_text('{"benchmark": "gsm8k"')
+    assert run({"gsm8k": benchmarks["gsm8k"]}, tmp_path) == ["gsm8k"]

@@ -1,0 +1,36 @@
+"""Model directories of tests, read and written without the code under test."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from ibtpo.models import hf
+from ibtpo.models.config import ModelConfig
+
+
+def read_tensors(path) -> dict[str, np.ndarray]:
+    tensors = {}
+    for file in path.glob("*.safetensors"):
+        tensors |= safetensors.numpy.load_file(file)
+    return tensors
+
+
+def assert_same_tensors(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert a[name].shape == b[name].shape, name
+        assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def write_model(path, config: ModelConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """A directory with the tensors that such a model has, all zeros; returns them."""
+    tensors = {
+        name: np.zeros(shape, jnp.dtype(dtype)) for name, shape in hf.tensor_shapes(hf.abstract(config)[1]).items()
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config.to_hf()))
+    safetensors.numpy.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return tensors

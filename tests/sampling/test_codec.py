@@ -1,0 +1,40 @@
+"""What tokens say, from a table of bytes made by hand."""
+
+import numpy as np
+import pytest
+
+from ibtpo.errors import UserError
+from ibtpo.sampling import Codec
+
+PIECES = [b"", b"a", b" b", b"\n\n", b"\\", b"boxed{", b"3}", "é".encode()[:1], "é".encode()[1:]]
+CODEC = Codec(12, stop_ids=[0], token_bytes=PIECES)  # three ids more than the tokenizer has
+
+
+def test_text_steps_and_answer_of_tokens():
+    tokens = np.array([1, 2, 3, 1, 4, 5, 6, 11, 0])
+    assert CODEC.text(tokens) == "a b\n\na\\boxed{3}"
+    assert CODEC.step_ends(tokens) == [3, 9]
+    assert CODEC.answer_start(tokens) == 4
+    assert CODEC.answer_start(tokens[:4]) == 4  # none: behind the last
+    assert CODEC.text([7, 8]) == "é" and CODEC.text([7]) == "\ufffd"
+
+
+def test_a_separator_and_a_marker_of_ones_own():
+    codec = Codec(12, token_bytes=PIECES, separator=b"b", answer_marker=b"3")
+    assert codec.step_ends(np.array([1, 2, 1, 6])) == [2, 4]
+    assert codec.answer_start([1, 2, 6, 6]) == 2
+
+
+def test_without_bytes_a_response_is_one_step_unless_a_function_cuts_it():
+    tokens = np.array([1, 3, 1])
+    assert Codec(12).step_ends(tokens) == [3]
+    assert Codec(12).answer_start(tokens) == 3 and Codec(12).text(tokens) == ""
+    assert Codec(12, token_bytes=PIECES, cut_steps=lambda tokens: [1, len(tokens)]).step_ends(tokens) == [1, 3]
+
+
+def test_stops_are_made_once_and_checked():
+    codec = Codec(12, stop_ids=[0], stop_strings=["ab"], token_bytes=PIECES)
+    assert codec.stops is codec.stops
+    assert len(codec.stops.table) == 2 and len(CODEC.stops.table) == 1
+    with pytest.raises(UserError, match=r"stop tokens \[12\] lie outside the vocabulary of 12"):
+        assert Codec(12, stop_ids=[12]).stops
