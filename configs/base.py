@@ -17,7 +17,8 @@ def get_config() -> config_dict.ConfigDict:
     """The base configuration; the other files of this folder start from it."""
     config = config_dict.ConfigDict()
     # Named combination that fills the placeholders below: ibtpo | grpo | dr_grpo | dapo | rloo | gspo | cispo | sapo |
-    # ibro | treerl | treepo | tree_grpo | spo_tree | treerpo (docs/method.md, section 6).
+    # ibro | tempo | lambda_grpo | treerl | treepo | tree_grpo | spo_tree | treerpo | treeadv (docs/method.md, section
+    # 6).
     config.method = "ibtpo"
     # Folder of JAX's compiled programs, which the next run reads instead of compiling; JAX_COMPILATION_CACHE_DIR in the
     # environment comes before it; "": none.
@@ -60,7 +61,8 @@ def get_config() -> config_dict.ConfigDict:
     data.limit = 0  # use only the first data.limit problems of a split; 0: all
 
     config.tree = tree = config_dict.ConfigDict()
-    tree.strategy = config_dict.placeholder(str)  # ib | random | entropy | fixed_width | independent
+    # ib | random | entropy | fixed_width | independent | at2po | uucb
+    tree.strategy = config_dict.placeholder(str)
     tree.initial = config_dict.placeholder(int)  # B0, unguided responses per question
     tree.rounds = config_dict.placeholder(int)  # L, sampling rounds, the unguided one included
     tree.top_k = config_dict.placeholder(int)  # K, nodes that branch per round
@@ -68,8 +70,17 @@ def get_config() -> config_dict.ConfigDict:
     tree.beta = 5.0  # beta, weight of the information term of the bottleneck [paper]
     tree.ratio_power = 1  # eta1 uses (p(s) / p(parent)) to this power: 1 [paper], 2 strict form [ours]
     tree.confidence = "geometric_mean"  # pi(s): geometric_mean of token probabilities [ours] | joint product
-    tree.value = "leaf_mean"  # p-hat of a node: leaf_mean [paper] | backup, recursive child mean [ours]
+    tree.value = "leaf_mean"  # p-hat of a node in advantages: leaf_mean [paper] | backup, recursive child mean [ours]
+    tree.branch_value = "leaf_mean"  # p-hat in the score J that chooses where to branch: leaf_mean | backup
+    # Weight of a child in J's mean: responses, those that run through it [ours] | uniform, children alike [printed].
+    tree.child_weight = "responses"
+    tree.rebranch = 1  # rounds in which one node may branch, strategy ib only; 0: any number [printed]
     tree.root = "all"  # p-hat of the root: all responses | initial, only the unguided ones [ours]
+    tree.sibling_penalty = 0.05  # alpha, of at2po: taken off a node's surprise for each sibling
+    tree.explore = 0.5  # of uucb: weight of sqrt(ln(responses + 1) / responses through the node) [ours]
+    tree.surprise = 1.0  # of uucb: weight of the mean -log pi of the steps that follow [ours]
+    # Rounds more, at most, for a question whose rewards are all equal so far (after InfoTree's adaptive budget).
+    tree.extra_rounds = 0
     tree.min_new_tokens = 16  # a node with less room than this before max_new_tokens never branches [ours]
     tree.segment_tokens = 256  # tokens per segment; strategy fixed_width only
 
@@ -90,11 +101,12 @@ def get_config() -> config_dict.ConfigDict:
     sampling.questions_in_flight = 0  # questions whose trees grow at the same time; 0: two per slot
 
     config.loss = loss = config_dict.ConfigDict()
-    # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo
+    # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo | treeadv | tempo
     loss.advantage = config_dict.placeholder(str)
     loss.objective = config_dict.placeholder(str)  # clip (PPO, GRPO, DAPO) | cispo | sapo | gspo
-    loss.clip_low = config_dict.placeholder(float)  # ratio is clipped below at 1 - clip_low: 0.2; gspo 3e-4
-    # Ratio is clipped above at 1 + clip_high: 0.2; dapo and treepo 0.28, gspo 4e-4.
+    # Ratio is clipped below at 1 - clip_low: 0.2; gspo 3e-4; cispo 1, which is not at all (verl's: 0.2).
+    loss.clip_low = config_dict.placeholder(float)
+    # Ratio is clipped above at 1 + clip_high: 0.2; dapo, tempo and treepo 0.28, treerl 0.26, gspo 4e-4.
     loss.clip_high = config_dict.placeholder(float)
     loss.dual_clip = 0.0  # c > 1 bounds the loss of a negative advantage A by -c A; 0: off
     # Truncated importance sampling: the largest weight for the gap between the sampler's and the trainer's
@@ -105,12 +117,24 @@ def get_config() -> config_dict.ConfigDict:
     loss.entropy_bonus = 0.0  # weight of the mean token entropy, which is rewarded
     # Weight of the mean of advantage times entropy, which is rewarded: 0; ibro 5e-3.
     loss.entropy_advantage = config_dict.placeholder(float)
-    # Weight of the KL (k3) to the frozen reference: 0.001 [paper]; dapo, gspo and treepo 0, no reference is kept.
+    # Weight of the KL (k3) to the frozen reference: 0.001 [paper]; spo_tree 1e-4; dapo, gspo, tempo, lambda_grpo,
+    # treerl and treepo 0, no reference is kept.
     loss.kl = config_dict.placeholder(float)
     loss.ib_weight = 0.1  # lambda, weight of A_IB beside A_GL [paper]
     loss.ib_confidence = "behaviour"  # pi_ref in A_IB: behaviour, the sampling policy [ours] | reference
-    # response_mean (GRPO) | token_mean (dapo, cispo, treepo) | fixed_length (dr_grpo)
+    # response_mean (GRPO) | token_mean (dapo, cispo, tempo, treepo, tree_grpo) | fixed_length (dr_grpo) | unique_mean,
+    # each unique token once (spo_tree, treerpo)
     loss.aggregation = config_dict.placeholder(str)
+    # A token that several responses share counts in each of them: each | once, its weights divided by their number
+    # (lambda_grpo).
+    loss.shared_tokens = config_dict.placeholder(str)
+    # What differences of rewards are divided by: population, of n (ibtpo) | sample, of n - 1 (verl, TRL) | bernoulli,
+    # p (1 - p) (treerpo).
+    loss.deviation = config_dict.placeholder(str)
+    loss.group_of_one = config_dict.placeholder(str)  # advantage of a group's only member: zero | reward (tree_grpo)
+    loss.value_center = "none"  # taken off the values of treerl: none | tokens, their mean over the responses' tokens
+    # Leave out tokens whose advantage is 0, also of means: no; spo_tree and treerpo yes.
+    loss.skip_zero_advantages = config_dict.placeholder(bool)
     # Shift and scale the advantages to mean 0 and deviation 1 over the trained tokens of a step: no; treepo yes.
     loss.whiten_advantages = config_dict.placeholder(bool)
     loss.mask_uniform_groups = True  # leave out questions whose rewards are all equal [ours]

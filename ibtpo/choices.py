@@ -8,23 +8,36 @@ which are sets of values, are in `config.methods`; data sets and models, which a
 """
 
 # tree.strategy: where a tree branches next. A function of this name in sampling/strategies.py.
-STRATEGIES = ("ib", "random", "entropy", "fixed_width", "independent")
-# loss.advantage: the advantage of each step of a response. A function of this name in advantages.py.
-ADVANTAGES = ("ibtpo", "grpo", "dr_grpo", "rloo", "treerl", "treepo", "tree_grpo", "spo_tree", "treerpo")
+STRATEGIES = ("ib", "random", "entropy", "fixed_width", "independent", "at2po", "uucb")
+# loss.advantage: the advantage of each step of a response. A function of this name in advantages/.
+ADVANTAGES = (
+    "ibtpo", "grpo", "dr_grpo", "rloo",
+    "treerl", "treepo", "tree_grpo", "spo_tree", "treerpo", "treeadv", "tempo",
+)  # fmt: skip
+# Those of them that see every token: their trees have a node for each (advantages.by_token).
+TOKEN_ADVANTAGES = ("tempo",)
+# loss.deviation: what a group's rewards are divided by. loss.group_of_one: the advantage of a group's only member.
+DEVIATIONS = ("population", "sample", "bernoulli")
+GROUPS_OF_ONE = ("zero", "reward")
+# loss.value_center: what is taken off the values of treerl.
+VALUE_CENTERS = ("none", "tokens")
 # loss.objective: a function of ratio and advantage. A function of this name in objectives.py.
 OBJECTIVES = ("clip", "cispo", "sapo", "gspo")
-# loss.aggregation: the weight of a response's tokens.
-AGGREGATIONS = ("response_mean", "token_mean", "fixed_length")
+# loss.aggregation: the weight of a response's tokens. loss.shared_tokens: how often one counts that several share.
+AGGREGATIONS = ("response_mean", "token_mean", "fixed_length", "unique_mean")
+SHARED_TOKENS = ("each", "once")
 # reward.kind: how a response is graded.
 REWARDS = ("math", "multiple_choice", "instructions")
 # reward.terms: terms that shape the reward in training. A function <name>_term in rewards/terms.py.
 TERMS = ("format", "length")
 
-# The options of the IB-Score (`ib_score.ScoreOptions`): tree.ratio_power, tree.confidence, tree.value, tree.root.
+# The options of the IB-Score (`ib_score.ScoreOptions`): tree.ratio_power, tree.confidence, tree.value and
+# tree.branch_value, tree.root, tree.child_weight.
 RATIO_POWERS = (1, 2)
 CONFIDENCES = ("geometric_mean", "joint")
 VALUES = ("leaf_mean", "backup")
 ROOTS = ("all", "initial")
+CHILD_WEIGHTS = ("responses", "uniform")
 # loss.ib_confidence: whose probability of a step A_IB takes.
 IB_CONFIDENCES = ("behaviour", "reference")
 

@@ -5,7 +5,7 @@ For a step s with parent s_p in a tree sampled from the policy (docs/method.md d
     p̂(s)    estimate that a response continuing from s ends correct       `node_values`
     η1(s)   = (p̂(s) / p̂(s_p))^k − (1 + 1/β),  k = ratio_power             `eta1`
     η2(s)   = π(s), the policy's confidence in s given its prefix          `node_confidence`
-    J(s_p)  = 1 + β · mean over sampled children s of s_p of η1(s)·η2(s)   `ib_score`
+    J(s_p)  = 1 + β · mean over sampled children s of s_p of η1(s)·η2(s)   `ib_score`, `child_weights`
 
 Everything is a pure function of NumPy or JAX arrays. Q questions, R responses, N nodes, T tokens.
 Source: Jiang et al., arXiv 2605.28109; choices it leaves open are options named here.
@@ -44,15 +44,19 @@ class ScoreOptions:
       beta: β, weight of the information term of the bottleneck.
       ratio_power: 1 or 2, see `eta1`.
       confidence: "geometric_mean" or "joint", see `node_confidence`.
-      value: "leaf_mean" or "backup", see `node_values`.
-      root: "all" or "initial", likewise.
+      value: "leaf_mean" or "backup", see `node_values`; of the advantages.
+      branch_value: the same, of the score J that chooses where to branch and of its diagnostics.
+      root: "all" or "initial", likewise; of both.
+      child_weight: "responses" or "uniform", see `child_weights`.
     """
 
     beta: float = 5.0
     ratio_power: int = 1
     confidence: str = "geometric_mean"
     value: str = "leaf_mean"
+    branch_value: str = "leaf_mean"
     root: str = "all"
+    child_weight: str = "responses"
 
     @classmethod
     def from_config(cls, config: Any) -> "ScoreOptions":
@@ -68,10 +72,10 @@ class IBScore:
       J: score of a node that has children, else 0.
       eta1: information gain of a step; 0 at the root and on padding.
       eta2: confidence of a step; 1 at the root and on padding.
-      cov: covariance of η1 and η2 over a node's children (population; 0 for fewer than two).
+      cov: covariance of η1 and η2 over a node's children (population, by their weights; 0 for fewer than two).
       has_children: bool.
       num_children: int32.
-      values: p̂; 0 on padding.
+      values: p̂ of `branch_value`; 0 on padding.
     """
 
     J: Array
@@ -167,23 +171,47 @@ def eta1(values: Array, tree: Tree, *, beta: float, ratio_power: int = 1) -> Arr
     return xp.where(tree.node_parent >= 0, ratio**ratio_power - (1 + 1 / beta), 0)
 
 
-def covariance(eta1: Array, eta2: Array, tree: Tree) -> Array:
-    """Cov(η1, η2) over each node's children, [Q, N]: mean of the product of deviations.
+def child_weights(tree: Tree, *, child_weight: str = "responses") -> Array:
+    """The weight of each node in a mean over its parent's children, [Q, N]; they sum to 1 over the children of a node.
 
-    Population form (divided by the number of children), so that it is exactly the term of
-    J = 1 + β·(Cov(η1, η2) + mean η1 · mean η2). 0 for fewer than two children.
+    "responses": the share of its parent's responses that run through it. Each response is a sample; a child that was
+      branched stands for several. Then mean p̂(s) = p̂(s_p) for leaf means, hence J = 1 + β·Cov(η1, η2) − E[η2].
+    "uniform": children count alike, as the formula is printed. For `backup` values mean p̂(s) = p̂(s_p) here.
+
+    0 at the root and on padding.
+
+    Raises:
+      ValueError: unknown `child_weight`.
     """
-    xp = namespace(eta1)
-    count = xp.maximum(sum_over_children(tree, xp.ones_like(eta1)), 1)
+    _choice("child_weight", child_weight, choices.CHILD_WEIGHTS)
+    xp = namespace(tree.tokens)
+    dtype = tree.rewards.dtype
+    if child_weight == "responses":
+        weight = xp.sum(on_path(tree), axis=1).astype(dtype)
+    else:
+        weight = xp.ones(tree.node_parent.shape, dtype)
+    total = at_parent(tree, sum_over_children(tree, weight))
+    return xp.where(tree.node_parent >= 0, weight / xp.where(total > 0, total, 1), 0)
+
+
+def covariance(eta1: Array, eta2: Array, tree: Tree, weight: Array) -> Array:
+    """Cov(η1, η2) over each node's children, [Q, N]: weighted mean of the product of deviations from weighted means.
+
+    Population form (weights sum to 1), so that it is exactly the term of
+    J = 1 + β·(Cov(η1, η2) + mean η1 · mean η2). 0 for fewer than two children.
+
+    Args:
+      weight: of `child_weights`.
+    """
 
     def centred(x):
-        return x - at_parent(tree, sum_over_children(tree, x) / count)
+        return x - at_parent(tree, sum_over_children(tree, weight * x))
 
-    return sum_over_children(tree, centred(eta1) * centred(eta2)) / count
+    return sum_over_children(tree, weight * centred(eta1) * centred(eta2))
 
 
 def ib_score(tree: Tree, options: ScoreOptions = ScoreOptions()) -> IBScore:
-    """J(s_p) = 1 + β · mean over the sampled children s of s_p of η1(s)·η2(s).
+    """J(s_p) = 1 + β · mean over the sampled children s of s_p of η1(s)·η2(s), weighted by `child_weights`.
 
     A single child has p̂(s) = p̂(s_p), ratio 1, hence J = 1 − η2 (unless root="initial" gives the
     root an estimate of its own). High J: the node's continuations still differ in their content
@@ -193,17 +221,18 @@ def ib_score(tree: Tree, options: ScoreOptions = ScoreOptions()) -> IBScore:
       ValueError: unknown option value, see the functions this is made of.
     """
     xp = namespace(tree.tokens)
-    values = node_values(tree, value=options.value, root=options.root)
+    values = node_values(tree, value=options.branch_value, root=options.root)
     gain = eta1(values, tree, beta=options.beta, ratio_power=options.ratio_power)
     sure = node_confidence(tree, confidence=options.confidence)
+    weight = child_weights(tree, child_weight=options.child_weight)
     num_children = sum_over_children(tree, xp.ones(tree.node_parent.shape, xp.int32))
     has_children = num_children > 0
-    mean = sum_over_children(tree, gain * sure) / xp.maximum(num_children, 1).astype(gain.dtype)
+    mean = sum_over_children(tree, weight * gain * sure)
     return IBScore(
         J=xp.where(has_children & node_mask(tree), 1 + options.beta * mean, 0),
         eta1=gain,
         eta2=sure,
-        cov=covariance(gain, sure, tree),
+        cov=covariance(gain, sure, tree, weight),
         has_children=has_children,
         num_children=num_children,
         values=values,

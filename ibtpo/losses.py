@@ -31,7 +31,7 @@ MAX_LOG_RATIO = 20.0
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
     """The loss of `policy_loss`: an objective of `ibtpo.objectives`, whose ratio is clipped to [1 - clip_low,
-    1 + clip_high] (cispo: from above only; sapo: not at all), and weights of the terms added to it. With
+    1 + clip_high] (sapo: not at all), and weights of the terms added to it. With
     `importance_cap` > 0 the sampler's own numerics are corrected for by weights of at most that."""
 
     objective: str = "clip"
@@ -59,9 +59,7 @@ class LossOptions:
         if self.objective == "gspo" and (self.importance_cap or self.entropy_advantage):
             raise UserError("loss.objective='gspo' needs loss.importance_cap=0 and loss.entropy_advantage=0")
         if self.dual_clip and self.objective != "clip":
-            raise UserError(
-                f"loss.dual_clip={self.dual_clip} belongs to loss.objective='clip', not {self.objective!r}"
-            )
+            raise UserError(f"loss.dual_clip={self.dual_clip} belongs to loss.objective='clip', not {self.objective!r}")
         if not 0 < self.max_old_probability <= 1:
             raise UserError(
                 f"loss.max_old_probability={self.max_old_probability} must be above 0 and at most 1 (1: every token)"

@@ -58,11 +58,11 @@ def clip(terms: Terms, options: "LossOptions") -> tuple[jax.Array, jax.Array]:
 
 
 def cispo(terms: Terms, options: "LossOptions") -> tuple[jax.Array, jax.Array]:
-    """(P + N) sg(min(r, 1 + clip_high)) lp: no gradient is removed, it is only bounded.
+    """(P + N) sg(clip(r, 1 - clip_low, 1 + clip_high)) lp: no gradient is removed, it is only bounded.
 
-    Source: MiniMax-M1, arXiv 2506.13585.
+    MiniMax-M1, arXiv 2506.13585, sets no lower bound: clip_low = 1. verl's (core_algos.py 1753-1758) is 0.2.
     """
-    bounded = jax.lax.stop_gradient(jnp.minimum(terms.ratio, 1 + options.clip_high))
+    bounded = jax.lax.stop_gradient(jnp.clip(terms.ratio, 1 - options.clip_low, 1 + options.clip_high))
     return (terms.positive + terms.negative) * bounded * terms.log_probs, jnp.zeros_like(terms.ratio)
 
 

@@ -26,6 +26,7 @@ from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.presets import PRESETS
+from ibtpo.rewards import find_statement
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling import Codec, Question, SamplerOptions, TreeOptions, TreeSampler
 
@@ -55,7 +56,8 @@ class Policy:
 
     def question(self, id: int, problem: Problem, data_config: Any) -> Question:
         """The problem's prompt as the sampler takes it. id: its random draws depend on it."""
-        return Question(id, format_prompt(problem, data_config, self.tokenizer))
+        find_answer = find_statement(problem.kind) if problem.kind else None
+        return Question(id, format_prompt(problem, data_config, self.tokenizer), find_answer)
 
 
 def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Mesh | None = None) -> Policy:
@@ -107,6 +109,7 @@ def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Me
             stop_strings=stop_strings(config.sampling.stop_strings) or (),
             token_bytes=table,
             separator=config.data.separator.encode(),
+            find_answer=find_statement(config.reward.kind),
         ),
     )
 

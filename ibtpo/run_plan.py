@@ -13,10 +13,11 @@ import jax
 import optax
 from flax import nnx
 
+from ibtpo.choices import TOKEN_ADVANTAGES
 from ibtpo.losses import LossOptions, Metrics
 from ibtpo.optimizer import make_optimizer
 from ibtpo.packing import TokenBatch, row_length
-from ibtpo.sampling.strategies import TreeOptions, num_responses
+from ibtpo.sampling.strategies import TreeOptions, most_responses
 from ibtpo.state import TrainState, create_state, make_log_probs, make_update
 
 # A row as long as the largest tree there can be, and these shares of it, for steps of shorter trees.
@@ -31,6 +32,7 @@ class RunPlan:
     needs_old_log_probs: the policy's own log-probabilities before the first of a step's updates: a weight of truncated
       importance sampling is to them (before the first update they are what the update itself computes).
     needs_own_log_probs: the policy's own before each update: the ratio of gspo is that of whole responses.
+    by_token: trees are scored with a node for each token.
     updates_per_step: optimizer steps on each batch of trees.
     row_lengths: T of the rows, ascending; one program each.
     pieces_per_tree: the most pieces that a tree is cut into.
@@ -40,6 +42,7 @@ class RunPlan:
     keep_reference: bool
     needs_old_log_probs: bool
     needs_own_log_probs: bool
+    by_token: bool
     updates_per_step: int
     row_lengths: tuple[int, ...]
     pieces_per_tree: int
@@ -51,7 +54,7 @@ class RunPlan:
         """Of a resolved configuration."""
         loss, train, sampling = config.loss, config.train, config.sampling
         updates = train.epochs * train.minibatches
-        group = num_responses(TreeOptions.from_config(config))
+        group = most_responses(TreeOptions.from_config(config))
         longest = config.data.max_prompt_tokens + sampling.max_new_tokens
         largest = config.data.max_prompt_tokens + group * sampling.max_new_tokens
         if train.row_tokens:
@@ -62,6 +65,7 @@ class RunPlan:
             keep_reference=loss.kl > 0 or loss.ib_confidence == "reference",
             needs_old_log_probs=loss.importance_cap > 0 and updates > 1,
             needs_own_log_probs=loss.objective == "gspo",
+            by_token=loss.advantage in TOKEN_ADVANTAGES or loss.shared_tokens == "once",
             updates_per_step=updates,
             row_lengths=row_lengths,
             # Every piece has the end of a response (`packing.plan`).
@@ -109,9 +113,7 @@ def initial_state(
     config: Any, plan: RunPlan, optimizer: optax.GradientTransformation, params: nnx.State, key: jax.Array
 ) -> TrainState:
     """The state before the first update, with the parameters that the plan keeps."""
-    return create_state(
-        params, optimizer, key, keep_reference=plan.keep_reference, reference_dtype=config.model.dtype
-    )
+    return create_state(params, optimizer, key, keep_reference=plan.keep_reference, reference_dtype=config.model.dtype)
 
 
 def make_programs(

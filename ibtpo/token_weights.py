@@ -3,20 +3,24 @@
 Dimension letters: Q questions, R responses, N nodes, T tokens.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ibtpo.choices import AGGREGATIONS
+from ibtpo.advantages import agreeing
+from ibtpo.choices import AGGREGATIONS, SHARED_TOKENS
 from ibtpo.tree import Array, Tree, namespace, on_path, sum_by_node
+
+WHITEN_EPSILON = 1e-8
 
 
 class TokenWeights(NamedTuple):
     """The weights of one token of each node, [Q, N] each; 0 at the root (the prompt) and on padding.
 
     Over the responses r whose path holds the node: positive (P) = sum_r w_r max(A_r, 0), negative (N) =
-    sum_r w_r min(A_r, 0), weight (W) = sum_r w_r.
+    sum_r w_r min(A_r, 0), weight (W) = sum_r w_r; w_r may depend on the node too.
     """
 
     positive: Array
@@ -32,7 +36,7 @@ def response_weights(tree: Tree, *, aggregation: str, max_new_tokens: int) -> Ar
         fixed_length (Dr. GRPO):  1 / (responses * max_new_tokens)
 
     Responses and tokens are counted over the whole batch of trees, so gradients of microbatches
-    simply add.
+    simply add. ("unique_mean" has no weight of a response: see `token_weights`.)
 
     Raises:
       ValueError: unknown aggregation.
@@ -53,15 +57,81 @@ def response_weights(tree: Tree, *, aggregation: str, max_new_tokens: int) -> Ar
     return xp.where(finished, weights, 0).astype(dtype)
 
 
-def _weights_on_paths(tree: Tree, aggregation: str, max_new_tokens: int, mask: Array | None) -> Array:
-    """[Q, R, N]: w_r of `response_weights` at the generated nodes that response r runs through; 0 elsewhere, and where
-    the mask [Q] or [Q, R] is False."""
+def kept_tokens(tree: Tree, max_old_probability: float = 1.0) -> Array:
+    """The generated tokens of each node that were drawn with less than `max_old_probability` (1: all), [Q, N]; 0 at the
+    root and on padding."""
+    kept = tree.step > 0
+    if max_old_probability < 1:
+        kept &= tree.log_probs < math.log(max_old_probability)
+    return sum_by_node(tree, kept.astype(tree.rewards.dtype))
+
+
+def _trained(tree: Tree, mask: Array | None) -> Array:
+    """[Q, R, N] bool: the generated nodes that a response runs through, where the mask of [Q], [Q, R] or [Q, R, N] is
+    True."""
     xp = namespace(tree.rewards)
-    weights = response_weights(tree, aggregation=aggregation, max_new_tokens=max_new_tokens)
-    if mask is not None:
-        weights = xp.where(mask if mask.ndim == 2 else mask[:, None], weights, 0)
     trained = on_path(tree) & (xp.arange(tree.node_parent.shape[1]) > 0)
-    return xp.where(trained, weights[:, :, None], 0)
+    return trained if mask is None else trained & xp.reshape(mask, (*mask.shape, 1, 1)[:3])
+
+
+def _weights_on_paths(
+    tree: Tree,
+    mask: Array | None,
+    *,
+    aggregation: str,
+    max_new_tokens: int,
+    shared_tokens: str = "each",
+    max_old_probability: float = 1.0,
+) -> Array:
+    """w_{r,n}, [Q, R, N]: the weight of one token of node n in response r, see `token_weights`; 0 where it is not
+    trained."""
+    xp = namespace(tree.rewards)
+    trained = _trained(tree, mask)
+    if aggregation == "unique_mean":
+        sharing = xp.sum(trained, axis=1)
+        tokens = xp.sum(xp.where(sharing > 0, kept_tokens(tree, max_old_probability), 0))
+        weights = 1 / (xp.maximum(sharing, 1) * xp.maximum(tokens, 1)).astype(tree.rewards.dtype)
+        return xp.where(trained, weights[:, None, :], 0)
+    weights = response_weights(tree, aggregation=aggregation, max_new_tokens=max_new_tokens)[:, :, None]
+    if shared_tokens == "once":
+        weights = weights / xp.maximum(agreeing(tree), 1)
+    elif shared_tokens != "each":
+        raise ValueError(f"loss.shared_tokens={shared_tokens!r} is none of {', '.join(SHARED_TOKENS)}")
+    return xp.where(trained, weights, 0)
+
+
+def whiten(
+    tree: Tree,
+    advantages: Array,
+    mask: Array | None = None,
+    *,
+    unique: bool = False,
+    max_old_probability: float = 1.0,
+) -> Array:
+    """(A − mean)/sqrt(variance + 1e-8) over the trained tokens of all responses of the batch, [Q, R, N].
+
+    A shared token counts once per response through it or, with `unique`, once. The variance is of the number of tokens
+    less one. 0 off the path, where the mask is False, and where all are equal.
+
+    Args:
+      advantages: [Q, R, N].
+      mask: bool [Q], [Q, R] or [Q, R, N]: what is counted and returned; all else is 0.
+      max_old_probability: tokens drawn with at least that are not counted; 1: all are.
+
+    Source: `masked_whiten` of verl/utils/torch_functional.py, which TreePO and SPO use.
+    """
+    xp = namespace(tree.rewards)
+    trained = _trained(tree, mask)
+    tokens = xp.where(trained, kept_tokens(tree, max_old_probability)[:, None, :], 0).astype(advantages.dtype)
+    if unique:
+        tokens = tokens / xp.maximum(xp.sum(trained, axis=1, keepdims=True), 1)
+    count = xp.sum(tokens)
+    centred = advantages - xp.sum(tokens * advantages) / xp.maximum(count, 1)
+    variance = xp.sum(tokens * centred**2) / xp.maximum(count - 1, 1)
+    # Equal advantages differ from their mean by rounding alone, which must not be divided by.
+    rounding = 8 * xp.finfo(advantages.dtype).eps * xp.maximum(xp.max(xp.abs(advantages)), 1)
+    spread = (xp.sqrt(variance) > rounding) & (count > 1)
+    return xp.where(trained & spread, centred / xp.sqrt(variance + WHITEN_EPSILON), 0)
 
 
 def token_weights(
@@ -70,9 +140,16 @@ def token_weights(
     *,
     aggregation: str,
     max_new_tokens: int,
+    shared_tokens: str = "each",
+    max_old_probability: float = 1.0,
     mask: Array | None = None,
 ) -> TokenWeights:
-    """The weights in the loss of one token of each node, with w_r of `response_weights`.
+    """The weights in the loss of one token of each node.
+
+    w_r is that of `response_weights`, with shared_tokens="once" divided by the number of responses that begin with the
+    same tokens up to the end of the node (lambda-GRPO, arXiv 2509.21154, its process set; for a tree `by_token`). With
+    aggregation="unique_mean" every unique token that is trained weighs 1 / their number, those drawn with at least
+    max_old_probability not counted (SPO, arXiv 2505.23564): w_r = 1 / (trained responses through the node * number).
 
     The clipped objective is positively homogeneous in A for each sign, so P, N and W are all that the loss needs,
     exactly. The root (the prompt) weighs nothing.
@@ -81,11 +158,18 @@ def token_weights(
       tree: [Q, ...], NumPy or JAX arrays.
       advantages: [Q, R, N], of response r at node n.
       aggregation, max_new_tokens: see `response_weights`.
-      mask: bool [Q] or [Q, R]; groups, or responses, that are False are dropped from the loss, yet still counted in
-        its denominators.
+      mask: bool [Q], [Q, R] or [Q, R, N]; groups, responses, or nodes of one, that are False are dropped from the loss,
+        yet still counted in its denominators, but for "unique_mean".
     """
     xp = namespace(tree.rewards)
-    weights = _weights_on_paths(tree, aggregation, max_new_tokens, mask)
+    weights = _weights_on_paths(
+        tree,
+        mask,
+        aggregation=aggregation,
+        max_new_tokens=max_new_tokens,
+        shared_tokens=shared_tokens,
+        max_old_probability=max_old_probability,
+    )
     positive = (weights * xp.maximum(advantages, 0)).sum(axis=1)
     negative = (weights * xp.minimum(advantages, 0)).sum(axis=1)
     return TokenWeights(positive, negative, weights.sum(axis=1))
@@ -98,9 +182,8 @@ def sequence_weights(
     *,
     clip_low: float,
     clip_high: float,
-    aggregation: str,
-    max_new_tokens: int,
     mask: Array | None = None,
+    **options: Any,
 ) -> TokenWeights:
     """`token_weights` for the ratio of a whole response instead of a token's (GSPO-token, arXiv 2507.18071).
 
@@ -117,7 +200,7 @@ def sequence_weights(
       The factor in place of P, the constant in place of N, and W.
     """
     tree, advantages = jax.tree.map(np.asarray, (tree, advantages))
-    weights = _weights_on_paths(tree, aggregation, max_new_tokens, mask)
+    weights = _weights_on_paths(tree, mask, **options)
     of_node = sum_by_node(tree, np.where(tree.step > 0, np.asarray(log_probs) - tree.log_probs, 0))
     total = np.where(on_path(tree), of_node[:, None], 0).sum(axis=2)  # the root's difference is 0
     ratio = np.exp(total / np.maximum(tree.response_length, 1))[:, :, None]

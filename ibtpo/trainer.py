@@ -13,7 +13,7 @@ from absl import logging
 
 from ibtpo import checkpoints, parallel
 from ibtpo import config as config_lib
-from ibtpo.advantages import AdvantageOptions, compute_advantages, group_is_uniform, whiten
+from ibtpo.advantages import AdvantageOptions, by_token, compute_advantages, group_is_uniform
 from ibtpo.data.datasets import load_training
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
@@ -26,7 +26,7 @@ from ibtpo.sampling import SamplerStats
 from ibtpo.sampling.logits import SamplingParams
 from ibtpo.shaping import shape
 from ibtpo.skipped import SkippedUpdates
-from ibtpo.token_weights import sequence_weights, token_weights
+from ibtpo.token_weights import sequence_weights, token_weights, whiten
 from ibtpo.tree import Array, Tree, response_mask, stack_trees
 
 
@@ -110,9 +110,7 @@ class Trainer:
             stats += added
         graded = {name: count - before[name] for name, count in self.grader.counts.items()}
         everything = stack_trees(trees + replaced)
-        shaping, terms = shape(
-            everything, self.config.reward, self.config.sampling.max_new_tokens, self.policy.text
-        )
+        shaping, terms = shape(everything, self.config.reward, self.config.sampling.max_new_tokens, self.policy.text)
         return Sampled(
             tree=stack_trees(trees) if replaced else everything,
             everything=everything,
@@ -144,7 +142,8 @@ class Trainer:
 
         counted: [Q, R], the responses that are trained on.
         """
-        config, tree = self.config, sampled.tree
+        loss = self.config.loss
+        tree = by_token(sampled.tree) if self.plan.by_token else sampled.tree
         layout, rows = self.pack(tree, counted)
         log_probs = {}
         if self.plan.keep_reference:
@@ -152,18 +151,20 @@ class Trainer:
         if self.plan.needs_old_log_probs:
             log_probs["old_log_probs"] = self.programs.log_probs(self.state.params, rows)
         scored = tree
-        if config.loss.ib_confidence == "reference":
+        if loss.ib_confidence == "reference":
             reference = unpack(parallel.to_host(log_probs["ref_log_probs"]), layout)
             scored = tree.replace(log_probs=np.where(tree.step > 0, reference, 0))
-        advantages = compute_advantages(config.loss.advantage, scored, self.advantage_options, sampled.shaping)
-        if config.loss.whiten_advantages:
-            advantages = whiten(tree, advantages, counted)
+        advantages = compute_advantages(loss.advantage, scored, self.advantage_options, sampled.shaping)
+        trained = counted[:, :, None] & (advantages != 0) if loss.skip_zero_advantages else counted
+        if loss.whiten_advantages:
+            unique = loss.aggregation == "unique_mean"
+            advantages = whiten(tree, advantages, trained, unique=unique, max_old_probability=loss.max_old_probability)
         for part in self.minibatches(len(tree.tokens)):
             if part is None:
-                yield layout, self.weigh(layout, rows, tree, advantages, counted).replace(**log_probs)
+                yield layout, self.weigh(layout, rows, tree, advantages, trained).replace(**log_probs)
                 continue
-            of_part = jax.tree.map(operator.itemgetter(part), (tree, advantages, counted))
-            own_layout, own_rows = self.pack(of_part[0], of_part[2])
+            of_part = jax.tree.map(operator.itemgetter(part), (tree, advantages, trained))
+            own_layout, own_rows = self.pack(of_part[0], counted[part])
             own_log_probs = {name: moved(x, layout, own_layout, part) for name, x in log_probs.items()}
             yield own_layout, self.weigh(own_layout, own_rows, *of_part).replace(**own_log_probs)
 
@@ -180,13 +181,16 @@ class Trainer:
         )
         return layout, parallel.shard_batch(fill(layout, tree), self.mesh)
 
-    def weigh(
-        self, layout: Layout, rows: TokenBatch, tree: Tree, advantages: Array, counted: np.ndarray
-    ) -> TokenBatch:
-        """The rows with each token's weights in the loss, among the responses `counted` [Q, R] of these trees."""
+    def weigh(self, layout: Layout, rows: TokenBatch, tree: Tree, advantages: Array, trained: np.ndarray) -> TokenBatch:
+        """The rows with each token's weights in the loss. trained: the responses of these trees, [Q, R], or their nodes
+        [Q, R, N], that are."""
         loss = self.config.loss
         options = dict(
-            aggregation=loss.aggregation, max_new_tokens=self.config.sampling.max_new_tokens, mask=counted
+            aggregation=loss.aggregation,
+            shared_tokens=loss.shared_tokens,
+            max_new_tokens=self.config.sampling.max_new_tokens,
+            max_old_probability=loss.max_old_probability,
+            mask=trained,
         )
         if self.plan.needs_own_log_probs:
             own = unpack(parallel.to_host(self.programs.log_probs(self.state.params, rows)), layout)

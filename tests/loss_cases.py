@@ -12,18 +12,21 @@ import numpy as np
 from flax import nnx
 
 from ibtpo import advantages
+from ibtpo.advantages import AdvantageOptions
 from ibtpo.losses import policy_loss, token_log_probs
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
 from ibtpo.packing import fill, plan
 from ibtpo.token_weights import token_weights
 from ibtpo.tree import Response, build_tree, stack_trees, tokens_of_response
+from tests.advantage_oracles import loss_weights
 
 VOCAB, SEPARATOR = 7, 1
 NUM_QUESTIONS, NUM_RESPONSES, MAX_PROMPT, MAX_NEW = 2, 6, 3, 7
 ROW_TOKENS = MAX_PROMPT + NUM_RESPONSES * MAX_NEW  # any tree fits, and two rows hold any batch
 PLAIN_TOKENS = MAX_PROMPT + MAX_NEW
 TEMPERATURE = 0.8
+OPTIONS = AdvantageOptions(ib_weight=0.5)
 CONFIG = ModelConfig(
     "qwen3", vocab_size=VOCAB, embed_dim=12, mlp_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6,
     qk_norm=True,
@@ -57,27 +60,41 @@ def random_tree(rng):
     return prompt, responses, build_tree(prompt, responses, step_ends)
 
 
-def random_batch(seed, advantage, mask_some=True):
+def random_batch(seed, advantage, mask_some=True, *, by_token=False, options=OPTIONS):
     """(questions [(prompt, responses)], tree, advantages [Q, R, N], mask [Q] or [Q, R])."""
     rng = np.random.default_rng(seed)
     made = [random_tree(rng) for _ in range(NUM_QUESTIONS)]
     tree = stack_trees([tree for _, _, tree in made], num_responses=NUM_RESPONSES)
+    tree = advantages.by_token(tree) if by_token else tree
     if advantage == "random":
         shape = (NUM_QUESTIONS, NUM_RESPONSES, tree.node_parent.shape[1])
         values = rng.standard_normal(shape).astype(np.float32)  # off the path too: nothing may read it
     else:
-        values = advantages.ADVANTAGES[advantage](tree, advantages.AdvantageOptions(ib_weight=0.5))
+        values = advantages.ADVANTAGES[advantage](tree, options)
     mask = np.ones(NUM_QUESTIONS, bool)
     if mask_some:  # questions, or single responses
         mask = rng.random((NUM_QUESTIONS, NUM_RESPONSES) if seed % 2 else NUM_QUESTIONS) < 0.8
     return [(p, r) for p, r, _ in made], tree, values, mask
 
 
-def plain_rows(questions, tree, values, mask, aggregation):
+def plain_rows(questions, tree, values, mask, aggregation, **weighting):
     """One padded row per response: dict of [Q * R, P] arrays; `weight` is 0 outside generated tokens."""
+    mask = np.broadcast_to(np.reshape(mask, (*mask.shape, 1, 1)[:3]), values.shape)
+    of_token = {
+        (q, r.index, p): mask[q, r.index, tree.step[q, at]]
+        for q, (_, responses) in enumerate(questions)
+        for r in responses
+        for p, at in enumerate(tokens_of_response(tree, r.index, q))
+    }
+    weights = loss_weights(
+        [responses for _, responses in questions],
+        aggregation=aggregation,
+        max_new_tokens=MAX_NEW,
+        trained=lambda *key: of_token[key],
+        **{"shared_tokens": "each"} | weighting,
+    )
     shape = (NUM_QUESTIONS * NUM_RESPONSES, PLAIN_TOKENS)
     rows = {k: np.zeros(shape, np.int32 if k == "tokens" else np.float64) for k in ("tokens", "old", "A", "weight")}
-    lengths = [len(r.tokens) for _, responses in questions for r in responses]
     for q, (prompt, responses) in enumerate(questions):
         for r in responses:
             row, n, start = q * NUM_RESPONSES + r.index, len(r.tokens), len(prompt)
@@ -87,12 +104,7 @@ def plain_rows(questions, tree, values, mask, aggregation):
             here = tokens_of_response(tree, r.index, q)
             np.testing.assert_array_equal(tree.tokens[q, here], r.tokens)
             rows["A"][cells] = values[q, r.index, tree.step[q, here]]
-            w = {
-                "response_mean": 1 / (len(lengths) * n),
-                "token_mean": 1 / sum(lengths),
-                "fixed_length": 1 / (len(lengths) * MAX_NEW),
-            }[aggregation]
-            rows["weight"][cells] = w * (mask[q] if mask.ndim == 1 else mask[q, r.index])
+            rows["weight"][cells] = [weights[q, r.index, p] for p in range(n)]
     return rows
 
 
@@ -123,7 +135,7 @@ def plain_loss(model, ref_model, rows, options):
     if options.dual_clip:
         loss = jnp.where(A < 0, jnp.minimum(loss, -options.dual_clip * A), loss)
     if options.objective == "cispo":
-        loss = -jax.lax.stop_gradient(jnp.clip(r, None, 1 + options.clip_high)) * A * lp
+        loss = -jax.lax.stop_gradient(clipped) * A * lp
     if options.objective == "sapo":
         tau = jnp.where(A > 0, 1.0, 1.05)
         loss = -A * jax.nn.sigmoid(tau * (r - 1)) * 4 / tau
@@ -147,8 +159,8 @@ def packed_loss(model, ref_model, batch, options):
     return policy_loss(log_probs, batch, entropy=entropy, options=options)[0]
 
 
-def packed_batch(tree, values, mask, aggregation, row_tokens=ROW_TOKENS):
-    weights = token_weights(tree, values, aggregation=aggregation, max_new_tokens=MAX_NEW, mask=mask)
+def packed_batch(tree, values, mask, aggregation, row_tokens=ROW_TOKENS, **weighting):
+    weights = token_weights(tree, values, aggregation=aggregation, max_new_tokens=MAX_NEW, mask=mask, **weighting)
     rows = NUM_QUESTIONS if row_tokens == ROW_TOKENS else NUM_QUESTIONS * NUM_RESPONSES
     return fill(plan(tree, row_tokens=row_tokens, rows_per_step=rows), tree, weights)
 

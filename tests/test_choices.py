@@ -29,6 +29,13 @@ def test_rules_have_the_same_names():
     assert RULES["tree.strategy"].choices == choices.STRATEGIES
     assert RULES["loss.objective"].choices == choices.OBJECTIVES
     assert RULES["loss.aggregation"].choices == choices.AGGREGATIONS
+    assert RULES["loss.shared_tokens"].choices == choices.SHARED_TOKENS
+    assert RULES["loss.deviation"].choices == choices.DEVIATIONS
+    assert RULES["loss.group_of_one"].choices == choices.GROUPS_OF_ONE
+    assert RULES["loss.value_center"].choices == choices.VALUE_CENTERS
+    assert RULES["tree.child_weight"].choices == choices.CHILD_WEIGHTS
+    assert RULES["tree.branch_value"].choices == choices.VALUES
+    assert set(choices.TOKEN_ADVANTAGES) <= set(choices.ADVANTAGES)
     assert RULES["reward.kind"].choices == choices.REWARDS
     assert RULES["optimizer.schedule"].choices == choices.SCHEDULES
     assert RULES["data.difficulty"].choices == choices.DIFFICULTIES
@@ -41,10 +48,11 @@ def test_the_options_of_the_score_are_read_from_a_config_once():
     from ibtpo.sampling.strategies import TreeOptions
 
     changes = dict(beta=2.0, ratio_power=2, confidence="joint", value="backup", root="initial")
+    changes |= dict(branch_value="backup", child_weight="uniform")
     config = resolve(runnable(**{f"tree__{name}": value for name, value in changes.items()}, loss__ib_weight=0.3))
     score = ScoreOptions(**changes)
     assert ScoreOptions.from_config(config) == score
-    assert AdvantageOptions.from_config(config) == AdvantageOptions(score, ib_weight=0.3)
+    assert AdvantageOptions.from_config(config) == AdvantageOptions(score, ib_weight=0.3, segment_tokens=256)
     expected = TreeOptions("ib", 4, 9, 1, 1, score, min_new_tokens=16, max_new_tokens=2048, segment_tokens=256)
     assert TreeOptions.from_config(config) == expected
     assert TreeOptions.from_config(config, initial=7).initial == 7

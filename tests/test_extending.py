@@ -67,7 +67,7 @@ def test_an_advantage(examples):
     [code] = examples["An advantage"]
     responses = random_responses(3, 4, rewards=[0.0, 1.0, 1.0, 1.0])
     tree = make_tree(responses)
-    values = define(code, advantages)["sign"](tree, advantages.AdvantageOptions())
+    values = define(code, importlib.import_module("ibtpo.advantages.flat"))["sign"](tree, advantages.AdvantageOptions())
     leaves = values[0, np.arange(4), tree.response_node[0, :4]]
     np.testing.assert_array_equal(leaves, [-1, 1, 1, 1])
 

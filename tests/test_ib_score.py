@@ -33,7 +33,8 @@ OPTIONS = st.builds(
     beta=st.sampled_from([0.5, 5.0, 50.0]),
     ratio_power=st.sampled_from([1, 2]),
     confidence=st.sampled_from(["geometric_mean", "joint"]),
-    value=st.sampled_from(["leaf_mean", "backup"]),
+    branch_value=st.sampled_from(["leaf_mean", "backup"]),
+    child_weight=st.sampled_from(["responses", "uniform"]),
     root=st.sampled_from(["all", "initial"]),
 )
 make_tree64 = partial(make_tree, dtype=np.float64)
@@ -122,7 +123,7 @@ def test_score_is_the_bottleneck_objective_of_an_enumerable_policy(ratio_power, 
     """J(s_p) = (1 + β)·H(s|s_p) − β·H(s|a*, s_p), each entropy by its own definition."""
     responses = enumerated_responses()
     tree = make_tree64(responses)
-    score = S.ib_score(tree, S.ScoreOptions(beta, ratio_power, confidence="joint", value=value))
+    score = S.ib_score(tree, S.ScoreOptions(beta, ratio_power, confidence="joint", branch_value=value))
     seen = 0
     for r, leaf in enumerate(tree.response_node[0]):
         path = np.flatnonzero(on_path(tree)[0, r])
@@ -165,8 +166,8 @@ def test_everything_equals_the_obvious_version(responses, options):
     tree = make_tree64(responses)
     score = S.ib_score(tree, options)
     ids = {None: 0, **node_of_step(tree, responses)}
-    children, _ = nested(responses)
-    values = obvious_values(responses, value=options.value, root=options.root)
+    children, through = nested(responses)
+    values = obvious_values(responses, value=options.branch_value, root=options.root)
     sure = obvious_confidence(responses, confidence=options.confidence)
     gain = {}
     for s, below in children.items():
@@ -182,9 +183,10 @@ def test_everything_equals_the_obvious_version(responses, options):
         if children[s]:
             a = np.array([gain[c] for c in children[s]])
             b = np.array([sure[c] for c in children[s]])
-            expected = 1 + options.beta * np.mean(a * b)
+            times = [len(through[c]) if options.child_weight == "responses" else 1 for c in children[s]]
+            expected = 1 + options.beta * np.average(a * b, weights=times)
             np.testing.assert_allclose(score.J[0, n], expected, rtol=1e-5, atol=1e-5)
-            np.testing.assert_allclose(score.cov[0, n], np.cov(a, b, ddof=0)[0, 1], atol=1e-5)
+            np.testing.assert_allclose(score.cov[0, n], np.cov(a, b, ddof=0, fweights=times)[0, 1], atol=1e-5)
         else:
             assert score.J[0, n] == 0 and score.cov[0, n] == 0
 
@@ -220,7 +222,7 @@ def test_single_child_scores_one_minus_its_confidence(responses, options):
 def test_with_backup_the_covariance_form_is_exact_on_any_tree(responses, beta):
     """A node's backup is its children's mean, so mean η1 = −1/β and J = 1 + β·Cov − mean η2."""
     tree = make_tree64(responses)
-    score = S.ib_score(tree, S.ScoreOptions(beta, value="backup"))
+    score = S.ib_score(tree, S.ScoreOptions(beta, branch_value="backup", child_weight="uniform"))
     for n in np.flatnonzero(score.has_children[0]):
         children = tree.node_parent[0] == n
         np.testing.assert_allclose(score.eta1[0][children].mean(), -1 / beta, atol=1e-6)
@@ -279,7 +281,7 @@ def test_stacking_changes_nothing(groups, options):
 @pytest.mark.parametrize("value, root", [("leaf_mean", "all"), ("backup", "initial")])
 def test_numpy_jax_and_jit_agree(seed, value, root):
     tree = padded(make_tree(random_responses(seed, 7, fork_at="tokens")), 64, 16, 1)
-    function = partial(S.ib_score, options=S.ScoreOptions(value=value, root=root))
+    function = partial(S.ib_score, options=S.ScoreOptions(branch_value=value, root=root))
     on_host = function(tree)
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(on_host))
     eager = [function(to_jax(tree))] if seed == 0 and value == "leaf_mean" else []
@@ -291,7 +293,8 @@ def test_numpy_jax_and_jit_agree(seed, value, root):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(value="mean"), "value='mean'"),
+        (dict(branch_value="mean"), "value='mean'"),
+        (dict(child_weight="tokens"), "child_weight='tokens'"),
         (dict(root="none"), "root='none'"),
         (dict(confidence="max"), "confidence='max'"),
         (dict(ratio_power=3), "ratio_power=3"),

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.base import get_config
-from ibtpo import advantages
+from ibtpo import advantages, choices
 from ibtpo.config import METHODS, flatten, unflatten
 from ibtpo.losses import LossOptions, policy_loss, token_log_probs
 from ibtpo.packing import fill, plan, unpack
-from ibtpo.token_weights import sequence_weights
+from ibtpo.token_weights import sequence_weights, whiten
 from tests.loss_cases import (
     MAX_NEW,
     NUM_QUESTIONS,
@@ -55,7 +55,7 @@ def gradients(kind, loss):
     return jax.jit(jax.value_and_grad(of_params))
 
 
-aggregations = st.sampled_from(["response_mean", "token_mean", "fixed_length"])
+aggregations = st.sampled_from(["response_mean", "token_mean", "fixed_length", "unique_mean"])
 kinds_of_advantage = st.sampled_from(["ibtpo", "grpo", "random"])
 seeds = st.integers(0, 2**32 - 1)
 
@@ -177,16 +177,16 @@ def test_packed_gradient_is_the_sum_over_responses_float64(advantage, aggregatio
     check_float64(*random_batch(seed, advantage), aggregation, OPTIONS[kind], row_tokens)
 
 
-def check_float64(questions, tree, values, mask, aggregation, options, row_tokens=ROW_TOKENS):
+def check_float64(questions, tree, values, mask, aggregation, options, row_tokens=ROW_TOKENS, **weighting):
     tree, values = in_float64(tree, values)
-    rows = plain_rows(questions, tree, values, mask, aggregation)
+    rows = plain_rows(questions, tree, values, mask, aggregation, **weighting)
     with jax.enable_x64(True):
         params, reference = float64_params(0), float64_params(1)
         if options.objective == "gspo":
             loss, gradient = sequence_packed(params, tree, values, mask, aggregation, row_tokens, options)
             oracle, oracle_gradient = sequence_programs(options)[2](params, rows)
         else:
-            batch = packed_batch(tree, values, mask, aggregation, row_tokens)
+            batch = packed_batch(tree, values, mask, aggregation, row_tokens, **weighting)
             loss, gradient = float64_gradient(options, float64_packed)(params, reference, batch)
             oracle, oracle_gradient = float64_gradient(options, float64_plain)(params, reference, rows)
         assert loss.dtype == jnp.float64
@@ -196,15 +196,21 @@ def check_float64(questions, tree, values, mask, aggregation, options, row_token
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_config_is_exact_on_packed_trees_float64(method):
-    """As a run puts them together: the options, advantages, aggregation and mask that the method fills in."""
-    loss = unflatten(flatten(get_config()) | METHODS[method]).loss
-    trained = 0
+    """As a run puts them together: the options, advantages, weights and mask that the method fills in."""
+    config = unflatten(flatten(get_config()) | METHODS[method])
+    loss, trained = config.loss, 0
+    options = advantages.AdvantageOptions.from_config(config)
+    by_token = loss.advantage in choices.TOKEN_ADVANTAGES or loss.shared_tokens == "once"
     for seed in range(4):
-        questions, tree, values, _ = random_batch(seed, loss.advantage)
+        questions, tree, values, _ = random_batch(seed, loss.advantage, by_token=by_token, options=options)
         mask = np.asarray(tree.response_node >= 0) & ~np.asarray(advantages.group_is_uniform(tree))[:, None]
+        if loss.skip_zero_advantages:
+            mask = mask[:, :, None] & (values != 0)
         if loss.whiten_advantages:
-            values = advantages.whiten(tree, values, mask)
-        check_float64(questions, tree, values, mask, loss.aggregation, LossOptions.from_config(loss))
+            unique = loss.aggregation == "unique_mean"
+            values = whiten(tree, values, mask, unique=unique, max_old_probability=loss.max_old_probability)
+        weighting = dict(shared_tokens=loss.shared_tokens, max_old_probability=loss.max_old_probability)
+        check_float64(questions, tree, values, mask, loss.aggregation, LossOptions.from_config(loss), **weighting)
         trained += mask.sum()
     assert trained > 10
 

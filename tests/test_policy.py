@@ -58,18 +58,33 @@ def edit(file, **changes):
 
 
 @pytest.mark.parametrize(
-    "text", ["12+3=15\n\nThe answer is \\boxed{15}.", "\\boxed{1}", "no box", "é \\boxed{2} \\boxed{3}"]
+    "text, marker",
+    [
+        ("12+3=15\n\nThe answer is \\boxed{15}.", "answer is"),
+        ("\\boxed{1}", "\\boxed"),
+        ("no statement", ""),
+        ("é \\boxed{2} \\boxed{3}", "\\boxed"),
+    ],
 )
-def test_answer_starts_at_the_token_that_opens_the_first_box(policy, text):
+def test_answer_starts_at_the_token_that_begins_its_first_statement(policy, text, marker):
     tokens = np.asarray(policy.tokenizer.encode(text))
-    start = policy.codec.answer_start(tokens)
-    assert "\\boxed" not in policy.text(tokens[:start])
-    assert (
-        start == len(tokens)
-        if "\\boxed" not in text
-        else "\\boxed" in policy.text(tokens[: start + 1]) or (policy.text(tokens[:start]) + "\\boxed" in text)
-    )
     assert policy.text(tokens) == text
+    start = policy.codec.answer_start(tokens)
+    if not marker:
+        assert start == len(tokens)
+        return
+    # The token has the marker's first letter in it.
+    at = text.index(marker)
+    assert len(policy.text(tokens[:start])) <= at < len(policy.text(tokens[: start + 1]))
+
+
+def test_a_problems_kind_says_what_states_its_answer(policy):
+    data = tiny.get_config().data
+    letter = "So I choose B."
+    for kind, start in (("", None), ("math", len(letter)), ("multiple_choice", 3), ("instructions", len(letter))):
+        question = policy.question(0, Problem(0, "1 + 1?", "B", kind), data)
+        assert (question.find_answer and question.find_answer(letter)) == start
+    assert policy.codec.find_answer("The answer is 5") == 4
 
 
 def test_special_tokens_have_no_text_and_end_a_response(policy):

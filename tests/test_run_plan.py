@@ -60,7 +60,7 @@ def test_the_buffer_holds_whatever_is_sampled(seed):
     rng = np.random.default_rng(seed)
     tree = stack_trees([random_tree(rng) for _ in range(5)])
     group, per_step = tree.rewards.shape[1], int(rng.integers(1, 4))
-    found = RunPlan(False, False, False, 1, (3 + MAX_NEW,), group, 5, per_step)
+    found = RunPlan(False, False, False, False, 1, (3 + MAX_NEW,), group, 5, per_step)
     plan(tree, row_tokens=3 + MAX_NEW, rows_per_step=per_step, num_rows=found.num_rows)
 
 

@@ -12,8 +12,9 @@ from ibtpo import config as config_lib
 from ibtpo import train as train_lib
 from ibtpo import trainer as trainer_lib
 from ibtpo.advantages import group_is_uniform
+from ibtpo.token_weights import kept_tokens
 from ibtpo.trainer import Trainer
-from ibtpo.tree import node_length, stack_trees
+from ibtpo.tree import stack_trees
 
 
 def rows(workdir):
@@ -41,6 +42,10 @@ def test_training_on_what_is_evaluated_is_said(tiny_config, shared_data, caplog)
         dict(method="grpo", loss__objective="gspo", loss__clip_low=3e-4, loss__clip_high=4e-4, train__epochs=2),
         dict(tree__strategy="entropy", loss__aggregation="token_mean", train__epochs=2, train__minibatches=2),
         dict(method="treepo", tree__top_k=1, tree__segment_tokens=12, loss__max_old_probability=0.9),
+        dict(method="spo_tree", tree__top_k=1, tree__segment_tokens=12),
+        dict(method="tempo", tree__initial=4),
+        dict(method="lambda_grpo", tree__initial=4, train__epochs=2, train__minibatches=2, loss__kl=0.01),
+        dict(tree__strategy="uucb", tree__extra_rounds=1, loss__mask_uniform_groups=False),
         dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0, train__row_tokens=112),
         dict(
             tree__value="backup",
@@ -57,7 +62,8 @@ def test_other_methods_and_options_train(tiny_config, tmp_path, monkeypatch, cha
 
     def record(tree, *args, **options):
         found = token_weights(tree, *args, **options)
-        weights.append((np.asarray(node_length(tree)), *found))
+        kept = kept_tokens(tree, config.loss.max_old_probability)
+        weights.append((np.asarray(kept), *found))
         return found
 
     monkeypatch.setattr(trainer_lib, "token_weights", record)
@@ -126,7 +132,7 @@ def test_long_and_truncated_responses(tiny_config, monkeypatch):
             ]
         )
         boxes += boxed
-        expected = (shaped - shaped.mean()) / (shaped.std() + 1e-6)
+        expected = (shaped - shaped.mean()) / (shaped.std(ddof=1) + 1e-6)
         found = of_question[np.arange(len(rewards)), sampled_tree.tree.response_node[0, : len(rewards)]]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
         lengths |= {len(r.tokens) for r in sampled_tree.responses}

@@ -91,6 +91,12 @@ def _check_loss(config: ConfigDict) -> None:
             f"loss.dual_clip={config.loss.dual_clip} bounds loss.objective='clip' only, not "
             f"{config.loss.objective!r}: set it to 0"
         )
+    if config.loss.deviation == "bernoulli" and (config.reward.terms or config.reward.overlong_share):
+        raise ConfigError(
+            "loss.deviation='bernoulli' is the variance of rewards in [0, 1], out of which reward.terms="
+            f"{config.reward.terms!r} and reward.overlong_share={config.reward.overlong_share} move them: set these to "
+            "\"\" and 0, or loss.deviation to 'sample'"
+        )
     if config.loss.objective == "gspo" and (config.loss.importance_cap or config.loss.entropy_advantage):
         raise ConfigError(
             f"loss.objective='gspo' has no loss.importance_cap={config.loss.importance_cap} and no "

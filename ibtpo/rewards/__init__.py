@@ -7,6 +7,8 @@ A kind is a module of this package, named in `ibtpo.choices.REWARDS`:
                                                  process and so must take bounded time on any text
     extract_answer(text) -> str | None           optional: the answer that a response states, None where it states none;
                                                  the answer that evaluation shows and maj@k votes by
+    find_statement(text) -> int                  optional: where a text first states its answer, its length where it
+                                                 never does: behind it no tree branches
     load()                                       optional: heavy imports, made once in each worker before any answer
 
 A reference that cannot be used is a UserError of `reward` and `fast_reward`. Nothing here imports JAX: grading workers
@@ -39,3 +41,8 @@ def find_kind(kind: str) -> ModuleType:
 def find_extractor(kind: str) -> Callable[[str], str | None] | None:
     """The `extract_answer` of a kind; None for a kind whose responses state no answer."""
     return getattr(KINDS.get(kind), "extract_answer", None)
+
+
+def find_statement(kind: str) -> Callable[[str], int]:
+    """The `find_statement` of a kind; `len` for a kind whose responses state no answer."""
+    return getattr(KINDS.get(kind), "find_statement", len)

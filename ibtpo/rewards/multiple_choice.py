@@ -7,7 +7,7 @@ options without a conclusion) is no answer, so that hedging does not pay.
 import re
 
 from ibtpo.errors import UserError
-from ibtpo.rewards.math import TAIL_CHARACTERS, find_boxes
+from ibtpo.rewards.math import BOX, TAIL_CHARACTERS, find_boxes
 
 # Markup that may surround a letter: bold, dollar signs, quotes, LaTeX's delimiters and text commands.
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox|boldsymbol)\s*\{([^{}]{0,200})\}")
@@ -30,6 +30,19 @@ _CONNECTOR = re.compile(r"\s*(?:$|[.,;:!?)}\]\n—-]|(?:because|since|as|for|whi
 
 def _plain(text: str) -> str:
     return _MARKUP.sub("", _TEXT_COMMAND.sub(r"\1", text))
+
+
+def _plain_places(text: str) -> list[int]:
+    """Where in the text each character of `_plain(text)` stands."""
+    places = list(range(len(text)))
+    for pattern in (_TEXT_COMMAND, _MARKUP):
+        kept, end = [], 0
+        for match in pattern.finditer(text):
+            kept += [*range(end, match.start()), *(range(*match.span(1)) if pattern.groups else ())]
+            end = match.end()
+        kept += range(end, len(text))
+        text, places = "".join(text[i] for i in kept), [places[i] for i in kept]
+    return places
 
 
 def _accepted(match: re.Match, text: str) -> str | None:
@@ -101,6 +114,21 @@ def extract_answer(text: str) -> str | None:
     text = _plain(text[:end])
     settled, letter = _stated(text)
     return letter if settled else _of_last_line(text)
+
+
+def find_statement(text: str) -> int:
+    r"""Where the text first states an answer by rule 1 or 2 of `extract_answer`, or opens a box; its length where it
+    never does."""
+    plain = _plain(text)
+    found = [
+        match.start()
+        for pattern in (_STATED, _CHOSEN)
+        for match in pattern.finditer(plain)
+        if _accepted(match, plain) or _OTHER.match(plain, match.end())
+    ]
+    start = _plain_places(text)[min(found)] if found else len(text)
+    box = BOX.search(text)
+    return min(start, box.start()) if box else start
 
 
 def reward(text: str, reference: str) -> float:

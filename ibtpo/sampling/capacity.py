@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ibtpo.errors import UserError
 from ibtpo.sampling.interface import SamplerOptions
 from ibtpo.sampling.pages import pages_for
-from ibtpo.sampling.strategies import TreeOptions, num_responses
+from ibtpo.sampling.strategies import TreeOptions, most_responses
 
 STANDBY = 1  # sequences standing by for each slot
 
@@ -47,7 +47,7 @@ class Capacity:
                 )
         num_slots = options.slots // num_shards
         num_blocks = -(-(options.questions_in_flight or 2 * options.slots) // num_shards)
-        least, group_size = worst_case_pages(options, tree), num_responses(tree)
+        least, group_size = worst_case_pages(options, tree), most_responses(tree)
         num_pages = options.pages // num_shards if options.pages else num_blocks * least
         if num_pages < least:
             raise UserError(
@@ -95,7 +95,7 @@ def worst_case_pages(options: SamplerOptions, tree: TreeOptions) -> int:
     def pages(prompt_tokens: int) -> int:
         end = pages_for(prompt_tokens + tree.max_new_tokens - 1, page_size)
         own = end - (prompt_tokens - 1) // page_size
-        return pages_for(prompt_tokens, page_size) + num_responses(tree) * own
+        return pages_for(prompt_tokens, page_size) + most_responses(tree) * own
 
     # Of a prompt that fills its pages every response copies the last one, for its pending token.
     return max(pages(n) for n in (longest, longest - longest % page_size) if n)

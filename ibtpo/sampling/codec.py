@@ -8,8 +8,8 @@ import numpy as np
 
 from ibtpo.sampling.stops import StopTable
 
-ANSWER_MARKER = b"\\boxed"  # from here on a response states its result and reasons no more
 StepEnds = Callable[[np.ndarray], Sequence[int]]
+FindAnswer = Callable[[str], int]
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class Codec:
       stop_strings: texts that end it, over however many tokens; the token in which one is complete is the response's
         last. They need token_bytes.
       token_bytes: the bytes of each token, up to V entries; tokens beyond them spell nothing. Without any a response is
-        one step and has no answer marker.
+        one step and states no answer.
       separator: the bytes between two steps.
-      answer_marker: the bytes at which the answer starts; strategy "entropy" never forks behind it.
+      find_answer: where a text first states its answer, its length where it never does (`rewards.find_statement`); no
+        strategy forks behind it. `len`: no text does. A `Question` may have a rule of its own.
       cut_steps: instead of the separator, where there is no text: exclusive ends of the steps of generated tokens, the
         last one their number.
     """
@@ -36,7 +37,7 @@ class Codec:
     stop_strings: Sequence[str] = ()
     token_bytes: Sequence[bytes] = ()
     separator: bytes = b"\n\n"
-    answer_marker: bytes = ANSWER_MARKER
+    find_answer: FindAnswer = len
     cut_steps: StepEnds | None = None
 
     @functools.cached_property
@@ -56,12 +57,15 @@ class Codec:
 
         return step_ends(tokens, self.token_bytes, self.separator, self.stop_ids)
 
-    def answer_start(self, tokens: Sequence[int] | np.ndarray) -> int:
-        """Index of the token in which the first answer marker begins; len(tokens) without one."""
+    def answer_start(self, tokens: Sequence[int] | np.ndarray, find_answer: FindAnswer | None = None) -> int:
+        """Index of the token in which the first statement of an answer begins; len(tokens) without one.
+
+        find_answer: the rule to go by instead of the codec's.
+        """
         pieces = self._pieces(tokens)
-        at = b"".join(pieces).find(self.answer_marker)
-        if at < 0:
-            return len(pieces)
+        # One character for each byte that is no text, so that characters can be told back to bytes.
+        text = b"".join(pieces).decode("utf-8", errors="surrogateescape")
+        at = len(text[: (find_answer or self.find_answer)(text)].encode("utf-8", errors="surrogateescape"))
         return int(np.searchsorted(np.cumsum([len(piece) for piece in pieces]), at, side="right"))
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:

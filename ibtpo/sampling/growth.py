@@ -8,7 +8,14 @@ import numpy as np
 from ibtpo.sampling.codec import Codec
 from ibtpo.sampling.interface import Question, SampledTree
 from ibtpo.sampling.pages import pages_for
-from ibtpo.sampling.strategies import STRATEGIES, Fork, TreeOptions, num_responses, segment_forks
+from ibtpo.sampling.strategies import (
+    STRATEGIES,
+    Fork,
+    TreeOptions,
+    most_responses,
+    num_responses,
+    segment_forks,
+)
 from ibtpo.tree import Response, build_tree
 
 
@@ -27,7 +34,7 @@ class Draft:
     wanted: bool = False  # to be decoded further, now or after its question is back
     finish: str = ""  # "" while it is unfinished, which includes paused at a segment's end
     reward: float = 0.0
-    answer_start: int = 0  # known once it is finished
+    answer_start: int = 0  # known once it is finished or paused
 
     def finished(self) -> Response:
         return Response(
@@ -98,14 +105,14 @@ class Growth:
     def __init__(self, tree: TreeOptions, codec: Codec, seed: Sequence[int]):
         self.tree, self.codec, self.seed = tree, codec, list(seed)
 
-    def stopped(self, draft: Draft) -> bool:
+    def stopped(self, q: Growing, draft: Draft) -> bool:
         """To be called when a draft is decoded no further for now: whether it is finished (it ended or ran out of
         tokens), or else paused at a segment's end."""
         draft.wanted = False
+        draft.answer_start = self.codec.answer_start(draft.tokens, q.question.find_answer)
         if not draft.finish and len(draft.tokens) < self.tree.max_new_tokens:
             return False
         draft.finish = draft.finish or "length"
-        draft.answer_start = self.codec.answer_start(draft.tokens)
         return True
 
     def next_round(self, q: Growing) -> list[Draft]:
@@ -117,8 +124,10 @@ class Growth:
         if not q.drafts:
             forks = [Fork(response=-1, position=0)] * self.tree.initial
         elif paused:
-            forks = segment_forks([(d.index, len(d.tokens)) for d in paused], len(finished), self.tree)
-        elif len(q.drafts) < num_responses(self.tree):
+            active = [(d.index, len(d.tokens)) for d in paused]
+            stated = [d.index for d in paused if d.answer_start < len(d.tokens)]
+            forks = segment_forks(active, len(finished), self.tree, stated)
+        elif len(q.drafts) < num_responses(self.tree) or self._may_go_on(q):
             forks = self._choose(q)
         else:
             return []
@@ -128,6 +137,10 @@ class Growth:
             draft.wanted = True
         q.waiting += len(drafts)
         return drafts
+
+    def _may_go_on(self, q: Growing) -> bool:
+        """Whether a question that has its responses gets another round: their rewards are all equal."""
+        return len(q.drafts) < most_responses(self.tree) and len({draft.reward for draft in q.drafts}) == 1
 
     def result(self, q: Growing) -> SampledTree:
         """The tree of a finished question."""

@@ -43,10 +43,15 @@ class SamplerOptions:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt to grow a tree from. id: its random draws depend on it, from 0 to 2^31 - 1; tokens: the prompt."""
+    """A prompt to grow a tree from.
+
+    id: its random draws depend on it, from 0 to 2^31 - 1. tokens: the prompt. find_answer: where a response to it first
+    states its answer, in place of `Codec.find_answer`.
+    """
 
     id: int
     tokens: Sequence[int]
+    find_answer: Callable[[str], int] | None = None
 
 
 # grade(question, generated tokens): the reward, in [0, 1], or a Future of it.

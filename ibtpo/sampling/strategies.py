@@ -4,27 +4,29 @@
 
 chooses the forks of one round from a question's finished responses (`tree` is theirs, Q = 1). A
 round brings `top_k * branch` new responses, so every strategy spends the same budget: a question
-ends with G = initial + (rounds − 1)·top_k·branch responses (`num_responses`).
+ends with G = initial + (rounds − 1)·top_k·branch responses (`num_responses`), or up to `extra_rounds` rounds later if
+their rewards are all equal until then.
 
 Rules they share
 - A fork keeps a prefix of a finished response. A prefix qualifies if a continuation follows it in
-  that response and at least `min_new_tokens` of `max_new_tokens` are left. The question, with
-  nothing kept, always qualifies.
+  that response, at least `min_new_tokens` of `max_new_tokens` are left, and no answer is stated in it: `limits[r]` is
+  the first generated token of the first statement of response r. The question, with nothing kept, always qualifies.
 - If fewer than `top_k` prefixes qualify, the ranking is gone through again from the top: the
   budget is spent in full.
 - Prefixes that several responses share are named by the oldest of them.
 
-Sources: IB-TPO arXiv 2605.28109; TreeRL 2506.11902; Tree-GRPO 2509.21240; TreePO 2508.17445.
+Sources: IB-TPO arXiv 2605.28109; TreeRL 2506.11902; Tree-GRPO 2509.21240; TreePO 2508.17445; AT2PO 2601.04767;
+InfoTree 2605.05262.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from ibtpo import choices
-from ibtpo.ib_score import ScoreOptions, ib_score
+from ibtpo.ib_score import ScoreOptions, ib_score, node_confidence, node_values
 from ibtpo.tree import Response, Tree, children_mask, fork_owner, last_token_of_node, on_path
 
 TOLERANCE = 1e-6  # scores closer than this are equal: far above rounding, far below any difference that matters
@@ -52,6 +54,10 @@ class TreeOptions:
       top_k: nodes that branch in each later round (K).
       branch: new responses from each (B).
       score: of the IB-Score, read by "ib".
+      rebranch: rounds in which one node may branch, read by "ib"; 0: any number.
+      sibling_penalty: α of "at2po".
+      explore, surprise: weights of "uucb".
+      extra_rounds: rounds more, at most, for a question whose rewards are all equal.
       min_new_tokens: a prefix with less of the budget left does not branch.
       max_new_tokens: most generated tokens of a response.
       segment_tokens: segment length of "fixed_width".
@@ -63,6 +69,11 @@ class TreeOptions:
     top_k: int = 1
     branch: int = 1
     score: ScoreOptions = field(default_factory=ScoreOptions)
+    rebranch: int = 1
+    sibling_penalty: float = 0.05
+    explore: float = 0.5
+    surprise: float = 1.0
+    extra_rounds: int = 0
     min_new_tokens: int = 1
     max_new_tokens: int = 2048
     segment_tokens: int = 512
@@ -91,21 +102,39 @@ def num_responses(options: TreeOptions) -> int:
     return options.initial + (options.rounds - 1) * options.top_k * options.branch
 
 
+def most_responses(options: TreeOptions) -> int:
+    """The responses of a tree that has all its extra rounds."""
+    return num_responses(options) + options.extra_rounds * options.top_k * options.branch
+
+
 def fill_round(ranked: Sequence[Fork], options: TreeOptions) -> list[Fork]:
     """The first top_k of `ranked`, gone through again if there are fewer; `branch` forks each."""
     chosen = [ranked[i % len(ranked)] for i in range(options.top_k)]
     return [fork for fork in chosen for _ in range(options.branch)]
 
 
-def inner_prefixes(tree: Tree, options: TreeOptions) -> tuple[np.ndarray, list[Fork]]:
+def inner_prefixes(
+    tree: Tree, options: TreeOptions, limits: Sequence[int] | None = None
+) -> tuple[np.ndarray, list[Fork]]:
     """Nodes that may branch, [M], the question first, and the fork after each."""
     last = np.asarray(last_token_of_node(tree))[0]
     depth = np.asarray(tree.positions)[0, last] + 1 - int(tree.prompt_length[0])
     inner = np.asarray(children_mask(tree))[0].any(axis=1)
-    room = depth + options.min_new_tokens <= options.max_new_tokens
-    nodes = np.flatnonzero(inner & (room | (np.arange(len(inner)) == 0)))
     oldest = np.asarray(on_path(tree))[0].argmax(axis=0)
+    may = depth + options.min_new_tokens <= options.max_new_tokens
+    if limits is not None:
+        may &= depth <= np.asarray(limits)[oldest]
+    nodes = np.flatnonzero(inner & (may | (np.arange(len(inner)) == 0)))
     return nodes, [Fork(int(oldest[n]), int(depth[n])) for n in nodes]
+
+
+def rounds_branched(responses: Sequence[Response], forks: Sequence[Fork]) -> list[int]:
+    """In how many rounds each of these prefixes has branched already."""
+    rounds: dict[tuple[int, int], set[int]] = {}
+    for r in responses:
+        if r.round > 0:
+            rounds.setdefault((fork_owner(responses, r), r.fork), set()).add(r.round)
+    return [len(rounds.get((f.response if f.position else -1, f.position), ())) for f in forks]
 
 
 def ib(
@@ -121,14 +150,23 @@ def ib(
     tokens before the fork goes first, then the one whose oldest response is oldest. Two nodes
     that agree in both are the same node, so neither rounding nor `rng` decides.
     """
-    nodes, forks = inner_prefixes(tree, options)
+    nodes, forks = inner_prefixes(tree, options, limits)
     exact = replace(  # rounding in float32 grows with beta and could exceed the tolerance
         tree,
         rewards=np.asarray(tree.rewards, np.float64),
         log_probs=np.asarray(tree.log_probs, np.float64),
     )
     score = np.asarray(ib_score(exact, options.score).J)[0, nodes]
-    left = list(range(len(nodes)))
+    if options.rebranch:
+        fresh = [i for i, times in enumerate(rounds_branched(responses, forks)) if times < options.rebranch]
+        if fresh:
+            score, forks = score[fresh], [forks[i] for i in fresh]
+    return _by_score(score, forks, options)
+
+
+def _by_score(score: Sequence[float] | np.ndarray, forks: Sequence[Fork], options: TreeOptions) -> list[Fork]:
+    """The forks of highest score, ties by the rule of `ib`; those that are equal in all go in their order."""
+    left = list(range(len(forks)))
     ranked: list[Fork] = []
     while left and len(ranked) < options.top_k:
         best = max(score[i] for i in left)
@@ -139,6 +177,63 @@ def ib(
     return fill_round(ranked, options)
 
 
+def _surprises(tree: Tree) -> np.ndarray:
+    """[N] mean −log π of each node's own tokens; 0 at the question."""
+    log_probs = tree.replace(log_probs=np.asarray(tree.log_probs, np.float64))
+    return -np.log(np.asarray(node_confidence(log_probs))[0])
+
+
+def at2po(
+    tree: Tree,
+    responses: Sequence[Response],
+    options: TreeOptions,
+    rng: np.random.Generator,
+    limits: Sequence[int] | None = None,
+) -> list[Fork]:
+    """Steps to be drawn anew: the top_k by surprise less a penalty on what has been expanded (AT2PO).
+
+    H(n) − sibling_penalty · (siblings of n), H the mean −log π of n's tokens, over the inner nodes; the fork is before
+    n, at its parent's end. The question is a candidate too, of H = 0, with its children but one for siblings. Ties as
+    of `ib`, then the oldest step.
+    Source: arXiv 2601.04767, algorithm 1; zzfoutofspace/ATPO, vllm_rollout_with_tools_tree_offline.py 341-403.
+    """
+    nodes, places = inner_prefixes(tree, options, limits)
+    place = dict(zip(nodes.tolist(), places))
+    children, surprise = np.asarray(children_mask(tree))[0].sum(axis=1), _surprises(tree)
+    score, forks = [0.0 - options.sibling_penalty * max(0, int(children[0]) - 1)], [Fork(0, 0)]
+    oldest = np.asarray(on_path(tree))[0].argmax(axis=0)
+    for n in sorted(np.flatnonzero(children > 0).tolist(), key=lambda n: oldest[n]):
+        parent = int(tree.node_parent[0, n])
+        if parent in place:
+            score.append(float(surprise[n]) - options.sibling_penalty * (int(children[parent]) - 1))
+            forks.append(place[parent])
+    return _by_score(score, forks, options)
+
+
+def uucb(
+    tree: Tree,
+    responses: Sequence[Response],
+    options: TreeOptions,
+    rng: np.random.Generator,
+    limits: Sequence[int] | None = None,
+) -> list[Fork]:
+    """The top_k by an upper confidence bound with a term of uncertainty, after InfoTree's UUCB.
+
+    p̂(n) + explore · sqrt(ln(M + 1) / k(n)) + surprise · (mean −log π of the steps behind n, steps alike), over the
+    nodes of `ib`: p̂ the mean reward of the k(n) responses through n, M the question's responses. Ties as of `ib`.
+    The three kinds of terms are the source's (arXiv 2605.05262, abstract), their forms and weights ours: its method was
+    not to be had.
+    """
+    nodes, forks = inner_prefixes(tree, options, limits)
+    exact = replace(tree, rewards=np.asarray(tree.rewards, np.float64))
+    value, through = np.asarray(node_values(exact))[0], np.asarray(on_path(tree))[0].sum(axis=0)
+    children = np.asarray(children_mask(tree))[0]
+    behind = (children * _surprises(tree)).sum(axis=1) / np.maximum(children.sum(axis=1), 1)
+    unsure = np.sqrt(np.log(len(responses) + 1) / np.maximum(through, 1))
+    score = value + options.explore * unsure + options.surprise * behind
+    return _by_score(score[nodes], forks, options)
+
+
 def random(
     tree: Tree,
     responses: Sequence[Response],
@@ -147,7 +242,7 @@ def random(
     limits: Sequence[int] | None = None,
 ) -> list[Fork]:
     """top_k different nodes, uniformly among the question and all inner nodes (Tree-GRPO)."""
-    _, forks = inner_prefixes(tree, options)
+    _, forks = inner_prefixes(tree, options, limits)
     return fill_round([forks[i] for i in rng.permutation(len(forks))], options)
 
 
@@ -160,11 +255,10 @@ def entropy(
 ) -> list[Fork]:
     """The prefixes before the top_k least probable sampled tokens of the question (EPTree).
 
-    Ranked by −log π of the sampled token over the question's whole tree. Not eligible: the first
-    token that a response itself sampled, a token at or after limits[r] (the first generated token
-    of r's answer marker), and one before which another response forked already (unless no other
-    is left). Ties: fewest tokens before the fork, then the oldest response. Without any eligible
-    token the fork is at the question.
+    Ranked by −log π of the sampled token over the question's whole tree. Not eligible: the first token that a response
+    itself sampled, a token at or after limits[r] (the first of the answer's statement), and one before which another
+    response forked already (unless no other is left). Ties: fewest tokens before the fork, then the oldest response.
+    Without any eligible token the fork is at the question.
     """
     owners, positions, surprise = [], [], []  # of the tokens, each listed with who sampled it
     for r in responses:
@@ -194,21 +288,26 @@ def independent(
     return fill_round([Fork(0, 0)], options)
 
 
-def segment_forks(active: Sequence[tuple[int, int]], num_finished: int, options: TreeOptions) -> list[Fork]:
+def segment_forks(
+    active: Sequence[tuple[int, int]], num_finished: int, options: TreeOptions, stated: Collection[int] = ()
+) -> list[Fork]:
     """New paths at a segment's end (TreePO): the open width, shared evenly by the active paths.
 
     G − num_finished paths may be active. The missing ones are dealt out one by one to the active
-    paths in their order, at most `branch` new ones to each, so a tree widens segment by segment.
+    paths in their order, at most `branch` new ones to each, so a tree widens segment by segment. A path that has stated
+    its answer gets none.
 
     Args:
       active: (response, generated tokens) of the paths that paused at the segment's end; they
         themselves go on.
       num_finished: responses that have ended.
+      stated: the responses among the active ones that have stated their answer.
     """
     missing = num_responses(options) - num_finished - len(active)
-    missing = max(0, min(missing, options.branch * len(active)))
-    share = [missing // len(active) + (i < missing % len(active)) for i in range(len(active))]
-    return [Fork(r, p) for (r, p), count in zip(active, share) for _ in range(count)]
+    open_paths = [path for path in active if path[0] not in stated]
+    missing = max(0, min(missing, options.branch * len(open_paths)))
+    share = [missing // len(open_paths) + (i < missing % len(open_paths)) for i in range(len(open_paths))]
+    return [Fork(r, p) for (r, p), count in zip(open_paths, share) for _ in range(count)]
 
 
 def fixed_width(
@@ -220,13 +319,15 @@ def fixed_width(
 ) -> list[Fork]:
     """Once no path is active: all responses that are missing, from finished ones (TreePO).
 
-    Each starts at a uniformly drawn segment boundary of a uniformly drawn finished response, the
+    Each starts at a uniformly drawn segment boundary of a uniformly drawn finished response that qualifies, the
     question being the first boundary. While paths are active, `segment_forks` branches instead.
     """
     forks = []
-    for _ in range(num_responses(options) - len(responses)):
+    missing = num_responses(options) - len(responses)
+    for _ in range(missing if missing > 0 else options.top_k * options.branch):  # none is: an extra round
         r = responses[int(rng.integers(len(responses)))]
         end = min(len(r.tokens) - 1, options.max_new_tokens - options.min_new_tokens)
+        end = end if limits is None else min(end, limits[r.index])
         boundaries = max(end, 0) // options.segment_tokens + 1
         forks.append(Fork(r.index, int(rng.integers(boundaries)) * options.segment_tokens))
     return forks

@@ -58,6 +58,10 @@ USUAL = {
     "loss.clip_high": 0.2,
     "loss.kl": 0.001,
     "loss.aggregation": "response_mean",
+    "loss.shared_tokens": "each",
+    "loss.deviation": "sample",
+    "loss.group_of_one": "zero",
+    "loss.skip_zero_advantages": False,
     "loss.max_old_probability": 1.0,
     "loss.entropy_advantage": 0.0,
     "loss.whiten_advantages": False,
@@ -66,7 +70,7 @@ USUAL = {
 }
 # The settings of each method, beside its advantage and the branching of its trees.
 STATED = {
-    "ibtpo": ("ib", "ibtpo", {}),
+    "ibtpo": ("ib", "ibtpo", {"loss.deviation": "population"}),
     "grpo": ("independent", "grpo", {}),
     "dr_grpo": ("independent", "dr_grpo", {"loss.aggregation": "fixed_length"}),
     "dapo": (
@@ -86,10 +90,21 @@ STATED = {
         "grpo",
         {"loss.objective": "gspo", "loss.clip_low": 3e-4, "loss.clip_high": 4e-4, "loss.kl": 0.0},
     ),
-    "cispo": ("independent", "grpo", {"loss.objective": "cispo", "loss.aggregation": "token_mean"}),
+    "cispo": (
+        "independent",
+        "grpo",
+        {"loss.objective": "cispo", "loss.clip_low": 1.0, "loss.aggregation": "token_mean"},
+    ),
     "sapo": ("independent", "grpo", {"loss.objective": "sapo"}),
     "ibro": ("independent", "grpo", {"loss.entropy_advantage": 5e-3}),
-    "treerl": ("entropy", "treerl", {}),
+    "tempo": (
+        "independent",
+        "tempo",
+        {"loss.clip_high": 0.28, "loss.aggregation": "token_mean", "loss.kl": 0.0},
+    ),
+    "lambda_grpo": ("independent", "grpo", {"loss.shared_tokens": "once", "loss.kl": 0.0}),
+    "treerl": ("entropy", "treerl", {"loss.clip_high": 0.26, "loss.kl": 0.0}),
+    "treeadv": ("entropy", "treeadv", {}),
     "treepo": (
         "fixed_width",
         "treepo",
@@ -100,9 +115,23 @@ STATED = {
             "loss.whiten_advantages": True,
         },
     ),
-    "tree_grpo": ("random", "tree_grpo", {}),
-    "spo_tree": ("fixed_width", "spo_tree", {"loss.max_old_probability": 0.9}),
-    "treerpo": ("fixed_width", "treerpo", {}),
+    "tree_grpo": ("random", "tree_grpo", {"loss.group_of_one": "reward", "loss.aggregation": "token_mean"}),
+    "spo_tree": (
+        "fixed_width",
+        "spo_tree",
+        {
+            "loss.max_old_probability": 0.9,
+            "loss.aggregation": "unique_mean",
+            "loss.skip_zero_advantages": True,
+            "loss.whiten_advantages": True,
+            "loss.kl": 1e-4,
+        },
+    ),
+    "treerpo": (
+        "fixed_width",
+        "treerpo",
+        {"loss.aggregation": "unique_mean", "loss.skip_zero_advantages": True, "loss.deviation": "bernoulli"},
+    ),
 }
 
 

@@ -21,24 +21,26 @@ PROMPT = [90, 91, 92]
 SEPARATOR = 0  # the token that ends a step
 BETA, IB_WEIGHT = 5.0, 0.1
 SCORE_OPTIONS = [
-    dict(value=value, root=root, ratio_power=ratio_power, confidence=confidence)
-    for value, root, ratio_power, confidence in itertools.product(
-        ("leaf_mean", "backup"), ("all", "initial"), (1, 2), ("geometric_mean", "joint")
+    dict(child_weight=child_weight, value=value, root=root, ratio_power=ratio_power, confidence=confidence)
+    for child_weight, value, root, ratio_power, confidence in itertools.product(
+        ("uniform", "responses"), ("leaf_mean", "backup"), ("all", "initial"), (1, 2), ("geometric_mean", "joint")
     )
 ]
+SEGMENT_TOKENS = 2  # of treepo
 
 
 # The only two places that know how options are passed.
 
 
 def score_of(tree: Tree, options: dict) -> IBScore:
-    """The IB-Score with beta = BETA and the other options as in SCORE_OPTIONS."""
-    return ib_score(tree, ScoreOptions(beta=BETA, **options))
+    """The IB-Score with beta = BETA and the other options as in SCORE_OPTIONS; `value` is that of the score too."""
+    return ib_score(tree, ScoreOptions(beta=BETA, branch_value=options["value"], **options))
 
 
 def advantage_options(**options) -> AdvantageOptions:
     """Options of the advantages, those of the score included; by default the paper's."""
-    return AdvantageOptions(score=ScoreOptions(beta=BETA, **options), ib_weight=IB_WEIGHT)
+    score = ScoreOptions(beta=BETA, **options)
+    return AdvantageOptions(score=score, ib_weight=IB_WEIGHT, segment_tokens=SEGMENT_TOKENS)
 
 
 # --- The inputs -----------------------------------------------------------------------------------
@@ -175,7 +177,9 @@ def golden(title: str, drafts: list[list[dict]], sizes: dict[str, int]) -> dict:
         padded_to=sizes,
         tree={field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)},
         scores=[dict(beta=BETA, **o, **s) for o, s in zip(SCORE_OPTIONS, outputs["scores"])],
-        advantage_options=dict(beta=BETA, ib_weight=IB_WEIGHT, **SCORE_OPTIONS[0]),
+        advantage_options=dict(
+            beta=BETA, ib_weight=IB_WEIGHT, deviation="population", segment_tokens=SEGMENT_TOKENS, **SCORE_OPTIONS[0]
+        ),
         advantages=outputs["advantages"],
     )
 

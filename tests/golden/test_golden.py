@@ -86,7 +86,7 @@ def test_file_equals_the_obvious_version(name):
 def check_score(score, responses, ids):
     values = obvious_values(responses, value=score["value"], root=score["root"])
     sure = obvious_confidence(responses, confidence=score["confidence"])
-    children, _ = nested(responses)
+    children, through = nested(responses)
     size = len(score["J"])
     expected = {key: np.zeros(size) for key in ("values", "eta1", "J", "cov")} | dict(eta2=np.ones(size))
     for s, below in children.items():
@@ -98,8 +98,9 @@ def check_score(score, responses, ids):
         if below:
             at = [ids[c] for c in below]
             a, b = expected["eta1"][at], expected["eta2"][at]
-            expected["J"][ids[s]] = 1 + score["beta"] * np.mean(a * b)
-            expected["cov"][ids[s]] = np.cov(a, b, ddof=0)[0, 1]
+            times = [len(through[c]) if score["child_weight"] == "responses" else 1 for c in below]
+            expected["J"][ids[s]] = 1 + score["beta"] * np.average(a * b, weights=times)
+            expected["cov"][ids[s]] = np.cov(a, b, ddof=0, fweights=times)[0, 1]
     for key, x in expected.items():
         np.testing.assert_allclose(score[key], x, atol=1e-12, err_msg=key)
 
@@ -122,7 +123,11 @@ def test_the_tree_worked_out_by_hand():
     step = np.array([0, 1 / np.sqrt(8) + 0.015, np.sqrt(2) + 0.04, -np.sqrt(0.5) - 0.03, -np.sqrt(0.5) - 0.03])
     path = np.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 1], [1, 1, 0, 1, 0]])
     np.testing.assert_allclose(file["advantages"]["ibtpo"], [path * step], atol=1e-12)
-    root = {(s["value"], s["root"]): s["J"][0][0] for s in file["scores"][::4]}
+    by_responses = file["scores"][16]
+    assert by_responses["child_weight"] == "responses"
+    np.testing.assert_allclose(by_responses["J"], [[1, 1.25, 0, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(by_responses["cov"], [[1 / 12, 0.125, 0, 0, 0]], atol=1e-12)
+    root = {(s["value"], s["root"]): s["J"][0][0] for s in file["scores"][:16:4]}
     np.testing.assert_allclose(
         [root["leaf_mean", "initial"], root["backup", "all"], root["backup", "initial"]], [0, 1.25, 0], atol=1e-12
     )

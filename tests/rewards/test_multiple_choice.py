@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibtpo.rewards.multiple_choice import extract_answer, reward
+from ibtpo.rewards.multiple_choice import extract_answer, find_statement, reward
 from ibtpo.rewards.pool import Grader
 
 LETTERS = "ABCD"
@@ -129,3 +129,20 @@ def test_the_grader_decides_without_a_worker():
     with Grader("multiple_choice") as grader:
         assert grader.grade([("Answer: C", "C"), ("Answer: C", "B"), ("no idea", "B")]) == [1.0, 0.0, 0.0]
         assert grader.counts["fast"] == 3
+
+
+@pytest.mark.parametrize(
+    "before, statement",
+    [
+        ("Heat flows to the cold side.\n\nThe ", "answer is (C)."),
+        ("We **think** that the \\text{right} ", "option is **C**, as shown."),
+        ("A) 5 m/s is too slow and B) too fast. So I ", "choose C."),
+        ("Hence ", r"\boxed{C}"),
+        ("Both A and B are too fast, so C remains", ""),
+        ("", ""),
+    ],
+)
+def test_where_a_text_first_states_its_letter(before, statement):
+    found = find_statement(before + statement)
+    # "I choose" begins with its "I".
+    assert found == len(before) - (2 if statement.startswith("choose") else 0)

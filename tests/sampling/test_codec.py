@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from ibtpo.errors import UserError
+from ibtpo.rewards import find_statement
 from ibtpo.sampling import Codec
 
 PIECES = [b"", b"a", b" b", b"\n\n", b"\\", b"boxed{", b"3}", "é".encode()[:1], "é".encode()[1:]]
-CODEC = Codec(12, stop_ids=[0], token_bytes=PIECES)  # three ids more than the tokenizer has
+# Three ids more than the tokenizer has.
+CODEC = Codec(12, stop_ids=[0], token_bytes=PIECES, find_answer=find_statement("math"))
 
 
 def test_text_steps_and_answer_of_tokens():
@@ -19,10 +21,16 @@ def test_text_steps_and_answer_of_tokens():
     assert CODEC.text([7, 8]) == "é" and CODEC.text([7]) == "\ufffd"
 
 
-def test_a_separator_and_a_marker_of_ones_own():
-    codec = Codec(12, token_bytes=PIECES, separator=b"b", answer_marker=b"3")
+def test_a_separator_and_a_rule_of_ones_own():
+    codec = Codec(12, token_bytes=PIECES, separator=b"b", find_answer=lambda text: text.find("3"))
     assert codec.step_ends(np.array([1, 2, 1, 6])) == [2, 4]
     assert codec.answer_start([1, 2, 6, 6]) == 2
+    assert codec.answer_start([1, 2, 6, 6], len) == 4  # a question's rule comes first
+
+
+def test_the_answer_is_found_behind_bytes_that_are_no_text():
+    broken = [8, 7, 1, 7, 8, 4, 5, 6]  # half a letter, another half, and a whole one before the box
+    assert CODEC.answer_start(broken) == 5
 
 
 def test_without_bytes_a_response_is_one_step_unless_a_function_cuts_it():

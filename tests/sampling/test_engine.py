@@ -43,3 +43,24 @@ def test_a_device_without_a_model_grows_every_strategys_trees(strategy, num_shar
             np.testing.assert_array_equal(sampled.tree.tokens[0, nodes], r.tokens)
     assert stats.generated_tokens == sum(int((t.tree.step > 0).sum()) for t in trees)
     assert stats.pages_left == stats.preemptions == 0
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_uniform_groups_get_extra_rounds_and_mixed_ones_none(strategy):
+    tree = TreeOptions(strategy=strategy, initial=2, rounds=2, extra_rounds=3, max_new_tokens=12, segment_tokens=5)
+    capacity = Capacity.of(OPTIONS, tree, 1)
+    assert capacity.group_size == 6
+    codec = Codec(VOCAB, stop_ids=[STOP], cut_steps=lambda tokens: [*range(2, len(tokens), 2), len(tokens)])
+    # Those of question 0 are always wrong; of question 1 the first is right, of question 2 the fourth.
+    right = {(1, 0), (2, 3)}
+    asked: dict[int, int] = {}
+
+    def grade(question, tokens):
+        index = asked[question.id] = asked.get(question.id, -1) + 1
+        return float((question.id, index) in right)
+
+    questions = [Question(id, [1, 1]) for id in range(3)]
+    growth = Growth(tree, codec, [3])
+    trees, stats = Run(ScriptedDevice(capacity), capacity, growth, Grades(grade), Chunks(0.0), questions).run()
+    assert [len(sampled.responses) for sampled in trees] == [6, 3, 4]
+    assert stats.responses == 13 and stats.pages_left == 0

@@ -34,7 +34,6 @@ OPTIONS = st.builds(
     max_new_tokens=st.just(LENGTH),
     segment_tokens=st.integers(1, 6),
 )
-GUIDED = ["ib", "random", "entropy", "independent"]
 
 
 def forks_of(name, responses, options, seed=0, limits=None):
@@ -43,17 +42,20 @@ def forks_of(name, responses, options, seed=0, limits=None):
 
 
 @pytest.mark.parametrize("name", S.STRATEGIES)
-@given(responses=cases(), options=OPTIONS)
-def test_forks_are_valid_and_spend_the_budget(name, responses, options):
-    forks = forks_of(name, responses, options)
-    if name == "fixed_width":
-        assert len(forks) == max(0, S.num_responses(options) - len(responses))
-    else:
+@given(responses=cases(), options=OPTIONS, data=st.data())
+def test_forks_are_valid_and_spend_the_budget(name, responses, options, data):
+    limits = [data.draw(st.integers(0, len(r.tokens))) for r in responses]
+    forks = forks_of(name, responses, options, limits=limits)
+    missing = S.num_responses(options) - len(responses)
+    if name == "fixed_width" and missing > 0:
+        assert len(forks) == missing
+    else:  # one round's; of fixed_width an extra one's
         assert len(forks) == options.top_k * options.branch
     for f in forks:
         assert 0 <= f.position < len(responses[f.response].tokens)
         if f.position:
             assert LENGTH - f.position >= options.min_new_tokens
+            assert f.position <= limits[f.response]  # nothing behind a stated answer
 
 
 @pytest.mark.parametrize("name", S.STRATEGIES)
@@ -93,6 +95,7 @@ def inner_nodes(responses, options):
 @given(responses=cases(max_responses=10), options=OPTIONS)
 def test_ib_takes_the_highest_scores(responses, options):
     tree = make_tree(responses, np.float64)
+    options = dataclasses.replace(options, rebranch=0)
     score = ib_score(tree).J[0]
     last = last_token_of_node(tree)[0]
     through = on_path(tree)[0]
@@ -140,6 +143,22 @@ def test_no_branch_without_room(budget, position):
     options = S.TreeOptions(max_new_tokens=budget, min_new_tokens=6)
     response = [chain(0, [0.9, 0.8, 0.2, 0.7])]
     assert forks_of("ib", response, options) == [S.Fork(0, position)]
+
+
+def test_a_node_branches_in_one_round_only_while_others_are_left():
+    first = chain(0, [0.9, 0.8, 0.2, 0.7])
+    options = S.TreeOptions(max_new_tokens=100)
+    assert forks_of("ib", [first], options) == [S.Fork(0, 4)]
+    forked = [first, dataclasses.replace(chain(1, [0.9, 0.8, 0.3]), parent=0, fork=4, round=1)]
+    assert forks_of("ib", forked, options) == [S.Fork(0, 6)]
+    assert forks_of("ib", forked, dataclasses.replace(options, rebranch=2)) == [S.Fork(0, 4)]
+    assert forks_of("ib", forked, dataclasses.replace(options, rebranch=0)) == [S.Fork(0, 4)]
+    used = forked + [
+        dataclasses.replace(chain(2 + i, [0.9, 0.8, 0.2, 0.9][: place // 2 + 1]), parent=0, fork=place, round=2 + i)
+        for i, place in enumerate((0, 2, 6))
+    ]
+    used[2].parent = -1  # at the question
+    assert forks_of("ib", used, options) == [S.Fork(0, 4)]  # all have branched: the best of all
 
 
 def test_fewer_nodes_than_top_k_go_round_again():
@@ -209,15 +228,19 @@ def test_entropy_does_not_fork_twice_before_a_token():
     positions=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     finished=st.integers(0, 12),
     options=OPTIONS,
+    data=st.data(),
 )
-def test_segment_forks_share_the_open_width_evenly(positions, finished, options):
+def test_segment_forks_share_the_open_width_evenly(positions, finished, options, data):
     active = [(3 * i, 4 * p) for i, p in enumerate(positions)]
-    forks = S.segment_forks(active, finished, options)
+    stated = data.draw(st.sets(st.sampled_from([r for r, _ in active])))
+    forks = S.segment_forks(active, finished, options, stated)
     missing = max(0, S.num_responses(options) - finished - len(active))
-    assert len(forks) == min(missing, options.branch * len(active))
-    count = [forks.count(S.Fork(r, p)) for r, p in active]
+    may_fork = [path for path in active if path[0] not in stated]
+    assert len(forks) == min(missing, options.branch * len(may_fork))
+    count = [forks.count(S.Fork(r, p)) for r, p in may_fork]
     assert sum(count) == len(forks)
-    assert max(count) - min(count) <= 1 and count == sorted(count, reverse=True)
+    if count:
+        assert max(count) - min(count) <= 1 and count == sorted(count, reverse=True)
 
 
 @given(responses=cases(), options=OPTIONS, seed=st.integers(0, 99))

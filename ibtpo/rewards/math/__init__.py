@@ -13,7 +13,7 @@ Importing this package imports neither sympy nor Math-Verify; `load` does.
 
 from ibtpo.rewards.math.boxes import BOX, find_boxes
 from ibtpo.rewards.math.fast import canonical, fast_grade
-from ibtpo.rewards.math.statements import TAIL_CHARACTERS, extract_answer
+from ibtpo.rewards.math.statements import TAIL_CHARACTERS, extract_answer, find_statement
 from ibtpo.rewards.math.symbolic import load, symbolic_grade
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "fast_grade",
     "fast_reward",
     "find_boxes",
+    "find_statement",
     "load",
     "reward",
     "symbolic_grade",

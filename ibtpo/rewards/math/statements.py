@@ -2,7 +2,7 @@
 
 import re
 
-from ibtpo.rewards.math.boxes import find_boxes
+from ibtpo.rewards.math.boxes import BOX, find_boxes
 from ibtpo.rewards.math.numbers import read_number
 from ibtpo.rewards.math.spelling import BOLD, normalise
 from ibtpo.rewards.math.units import MAX_NUMBER_CHARACTERS, NOT_UNITS, UNIT_NAMES
@@ -11,6 +11,10 @@ TAIL_CHARACTERS = 8192
 
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _ANSWER_IS = re.compile(r"\banswer(?:[ \t]+(is)\b|[ \t]*[:=])[ \t]*:?", re.IGNORECASE)
+# The end of a text that breaks off within the words that announce an answer.
+_BEGUN = re.compile(
+    r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4})[ \t]*$", re.IGNORECASE
+)
 _MARKUP = " \t\r\n*:`"
 _SENTENCE_END = re.compile(r"\.(?=[\s`]|$)")
 _LIST_ITEM = re.compile(r"\d+[.)] ")
@@ -49,42 +53,49 @@ def _lone_number(sentence: str) -> str:
     return numbers[0][0] + (unit[0] if unit and unit[1] in UNIT_NAMES and unit[1] != "in" else "")
 
 
-def _stated_answer(text: str) -> str | None:
-    """The text after the last "answer is" that something with a digit or a formula follows; if there is none,
-    after the last that anything follows."""
-    other, end = None, len(text)
-    for match in reversed(list(_ANSWER_IS.finditer(text))):
-        line = text[match.end() : end].partition("\n")[0]
-        rest = text[match.end() : end].lstrip(_MARKUP)
-        later = not line.strip(_MARKUP)
-        end = match.start()
-        if display := _DISPLAY.match(rest):
-            # A continuation, "or" another one, belongs to the answer.
-            line = rest[: display.end()] + rest[display.end() :].partition("\n")[0]
-        elif later:
-            line = rest.partition("\n")[0]
-        # Reasoning may begin on the line behind "answer:": only a bare answer is taken from there.
-        unannounced = later and match.group(1) is None
-        if unannounced and re.search(r"[\d\\$]", rest[len(line) :]):
-            continue
-        if display and line.strip(_MARKUP + ".,;") == display.group().strip():
-            return "".join(filter(None, display.groups())).strip()
-        listed = later and _LIST_ITEM.match(line)
-        sentence = BOLD.sub("", line).strip() if listed else _SENTENCE_END.split(BOLD.sub("", line), 1)[0].strip()
-        stated = _EXPLANATION.split(sentence, maxsplit=1)[0].strip()
-        # An explanation that may name another answer is kept.
-        sentence = sentence if _NOT_PROSE.intersection(re.findall(r"[a-z]+", sentence[len(stated) :])) else stated
-        formulas = _INLINE_MATH.findall(sentence)
-        if len(formulas) == 1:  # "the answer is the point $(1, 2)$, as shown"
-            return "".join(formulas[0]).strip()
-        sentence = sentence.strip("` ").rstrip(",;: ") or sentence
-        prose = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,} | [A-Za-z]{2,}", sentence)
-        if unannounced and (listed or (prose and not read_number(normalise(sentence), plain_words=True))):
-            continue
-        if re.search(r"[\d\\$]", sentence):
-            return _lone_number(sentence)
-        other = other or (sentence if re.search(r"\w", sentence) else None)
-    return other
+def _announced(text: str, match: re.Match, end: int) -> tuple[str, bool] | None:
+    """The answer that an "answer is" announces in the text up to `end`, the next of them, and whether it has a digit or
+    a formula; None where it announces nothing."""
+    line = text[match.end() : end].partition("\n")[0]
+    rest = text[match.end() : end].lstrip(_MARKUP)
+    later = not line.strip(_MARKUP)
+    if display := _DISPLAY.match(rest):
+        # A continuation, "or" another one, belongs to the answer.
+        line = rest[: display.end()] + rest[display.end() :].partition("\n")[0]
+    elif later:
+        line = rest.partition("\n")[0]
+    # Reasoning may begin on the line behind "answer:": only a bare answer is taken from there.
+    unannounced = later and match.group(1) is None
+    if unannounced and re.search(r"[\d\\$]", rest[len(line) :]):
+        return None
+    if display and line.strip(_MARKUP + ".,;") == display.group().strip():
+        return "".join(filter(None, display.groups())).strip(), True
+    listed = later and _LIST_ITEM.match(line)
+    sentence = BOLD.sub("", line).strip() if listed else _SENTENCE_END.split(BOLD.sub("", line), 1)[0].strip()
+    stated = _EXPLANATION.split(sentence, maxsplit=1)[0].strip()
+    # An explanation that may name another answer is kept.
+    sentence = sentence if _NOT_PROSE.intersection(re.findall(r"[a-z]+", sentence[len(stated) :])) else stated
+    formulas = _INLINE_MATH.findall(sentence)
+    if len(formulas) == 1:  # "the answer is the point $(1, 2)$, as shown"
+        return "".join(formulas[0]).strip(), True
+    sentence = sentence.strip("` ").rstrip(",;: ") or sentence
+    prose = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,} | [A-Za-z]{2,}", sentence)
+    if unannounced and (listed or (prose and not read_number(normalise(sentence), plain_words=True))):
+        return None
+    if re.search(r"[\d\\$]", sentence):
+        return _lone_number(sentence), True
+    return (sentence, False) if re.search(r"\w", sentence) else None
+
+
+def _announcements(text: str) -> list[tuple[int, str]]:
+    """(where it begins, the answer) of every "answer is" that announces one, in their order: of those with a digit or a
+    formula behind them or, if there is none, of those with words."""
+    matches = list(_ANSWER_IS.finditer(text))
+    ends = [*(match.start() for match in matches[1:]), len(text)]
+    found = [(match.start(), _announced(text, match, end)) for match, end in zip(matches, ends)]
+    given = [(start, *answer) for start, answer in found if answer]
+    certain = any(is_certain for _, _, is_certain in given)
+    return [(start, answer) for start, answer, is_certain in given if is_certain or not certain]
 
 
 def extract_answer(text: str) -> str | None:
@@ -116,8 +127,15 @@ def extract_answer(text: str) -> str | None:
     matches = _HASHES.findall(text)
     if matches and matches[-1].strip():
         return matches[-1].strip()
-    answer = _stated_answer(text)
-    if answer:
-        return answer
+    if announcements := _announcements(text):
+        return announcements[-1][1]
     numbers = _NUMBER_IN_TEXT.findall(text)
     return numbers[-1] if numbers else None
+
+
+def find_statement(text: str) -> int:
+    r"""Where the text first states an answer by rule 1, 2 or 3 of `extract_answer`, complete or not; its length where
+    it never does. A text that breaks off where a statement may have begun counts as one that states an answer there.
+    """
+    found = [match.start() for match in (BOX.search(text), _HASHES.search(text), _BEGUN.search(text)) if match]
+    return min([*found, *(start for start, _ in _announcements(text)[:1]), len(text)])

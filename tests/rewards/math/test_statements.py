@@ -2,7 +2,7 @@
 
 import pytest
 
-from ibtpo.rewards.math import TAIL_CHARACTERS, extract_answer, verify
+from ibtpo.rewards.math import TAIL_CHARACTERS, extract_answer, find_statement, verify
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,39 @@ def test_no_statement_makes_one_of_two_answers_right(hedge):
 def test_only_the_tail_is_read():
     assert extract_answer(r"\boxed{1}" + " " * TAIL_CHARACTERS) is None
     assert extract_answer(r"\boxed{1}" + " " * (TAIL_CHARACTERS - 9)) == "1"
+
+
+@pytest.mark.parametrize(
+    "before, statement",
+    [
+        ("12+3=15\n\nThe ", "answer is \\boxed{15}."),
+        ("So ", r"\boxed{5} and more, the answer is 6"),
+        ("So ", r"\boxed{5"),
+        ("8 - 3 = 5\n", "#### 5"),
+        ("Thus the ", "answer is 5. Wait, the answer is 6."),
+        ("", "Answer: $x$"),
+        ("So the ", "answer is:\n\n$$5$$"),
+        ("The answer is not clear yet. We add 4.\n\nThe ", "answer is 9."),
+        ("Who was it? The ", "answer is Paris"),
+        ("Answer:\nJanet sells 9 eggs for 18 dollars.\nThe ", "answer is 18."),  # reasoning behind "Answer:"
+        ("We add 4 and 5 and have 9.", ""),
+        ("It is the answer that matters; 7 in all.", ""),
+        ("", ""),
+        # Broken off where a statement may have begun.
+        ("So the ", "answer"),
+        ("So the ", "answer is"),
+        ("So the ", "ans"),
+        ("Hence ", r"\box"),
+        ("8 - 3 = 5\n", "##"),
+    ],
+)
+def test_where_a_text_first_states_its_answer(before, statement):
+    assert find_statement(before + statement) == len(before)
+
+
+@pytest.mark.parametrize("text", STATEMENTS)
+def test_every_statement_that_is_graded_is_found(text):
+    """Whatever the grader takes, but a mere last number, is behind the place that is found, and no later than it."""
+    text = "We have 3 apples.\n\n" + text.replace("{}", "17")
+    assert extract_answer(text) == "17"
+    assert find_statement(text) <= text.index("17")
