@@ -83,7 +83,12 @@ METHODS = {
         dict(loss_agg_mode="token-mean", loss_algo="gspo-token", epsilon=0.05, epsilon_high=0.1, beta=0.1),
         dict(loss_type="dapo", epsilon=0.05, epsilon_high=0.1, beta=0.1, **SEQUENCE),
     ),
-    "cispo": Method("grpo", "token_mean", dict(objective="cispo"), trl=dict(loss_type="cispo", epsilon_high=1.2)),
+    "cispo": Method(
+        "grpo",
+        "token_mean",
+        dict(objective="cispo", clip_low=1.0),
+        trl=dict(loss_type="cispo", epsilon_high=1.2),
+    ),
     "sapo": Method("grpo", "response_mean", dict(objective="sapo"), trl=dict(loss_type="sapo"), float64_goal=1e-7),
 }
 # Ours: the peer's name of the same estimator.

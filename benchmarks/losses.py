@@ -20,8 +20,8 @@ Tunix (google-tunix 0.1.7): the registered policy loss "grpo", the aggregations 
 TRL (1.16.0): GRPOTrainer._compute_loss with a GRPOConfig. Where their definitions differ from ours, this is
 compared:
 
-- Standard deviation of a group: ours is the population's plus 1e-6, Tunix's the sample's plus 1e-6, TRL's the sample's
-  plus 1e-4. Losses are compared with our advantages; Tunix's own advantages are multiplied by its deviation over ours.
+- Standard deviation of a group: ours (loss.deviation=sample, as every method of the GRPO family has it) and Tunix's are
+  the sample's plus 1e-6, TRL's the sample's plus 1e-4. Losses are compared with our advantages.
 - KL: both compute k3 as we do, Tunix if kl_loss_mode is "low_var_kl" (its default is k1). We clamp its exponent to
   +-20, which no case reaches. TRL multiplies it by the ratio unless use_bias_correction_kl is off, as it is here.
 - Dual clip is epsilon_c of Tunix. TRL bounds the ratio by delta, for either sign of the advantage; with delta above
@@ -76,6 +76,7 @@ from ibtpo.token_weights import sequence_weights, token_weights  # noqa: E402
 from ibtpo.tree import Response, Tree, build_tree, stack_trees, tokens_of_response  # noqa: E402
 
 ROW_TOKENS = len(PROMPT) + RESPONSES * MAX_NEW  # any tree fits
+OPTIONS = AdvantageOptions(deviation="sample")
 
 
 # Ours.
@@ -115,7 +116,7 @@ def of_responses(tree: Tree, values: np.ndarray) -> np.ndarray:
 def response_advantages(case: Case, name: str, dtype) -> np.ndarray:
     """[Q, R] of one of `ADVANTAGES`, that of each response's only step."""
     tree = make_tree(case, case.old, dtype)
-    values = np.asarray(ADVANTAGES[name](tree, AdvantageOptions()))
+    values = np.asarray(ADVANTAGES[name](tree, OPTIONS))
     return np.take_along_axis(values, tree.response_node[:, :, None], axis=2)[:, :, 0]
 
 
@@ -133,7 +134,7 @@ def our_loss(case: Case, method: Method, dtype) -> tuple[float, np.ndarray]:
     with jax.enable_x64(np.dtype(dtype) == np.float64):
         tree = make_tree(case, case.sampler if options.importance_cap else case.old, dtype)
         now, ref, old = (in_tree_order(tree, x.astype(dtype)) for x in (case.log_probs, case.ref, case.old))
-        advantages = ADVANTAGES[method.advantage](tree, AdvantageOptions())
+        advantages = ADVANTAGES[method.advantage](tree, OPTIONS)
         mask = ~case.truncated if method.mask_truncated else None
         weighting = dict(aggregation=method.aggregation, max_new_tokens=MAX_NEW, mask=mask)
         if options.objective == "gspo":
@@ -216,15 +217,12 @@ def compare(cases: list[Case], peer: str, found: dict[str, np.ndarray]) -> list[
 
 
 def compare_advantages(cases: list[Case], found: dict[str, np.ndarray]) -> list[dict]:
-    """Rows {advantage, error} of Tunix's estimators, in float64, the deviation taken from the sample's to ours."""
+    """Rows {advantage, error} of Tunix's estimators, in float64."""
     rows = []
     for ours, theirs in TUNIX_ADVANTAGES.items():
         errors = []
         for i, case in enumerate(cases):
             values = found[f"{i}/advantages/{theirs}"].reshape(QUESTIONS, RESPONSES)
-            if ours == "grpo":
-                sample, population = (case.rewards.std(axis=1, ddof=n, keepdims=True) + 1e-6 for n in (1, 0))
-                values = values * sample / population
             errors.append(relative_error(response_advantages(case, ours, np.float64), values))
         rows.append(dict(advantage=ours, error=max(errors)))
     return rows

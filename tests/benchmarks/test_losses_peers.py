@@ -19,7 +19,7 @@ def responses(case, method):
         "token_mean": np.full(case.length.shape, 1 / tokens),
         "fixed_length": np.full(case.length.shape, 1 / (count * losses.MAX_NEW)),
     }[method.aggregation]
-    mean, std = case.rewards.mean(axis=1, keepdims=True), case.rewards.std(axis=1, keepdims=True)
+    mean, std = case.rewards.mean(axis=1, keepdims=True), case.rewards.std(axis=1, ddof=1, keepdims=True)
     advantages = {
         "grpo": (case.rewards - mean) / (std + 1e-6),
         "dr_grpo": case.rewards - mean,
@@ -94,9 +94,6 @@ def peers(monkeypatch):
         for i, case in enumerate(CASES):
             for ours, theirs in losses.TUNIX_ADVANTAGES.items():
                 values = losses.response_advantages(case, ours, np.float64)
-                if ours == "grpo":
-                    std = [case.rewards.std(axis=1, ddof=n, keepdims=True) + 1e-6 for n in (0, 1)]
-                    values = values * std[0] / std[1]
                 found[f"{i}/advantages/{theirs}"] = values.reshape(-1)
         return found
 
