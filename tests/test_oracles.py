@@ -121,6 +121,18 @@ def test_printed_form_differs_where_a_node_has_branched():
     assert off > 10
 
 
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.25])
+def test_where_rewards_are_equal_only_the_confidence_counts(reward):
+    """J = 1 - E[eta2] whatever beta, ratio_power, branch_value and root are: Eff-Rate depends on none of them."""
+    for seed in range(50):
+        responses, rng = draw(seed, (reward,))
+        options = score_options(rng)
+        found = ib_score(tree_of(responses), options)
+        ids = {None: 0, **node_of_step(tree_of(responses), responses)}
+        for step, mean in expected_branching.mean_confidence(responses, **of_score(options)).items():
+            close(found.J[0, ids[step]], 1 - mean, scale=10)
+
+
 # The next fork.
 
 
