@@ -25,6 +25,11 @@ _PREVIOUS = re.compile(rf"(?<![\w'’°])([A-J])(?![\w'’])({_LINK}{{1,24}}+)\Z
 _DOUBT = re.compile(
     r"\b(?:or|maybe|perhaps|possibly|either|else|otherwise|alternatively|could|might|may)\b|\\l?or\b", re.IGNORECASE
 )
+_JOINS = re.compile(
+    r"\b(?:or|and|but|maybe|perhaps|possibly|probably|then|also|plus|else|even|either|otherwise|alternatively|well|along|"
+    r"together|if)\b|\\l(?:or|and)\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.;:!]\s")
 _REST_OF_LIST = re.compile(r"(?:[^\w\n]|[A-J](?!\w))*(?:\n|$)")
 _REASON = r"(?:because|since|as|for|which|based|due|where|with|both|together|respectively)\b"
@@ -97,7 +102,7 @@ def list_behind(text: str, letter: str, end: int) -> tuple[int, bool]:
         return place, False
     if _DOUBT.search(first) or (len(others) == 1 and _PLURAL.match(text, place)):
         return place, True
-    if re.search(r"\w", first):
+    if _JOINS.search(first):
         return place, not VERB.match(text, place)
     if _SENTENCE_END.search(first):
         return place, _REST_OF_LIST.match(text, place) is not None
@@ -110,7 +115,7 @@ def listed_before(text: str, letter: str, start: int) -> bool:
     if match is None or match.group(1).upper() == letter.upper():
         return False
     link = match.group(2)
-    if re.search(r"\w", link):
+    if _JOINS.search(link):
         return _DOUBT.search(link) is not None or not re.search(r"\bbut\b", link)
     return not _SENTENCE_END.search(link)
 

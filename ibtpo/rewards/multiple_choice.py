@@ -14,9 +14,9 @@ from ibtpo.rewards.letters import CONNECTOR
 from ibtpo.rewards.math import BOX, TAIL_CHARACTERS, find_boxes
 from ibtpo.rewards.thinking import visible_start
 
-# Markup that may surround a letter: bold, dollar signs, quotes, LaTeX's delimiters and text commands.
+# Markup that may surround a letter: bold, dollar signs, quotes, tags, LaTeX's delimiters and text commands.
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox|boldsymbol)\s*\{([^{}]{0,200})\}")
-_MARKUP = re.compile(r"\\[()\[\]]|[*_$`\"“”]")
+_MARKUP = re.compile(r"\\[()\[\]]|[*_$`\"“”«»]|</?(?:answer|final_answer|b|strong|em)>")
 _QUOTED = re.compile(r"(?<![\w'‘])['‘](\(?[A-Ja-j]\)?)['’](?![\w'’])")
 _PLAIN = (_TEXT_COMMAND, _MARKUP, _QUOTED)
 # "(C)", "C)", "C.", "C"; the letter is a word of its own, and no contraction.

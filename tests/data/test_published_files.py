@@ -122,7 +122,7 @@ def test_benchmarks_look_into_the_folder_but_not_into_the_file_of_the_source(hub
     file = write_rows(tmp_path / "files" / "math_500.jsonl", rows)
     write_rows(hub.folder / "HuggingFaceH4/MATH-500/test.jsonl", rows * 2)
     config = data_config(source="tfds:dapo_math_17k", check_rows=False, limit=1)
-    for files, number in (("", 2), (str(file.parent), 1), (str(file), 2)):
+    for files, number in (("", 2), (str(file.parent), 1), (str(file), 2), (f"{file.parent}/m*.jsonl", 2)):
         config.files = files
         assert len(load_benchmark("math_500", config)) == number
     # Of the source's splits there may be some only, and not the benchmark's.
