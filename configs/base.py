@@ -37,8 +37,8 @@ def get_config() -> config_dict.ConfigDict:
     # "tfds:chained_arithmetic" (generated), "tfds:<name>" of a published set (docs/data.md), "jsonl:<path>" or
     # "parquet:<path>"; {split} in a path is replaced.
     data.source = ""
-    # File or folder with the publisher's files of "tfds:<name>" and of benchmarks, {split} is replaced; files
-    # that a folder lacks, and all where this is "", come through the hub.
+    # File, pattern ("parts/*.parquet") or folder with the publisher's files of "tfds:<name>" and of benchmarks, {split}
+    # is replaced; files that a folder lacks, and all where this is "", come through the hub.
     data.files = ""
     data.check_rows = True  # refuse a published set with another number of rows; False: a warning
     data.dir = ""  # where TFDS keeps prepared data sets; "": the default of TFDS

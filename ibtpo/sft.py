@@ -23,7 +23,7 @@ from ibtpo import config as config_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.data import arithmetic, chained_arithmetic
 from ibtpo.data.problems import Problem, format_prompt
-from ibtpo.data.records import BadRecord, find_question, read_records
+from ibtpo.data.records import BadRecord, find_paths, find_question, read_records
 from ibtpo.data.tokenizer import load_tokenizer
 from ibtpo.errors import UserError
 from ibtpo.losses import token_log_probs
@@ -55,13 +55,15 @@ def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
             yield Problem(i, problem.question, problem.answer), solution
     elif kind == "jsonl":
         pairs = []
-        for index, record in read_records(pathlib.Path(path)):
-            try:
-                if isinstance(record, BadRecord):
-                    raise record
-                pairs.append([find_question(record, [field]) for field in (data.question_field, data.solution_field)])
-            except BadRecord as error:
-                raise UserError(f"data.source: {path}, line {index + 1}: {error}") from error
+        for file in find_paths(path, ".jsonl") or [pathlib.Path(path)]:
+            for index, record in read_records(file):
+                try:
+                    if isinstance(record, BadRecord):
+                        raise record
+                    fields = (data.question_field, data.solution_field)
+                    pairs.append([find_question(record, [field]) for field in fields])
+                except BadRecord as error:
+                    raise UserError(f"data.source: {file}, line {index + 1}: {error}") from error
         if not pairs:
             raise UserError(f"data.source: {path} holds no record")
         while True:

@@ -77,6 +77,7 @@ def test_json_lines_are_read_again_and_again(tmp_path):
     [
         ({"data.source": "foo"}, "data.source='foo' is neither"),
         ({"data.source": "jsonl:nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"data.source": "jsonl:{tmp}/b*.jsonl"}, "bad.jsonl, line 2: no field 'solution'"),
         ({"data.source": "jsonl:{tmp}/bad.jsonl"}, "bad.jsonl, line 2: no field 'solution'"),
         ({"data.max_prompt_tokens": 3}, "data.max_prompt_tokens"),
         ({"train.row_tokens": 12}, "does not fit train.row_tokens=12"),

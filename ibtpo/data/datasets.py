@@ -7,7 +7,7 @@ from absl import logging
 from ibtpo.data.decontaminate import find_matches
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.data.published import BENCHMARKS, DATASETS, Dataset
-from ibtpo.data.records import list_places
+from ibtpo.data.records import find_paths, list_places
 from ibtpo.errors import UserError
 
 __all__ = ["BENCHMARKS", "DATASETS", "Dataset", "load_benchmark", "load_training"]
@@ -75,8 +75,9 @@ def split_names(names: str) -> list[str]:
 
 
 def _is_file(files: str, split: str) -> bool:
-    """Whether `data.files` names a single file for a split, or for a slice of one."""
-    return Path(files.replace("{split}", split.split("[")[0])).expanduser().is_file()
+    """Whether `data.files` names files, not a folder, for a split, or for a slice of one."""
+    path = Path(files.replace("{split}", split.split("[")[0])).expanduser()
+    return not path.is_dir() and bool(find_paths(str(path)))
 
 
 def _load_evaluation(name: str, data_config) -> list[Problem]:

@@ -1,7 +1,9 @@
 """Questions with their reference answers, from TFDS, JSON lines or parquet, and the prompts made of them."""
 
+import bisect
 import functools
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from ibtpo.data.records import (
     compile_pattern,
     extract_answer,
     find_field,
+    find_paths,
     find_question,
     list_places,
     read_records,
@@ -29,8 +32,8 @@ _CHUNK = 1024  # records read and tokenised together
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `id` is its index in the source order of its split (JSON lines: line number - 1),
-    whatever else is dropped, so random draws keyed on it survive a change of `data.limit`.
+    """One question. `id` is its index in the source order of its split (JSON lines: line number - 1, after the lines of
+    the files before), whatever else is dropped, so random draws keyed on it survive a change of `data.limit`.
 
     answer: the reference, a text whose form `kind` says. kind: reward kind (`ibtpo.rewards.REWARDS`), "" is the
     config's `reward.kind`. prompt: template with {question}, "" is the config's `data.prompt`.
@@ -41,6 +44,14 @@ class Problem:
     answer: str
     kind: str = ""
     prompt: str = ""
+
+
+class _TooLong(BadRecord):
+    """A problem whose prompt has more `tokens` than `data.max_prompt_tokens`."""
+
+    def __init__(self, tokens: int, allowed: int):
+        super().__init__(f"prompt longer than data.max_prompt_tokens={allowed}")
+        self.tokens = tokens
 
 
 class PromptLengthError(UserError):
@@ -55,10 +66,10 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
         the difficulty.
       "tfds:<name>" of `published.DATASETS`: prepared at the first use into `data.dir` from the
         publisher's files (`data.files`, or through the hub), with their own reward kind.
-      "jsonl:<path>", "parquet:<path>": one problem per line or row; "{split}" in the path is replaced
-        by `split`, and a path without it is the same file for every split. The question is
-        `data.question_field`, the answer is found in `data.answer_field` by `data.answer_pattern`
-        (see `extract_answer`); dotted names lead into nested fields (see `find_field`).
+      "jsonl:<path>", "parquet:<path>": one problem per line or row of a file, of the files of a folder, or of those
+        that a pattern matches (`find_paths`); "{split}" in the path is replaced by `split`, and a path without it is
+        the same for every split. The question is `data.question_field`, the answer is found in `data.answer_field` by
+        `data.answer_pattern` (see `extract_answer`); dotted names lead into nested fields (see `find_field`).
 
     Records that cannot be used are left out and reported in one warning, by file, reason, count and
     line number. So are problems whose prompt exceeds `data.max_prompt_tokens` when `tokenizer` is given.
@@ -75,15 +86,23 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
                 "data.eval_split to the name that {split} in the path stands for"
             )
         name = name.replace("{split}", split)
-        records, unit = _read_file(Path(name), data_config), UNITS[f".{source}"]
+        files = find_paths(name, f".{source}")
+        if not files:
+            raise UserError(
+                f"data.source names {name!r}, which is no file, no folder with a .{source} file and no pattern of files"
+                f" (relative to {Path.cwd()})"
+            )
+        ends: list[int] = []
+        records, places = _read_files(files, ends, data_config), _places(files, ends, UNITS[f".{source}"])
     elif source == "tfds" and name == chained_arithmetic.ChainedArithmetic.name:
-        examples = chained_arithmetic.load(data_config.difficulty or "normal", split, data_config.dir or None)
-        records, unit = _read_examples(examples, Problem), "example"
+        folder = os.path.expanduser(data_config.dir) or None
+        examples = chained_arithmetic.load(data_config.difficulty or "normal", split, folder)
+        records, places = _read_examples(examples, Problem), functools.partial(list_places, "example")
     elif source == "tfds" and name in DATASETS:
         dataset = DATASETS[name]
         examples = published_problems.load(dataset, split, data_config)
         make = functools.partial(Problem, kind=dataset.kind, prompt=dataset.prompt)
-        records, unit = _read_examples(examples, make), "example"
+        records, places = _read_examples(examples, make), functools.partial(list_places, "example")
     else:
         raise UserError(
             f"unknown data.source {data_config.source!r}: use 'jsonl:<path>', 'parquet:<path>', or 'tfds:<name>' with "
@@ -91,7 +110,7 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
         )
     if source == "tfds":
         name = f"{name}, split {split}"
-    return _usable(records, name, unit, data_config, tokenizer)
+    return _usable(records, name, places, data_config, tokenizer)
 
 
 def format_prompt(problem: Problem, data_config, tokenizer) -> list[int]:
@@ -166,41 +185,67 @@ def _read_examples(
             yield index, make(index, example["question"].decode(), example["answer"].decode())
 
 
-def _read_file(path: Path, data_config) -> Iterator[tuple[int, Problem | BadRecord]]:
-    """Yields (index, problem or BadRecord) of JSON lines or parquet."""
+def _read_files(files: Sequence[Path], ends: list[int], data_config) -> Iterator[tuple[int, Problem | BadRecord]]:
+    """Yields (index, problem or BadRecord) of files of JSON lines or parquet, one after the other. The index goes on
+    from file to file; where those of a file end is appended to `ends`."""
     if data_config.answer_pattern not in ("", "boxed"):
         compile_pattern(data_config.answer_pattern)  # a wrong pattern is no fault of the first record
-    if not path.is_file():
-        raise UserError(f"data.source names {str(path)!r}, which is no file (relative to {Path.cwd()})")
     question_field, answer_field = data_config.question_field, data_config.answer_field
-    for index, record in read_records(path, (question_field, answer_field)):
-        try:
-            if isinstance(record, BadRecord):
-                raise record
-            question = find_question(record, (question_field,))
-            answer = extract_answer(find_field(record, (answer_field,)), data_config.answer_pattern)
-            yield index, Problem(index, question, answer)
-        except BadRecord as error:
-            yield index, error
+    begin = end = 0
+    for path in files:
+        for place, record in read_records(path, (question_field, answer_field)):
+            index, end = begin + place, begin + place + 1
+            try:
+                if isinstance(record, BadRecord):
+                    raise record
+                question = find_question(record, (question_field,))
+                answer = extract_answer(find_field(record, (answer_field,)), data_config.answer_pattern)
+                yield index, Problem(index, question, answer)
+            except BadRecord as error:
+                yield index, error
+        begin = end
+        ends.append(end)
+
+
+def _places(files: Sequence[Path], ends: Sequence[int], unit: str) -> Callable[[Sequence[int]], str]:
+    """The places of indices of `_read_files` in words, by file where there are several."""
+
+    def describe(indices: Sequence[int]) -> str:
+        if len(files) == 1:
+            return list_places(unit, indices)
+        lines: dict[int, list[int]] = defaultdict(list)
+        for index in indices:
+            file = bisect.bisect_right(ends, index)
+            lines[file].append(index - (ends[file - 1] if file else 0))
+        return ", ".join(f"{files[file]} {list_places(unit, places)}" for file, places in lines.items())
+
+    return describe
 
 
 def _usable(
-    records: Iterable[tuple[int, Problem | BadRecord]], name: str, unit: str, data_config, tokenizer
+    records: Iterable[tuple[int, Problem | BadRecord]],
+    name: str,
+    places: Callable[[Sequence[int]], str],
+    data_config,
+    tokenizer,
 ) -> list[Problem]:
-    """The problems among `records`, which are `unit`s of `name`, up to the limit; the others are reported together."""
+    """The problems among the records of `name`, up to the limit; the others are reported together, by their places."""
     problems: list[Problem] = []
     bad: dict[str, list[int]] = defaultdict(list)
+    longest = 0
     _fill(data_config.prompt, "a question")  # a wrong template is no fault of the problems
     for index, record in _check_lengths(records, data_config, tokenizer):
         if isinstance(record, BadRecord):
             bad[str(record)].append(index)
+            longest = max(longest, record.tokens if isinstance(record, _TooLong) else 0)
             continue
         problems.append(record)
         if data_config.limit and len(problems) >= data_config.limit:
             break
-    report = "; ".join(f"{reason} ({len(indices)}): {list_places(unit, indices)}" for reason, indices in bad.items())
+    report = "; ".join(f"{reason} ({len(indices)}): {places(indices)}" for reason, indices in bad.items())
     if not problems:
-        raise UserError(f"{name}: no usable problem ({report or 'it is empty'})")
+        way_out = f": the longest has {longest} tokens, set data.max_prompt_tokens={longest} or more" if longest else ""
+        raise UserError(f"{name}: no usable problem ({report or 'it is empty'}){way_out}")
     if bad:
         count = sum(map(len, bad.values()))
         logging.warning("%s: %d records left out, %d used (%s)", name, count, len(problems), report)
@@ -215,10 +260,14 @@ def _check_lengths(
     if tokenizer is None:
         yield from records
         return
-    records, longest = iter(records), data_config.max_prompt_tokens
-    too_long = BadRecord(f"prompt longer than data.max_prompt_tokens={longest}")
+    records, allowed = iter(records), data_config.max_prompt_tokens
     while chunk := list(itertools.islice(records, _CHUNK)):
         prompts = iter(_encode([r for _, r in chunk if isinstance(r, Problem)], data_config, tokenizer))
         for index, record in chunk:
-            fits = isinstance(record, BadRecord) or 0 < len(next(prompts)) <= longest
-            yield index, record if fits else too_long
+            if isinstance(record, Problem):
+                tokens = len(next(prompts))
+                if tokens > allowed:
+                    record = _TooLong(tokens, allowed)
+                elif not tokens:
+                    record = BadRecord("empty prompt")
+            yield index, record

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ibtpo.data.records import UNITS, BadRecord, extract_answer, find_field, find_question
+from ibtpo.data.records import UNITS, BadRecord, extract_answer, find_field, find_paths, find_question
 from ibtpo.errors import UserError
 
 # Fields that publishers and their copies use for the same thing.
@@ -39,7 +39,8 @@ class Dataset:
     repo: data set on the hub, "" where there is none. files: its files, by split. where: anything else there is to say
     on getting them. aliases: names of local files, `<alias>_<split>` or `<alias>` with any known suffix.
     layouts: glob patterns of local folders ({split} is replaced). eval_split: the split that is evaluated on; "": none.
-    prompt: template with {question}, instead of data.prompt; "": data.prompt. unique: repeated questions are left out.
+    prompt: template with {question}, instead of data.prompt; "": data.prompt. unique: how many different questions it
+    has where repeated ones are left out, 0 where all are kept.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Dataset:
     layouts: Sequence[str] = ()
     eval_split: str = "test"
     prompt: str = ""
-    unique: bool = False
+    unique: int = 0
 
     @property
     def homepage(self) -> str:
@@ -68,16 +69,16 @@ def find_files(dataset: Dataset, files: str, split: str) -> list[Path]:
     """The local files of a split, [] where there are none in the folder.
 
     Args:
-      files: a file, or a folder: of the set (as the hub lays it out), with a folder of the set's name, or with files
-        called `<alias>_<split>.<suffix>`. "{split}" in it is replaced.
+      files: a file, a pattern of files ("*"), or a folder: of the set (as the hub lays it out), with a folder of the
+        set's name, or with files called `<alias>_<split>.<suffix>`. "{split}" in it is replaced; hidden files are none.
 
     Raises:
-      UserError: `files` is neither a file nor a folder.
+      UserError: `files` is neither a file nor a folder, nor a pattern of files.
     """
     path = Path(files.replace("{split}", split)).expanduser()
-    if path.is_file():
-        return [path]
     if not path.is_dir():
+        if found := find_paths(str(path)):
+            return found
         raise UserError(f"data.files={files!r}: no file or folder {str(path)!r} (relative to {Path.cwd()})")
     several = len(dataset.rows) > 1
     names = [f"{alias}_{split}" for alias in (dataset.name, *dataset.aliases)]
@@ -97,14 +98,20 @@ def _published(dataset: Dataset, folder: Path, split: str) -> list[Path]:
     files = [folder / name for name in (dataset.files or {}).get(split, ())]
     if files and all(file.is_file() for file in files):
         return files
-    layouts = (sorted(folder.glob(layout.format(split=split))) for layout in dataset.layouts)
+    layouts = (_visible(folder, layout.format(split=split)) for layout in dataset.layouts)
     return next(filter(None, layouts), [])
 
 
 def _named(folder: Path, names: Sequence[str]) -> list[Path]:
     """The files of the first name or pattern that has any, of the first suffix."""
-    found = (sorted(folder.glob(name + suffix)) for name in names for suffix in UNITS)
+    found = (_visible(folder, name + suffix) for name in names for suffix in UNITS)
     return next(filter(None, found), [])
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern that are not hidden: systems and editors leave "._1.json" and the like behind."""
+    paths = (path for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -121,11 +128,31 @@ def _fields(
 
 
 def _parse_dapo(record: dict[str, Any]) -> tuple[str, str]:
-    question = find_question(record, ("prompt.0.content", "prompt")).strip()
-    question = question.removeprefix(_DAPO_BEFORE).removesuffix(_DAPO_AFTER).strip()
+    record = {**record, **{key: _from_json(record[key]) for key in ("prompt", "reward_model") if key in record}}
+    prompt = find_field(record, ("prompt",))
+    if isinstance(prompt, list):
+        # Copies put a system turn first, which is the same for all.
+        turns = [turn for turn in prompt if isinstance(turn, dict) and turn.get("role") in ("user", "human", None)]
+        if not turns:
+            raise BadRecord("no field 'prompt' with a user turn")
+        prompt = turns[-1].get("content")
+    question = find_question({"prompt": prompt}, ("prompt",)).strip()
+    question = question.removeprefix(_DAPO_BEFORE.strip()).removesuffix(_DAPO_AFTER.strip()).strip()
     if not question:
         raise BadRecord("nothing but instructions in the prompt")
     return question, extract_answer(find_field(record, ("reward_model.ground_truth", "solution")), "")
+
+
+def _from_json(value: Any) -> Any:
+    """Turns of a conversation, or an object, that a copy keeps as JSON text; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        content = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    turns = isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content)
+    return content if turns or isinstance(content, dict) else value
 
 
 def _parse_aime(record: dict[str, Any]) -> tuple[str, str]:
@@ -188,7 +215,7 @@ DATASETS: dict[str, Dataset] = {
             files={"train": ("data/dapo-math-17k.parquet",)},
             aliases=("dapo-math-17k",),
             eval_split="",
-            unique=True,
+            unique=17_398,
         ),
         Dataset(
             name="gsm8k",

@@ -5,6 +5,7 @@ left out are kept with the data, so that every run can check and report them.
 """
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,8 +37,8 @@ class PublishedProblems(tfds.core.GeneratorBasedBuilder):
 
     name = "published_problems"
     # Prepared copies are reused by version: whoever changes what a record becomes (`published.py`) must raise it.
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "Boxes without braces, the user turn, text that is no UTF-8."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -98,8 +99,8 @@ def load(dataset: Dataset, split: str, data_config) -> Sequence[dict[str, bytes]
 
     Raises:
       UserError: no such local file or folder, or not there and not to be had from the hub; no
-        such split, no usable problem; or another number of records than the publisher's, unless `data.check_rows` is
-        off, where it is a warning.
+        such split, no usable problem; another number of records than the publisher's, unless `data.check_rows` is
+        off, where it is a warning; or records that fold into too few questions (`_check_repeated`).
     """
     base = re.split(r"\W", split, maxsplit=1)[0]
     if base not in dataset.rows:
@@ -112,7 +113,8 @@ def load(dataset: Dataset, split: str, data_config) -> Sequence[dict[str, bytes]
 
     def make_builder() -> PublishedProblems:
         config = PublishedConfig(dataset=dataset, split=base, files=files, origin=origin)
-        return PublishedProblems(config=config, data_dir=data_config.dir or None, file_format="array_record")
+        folder = os.path.expanduser(data_config.dir) or None
+        return PublishedProblems(config=config, data_dir=folder, file_format="array_record")
 
     with prepare_lib.quiet():
         prepared = make_builder().is_prepared()
@@ -127,6 +129,7 @@ def load(dataset: Dataset, split: str, data_config) -> Sequence[dict[str, bytes]
             file=sys.stderr,
         )
     _check_rows(dataset, base, report["records"], ", ".join(map(str, files)) or str(builder.data_dir), data_config)
+    _check_repeated(dataset, report, data_config)
     if report["bad"]:
         count = sum(entry["count"] for entry in report["bad"])
         logging.warning("%s: %d records left out (%s)", dataset.title, count, _describe_bad(report))
@@ -169,6 +172,22 @@ def _check_rows(dataset: Dataset, split: str, records: int, where: str, data_con
     if data_config.check_rows:
         raise UserError(f"{found}: name the right files in data.files, or set data.check_rows=False to use these")
     logging.warning("%s; used as it is (data.check_rows=False)", found)
+
+
+def _check_repeated(dataset: Dataset, report: dict[str, Any], data_config) -> None:
+    """Raises UserError where the records that repeat a question show that it was not read right: they leave fewer than
+    half of the different questions that so many records of the set should have (unless `data.check_rows` is off), or
+    most of them have another answer."""
+    records, repeated, conflicting = (report[key] for key in ("records", "repeated", "conflicting"))
+    used = records - repeated - sum(entry["count"] for entry in report["bad"])
+    few = data_config.check_rows and 2 * used < min(records, dataset.unique)
+    if not few and 2 * conflicting <= records:
+        return
+    raise UserError(
+        f"{dataset.title}: {records:,} records fold into {used:,} different questions; {repeated:,} repeat one, "
+        f"{conflicting:,} of them with another answer, so what is read is not the question: name the publisher's files "
+        "in data.files, or read yours as data.source=parquet:<path> or jsonl:<path> with data.question_field"
+    )
 
 
 def _describe_bad(report: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The problems that are evaluated: loaded, measured and tried before anything is sampled."""
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -45,7 +46,8 @@ def source_name(source: str) -> str:
     """The name of the results of a data.source: tfds:chained_arithmetic -> chained_arithmetic,
     jsonl:/data/problems_{split}.jsonl -> problems."""
     kind, _, name = source.partition(":")
-    return name if kind == "tfds" else pathlib.PurePath(name).stem.replace("{split}", "").strip("-_. ") or "problems"
+    stem = re.sub(r"[*?\[\]]", "", pathlib.PurePath(name).stem.replace("{split}", ""))
+    return name if kind == "tfds" else stem.strip("-_. ~") or "problems"
 
 
 def check_grading(benchmarks: Mapping[str, Sequence[Problem]], grader: Grader) -> None:

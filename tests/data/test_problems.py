@@ -117,6 +117,47 @@ def test_long_prompts_are_left_out_and_reported(tmp_path, caplog, tokenizer):
     assert len(load_problems(config, "train")) == 2
 
 
+def test_where_all_prompts_are_too_long_a_length_that_would_do_is_named(tmp_path, tokenizer):
+    rows = [{"question": "x" * length, "answer": 1} for length in (100, 170, 120)]
+    config = _config(source=_write(tmp_path / "x.jsonl", [*rows, "broken\n"]))
+    with pytest.raises(UserError, match=r"no usable problem \(prompt longer") as caught:
+        load_problems(config, "train", tokenizer)
+    longest = max(len(tokenizer(config.prompt.format(question=row["question"]))["input_ids"]) for row in rows)
+    message = str(caught.value)
+    assert message.endswith(f"the longest has {longest} tokens, set data.max_prompt_tokens={longest} or more")
+    config.max_prompt_tokens = longest
+    assert len(load_problems(config, "train", tokenizer)) == 3
+    config.max_prompt_tokens = longest - 1
+    assert len(load_problems(config, "train", tokenizer)) == 2
+
+
+def test_files_of_a_folder_or_pattern_are_one_source(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").mkdir()
+    rows = [{"question": "a", "answer": 1}, "broken\n", {"question": "b", "answer": 2}]
+    _write(tmp_path / "set" / "a_train.jsonl", rows)
+    _write(tmp_path / "set" / "b_train.jsonl", [])
+    _write(tmp_path / "set" / "c_train.jsonl", ["broken\n", {"question": "c", "answer": 3}])
+    _write(tmp_path / "set" / "._c_train.jsonl", ["\0"])
+    for path in ("~/set", "~/set/*_{split}.jsonl", f"{tmp_path}/set", f"{tmp_path}/*/?_train.jsonl"):
+        caplog.clear()
+        problems = load_problems(_config(source=f"jsonl:{path}"), "train")
+        assert [(problem.id, problem.question) for problem in problems] == [(0, "a"), (2, "b"), (4, "c")]
+        assert "2 records left out, 3 used (not JSON (2): " in caplog.text
+        assert "a_train.jsonl line 2, " in caplog.text and "c_train.jsonl line 1)" in caplog.text
+        assert len(load_problems(_config(source=f"jsonl:{path}", limit=2), "train")) == 2
+    for path in ("~/none", "~/set/*.json", "~"):
+        with pytest.raises(UserError, match=r"data\.source names '~.*no folder with a \.jsonl file and no pattern"):
+            load_problems(_config(source=f"jsonl:{path}"), "train")
+
+
+def test_text_that_is_no_utf8_is_reported_by_line(tmp_path, caplog):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\n".join(b'{"question": "%s", "answer": 1}' % text for text in (b"a", rb"\ud800", b"\xff")))
+    assert len(load_problems(_config(source=f"jsonl:{path}"), "train")) == 1
+    assert "x.jsonl: 2 records left out, 1 used (text that is no UTF-8 (2): line 2, 3)" in caplog.text
+
+
 @pytest.mark.parametrize("limit", [0, 1, 1500])
 def test_lengths_are_checked_for_every_record_of_a_long_file(tmp_path, tokenizer, limit):
     rows = [[{"question": "x" * (index % 90), "answer": index}, "broken\n"][index % 7 == 3] for index in range(2600)]

@@ -56,6 +56,22 @@ def test_a_file_is_itself_and_its_name_may_hold_the_split(data_config, tmp_path)
         load_problems(config, "train[x")
 
 
+def test_hidden_files_are_skipped_and_patterns_and_the_home_folder_expanded(data_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for split in ("train", "test"):
+        for name in ("algebra/1.json", "algebra/._1.json", ".cache/2.json", "geometry/2.json"):
+            write_rows(tmp_path / "MATH" / split / name, FORMATS["math"][0])
+    (tmp_path / "MATH/test/algebra/._1.json").write_bytes(b"\xff\0")
+    for files in ("~", "~/MATH", "~/MATH/{split}/*/*.json", f"{tmp_path}/M*/{{split}}/**/*.json"):
+        config = data_config(source="tfds:math", files=files, check_rows=False)
+        assert [len(load_problems(config, split)) for split in ("train", "test")] == [2, 2], files
+    with pytest.raises(UserError, match=r"data\.files='~/MATH/\*\.csv': no file or folder"):
+        load_problems(data_config(source="tfds:math", files="~/MATH/*.csv"), "test")
+    config = data_config(source="tfds:math", files="~/MATH", check_rows=False)
+    config.dir = "~/prepared"
+    assert len(load_problems(config, "test")) == 2 and (tmp_path / "prepared" / "published_problems").is_dir()
+
+
 class _Hub:
     """The hub, as hf_hub_download shows it, with the files of a folder; counts the requests."""
 
@@ -106,7 +122,7 @@ def test_benchmarks_look_into_the_folder_but_not_into_the_file_of_the_source(hub
     file = write_rows(tmp_path / "files" / "math_500.jsonl", rows)
     write_rows(hub.folder / "HuggingFaceH4/MATH-500/test.jsonl", rows * 2)
     config = data_config(source="tfds:dapo_math_17k", check_rows=False, limit=1)
-    for files, number in (("", 2), (str(file.parent), 1), (str(file), 2)):
+    for files, number in (("", 2), (str(file.parent), 1), (str(file), 2), (f"{file.parent}/m*.jsonl", 2)):
         config.files = files
         assert len(load_benchmark("math_500", config)) == number
     # Of the source's splits there may be some only, and not the benchmark's.

@@ -1,6 +1,7 @@
 """Published problem sets: each publisher's format is read, counted and reported."""
 
 import collections
+import dataclasses
 import hashlib
 import json
 import re
@@ -59,7 +60,7 @@ def test_instructions_keep_their_arguments_and_nothing_else(suffix, data_config,
 
 def test_content_belongs_to_the_version():
     """Prepared copies are reused by version: whoever changes the conversion of a record must raise VERSION too."""
-    assert str(published_problems.PublishedProblems.VERSION) == "1.0.0"
+    assert str(published_problems.PublishedProblems.VERSION) == "1.1.0"
     parsed = [DATASETS[name].parse(row) for name, (rows, _, _) in FORMATS.items() for row in rows]
     parsed.append(DATASETS["gpqa_diamond"].parse(gpqa_row("Which?", "wxyz")))
     digest = hashlib.sha256(json.dumps(parsed).encode()).hexdigest()
@@ -81,6 +82,47 @@ def test_the_repeated_problems_of_dapo_are_left_out_and_counted(data_config, tmp
     file = write_rows(tmp_path / "processed.parquet", rows)
     config = data_config(source="tfds:dapo_math_17k", files=str(file), check_rows=False)
     assert [(p.question, p.answer) for p in load_problems(config, "train")] == [("Question 1?", "34")]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+@pytest.mark.parametrize("form", ["turns", "JSON turns", "JSON all"])
+def test_the_question_of_dapo_is_the_user_turn_whatever_stands_before_it(form, suffix, data_config, tmp_path):
+    rows = []
+    for i in range(20):
+        row = dapo_row(f"Question {i}?", str(i), str(i))
+        row["prompt"] = [{"content": "You are a helpful assistant.", "role": "system"}, *row["prompt"]]
+        if form != "turns" or suffix == ".csv":
+            row["prompt"] = json.dumps(row["prompt"])
+        if form == "JSON all" or suffix == ".csv":
+            row["reward_model"] = json.dumps(row["reward_model"])
+        rows.append(row)
+    file = write_rows(tmp_path / f"rows{suffix}", rows)
+    problems = load_problems(data_config(source="tfds:dapo_math_17k", files=str(file), check_rows=False), "train")
+    assert [(p.question, p.answer) for p in problems] == [(f"Question {i}?", str(i)) for i in range(20)]
+
+
+@pytest.mark.parametrize("prompt", ["[1, 2] is an interval?", "{1} and [2]?", '["a"]', "[", '[{"a": 1}'])
+def test_a_question_of_dapo_that_looks_like_json_is_a_question(prompt):
+    assert DATASETS["dapo_math_17k"].parse({"prompt": prompt, "solution": "[1, 2]"}) == (prompt, "[1, 2]")
+
+
+def test_a_set_that_folds_is_an_error_with_the_reason(data_config, tmp_path, monkeypatch):
+    dataset = dataclasses.replace(DATASETS["dapo_math_17k"], rows={"train": (40,)})
+    monkeypatch.setitem(DATASETS, "dapo_math_17k", dataset)
+    same = [dapo_row("Solve it.", str(i), str(i)) for i in range(40)]
+    half = [dapo_row(f"Question {i // 2}?", "1", str(i)) for i in range(40)]
+    file = tmp_path / "dapo.jsonl"
+    for rows, said, check_rows in [
+        (same, "40 records fold into 1 different questions; 39 repeat one, 39 of them with another answer", True),
+        (same, "40 records fold into 1 different questions", False),
+        (half[:38] + half[:2], "40 records fold into 19 different questions; 21 repeat one, 0 of them", True),
+    ]:
+        config = data_config(source="tfds:dapo_math_17k", files=str(write_rows(file, rows)), check_rows=check_rows)
+        for _ in range(2):  # also of the prepared copy
+            with pytest.raises(UserError, match=rf"{said}.* name the publisher's files in data\.files, or read yours"):
+                load_problems(config, "train")
+    write_rows(file, half)
+    assert len(load_problems(data_config(source="tfds:dapo_math_17k", files=str(file)), "train")) == 20
 
 
 _LETTER = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
@@ -173,6 +215,8 @@ def test_bad_records_are_named_by_file_and_line_every_time(data_config, tmp_path
         ("dapo_math_17k", {"prompt": [], "reward_model": {}}, "no field|not a non-empty"),
         ("gsm8k", {"question": "x", "answer": "no hashes"}, "does not match"),
         ("math", {"problem": "x", "solution": "no box"}, "no .*boxed"),
+        ("dapo_math_17k", {"prompt": [{"role": "system", "content": "x"}]}, "no field 'prompt' with a user turn"),
+        ("gsm8k", {"question": "\ud800", "answer": "#### 1"}, "text that is no UTF-8"),
         ("gpqa_diamond", gpqa_row("x", ["a", "b", "", "d"]), "empty answer"),
         ("amc_2023", {"q": "x", "answer": 1}, "no field 'problem' or 'question'"),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from ibtpo.data.records import BadRecord, extract_answer, find_field, list_places, read_records
+from ibtpo.data.records import BadRecord, extract_answer, find_field, find_paths, list_places, read_records
 from ibtpo.errors import UserError
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12).map(lambda s: f"<{s}>")
@@ -83,6 +83,97 @@ def test_an_answer_that_is_no_finite_number_is_a_bad_record(tmp_path):
             with pytest.raises(BadRecord, match=f"^answer is {name}, not a finite number$"):
                 extract_answer(record["a"], pattern)
     assert extract_answer(2.5, "") == "2.5" and extract_answer("nan", "") == "nan"
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_is_written_with_digits_only_and_reads_as_itself(value):
+    text = extract_answer(value, "")
+    assert set(text) <= set("-.0123456789") and float(text) == value
+    assert "." not in text or not float(text).is_integer()
+
+
+@pytest.mark.parametrize(
+    "number, text",
+    [("1e-7", "0.0000001"), ("-2.5e-10", "-0.00000000025"), ("1e2", "100"), ("1e22", "1" + "0" * 22), ("27.0", "27"),
+     ("-0.0", "0"), ("0.1", "0.1"), ("1E+3", "1000")],
+)  # fmt: skip
+def test_a_json_number_stays_that_number(number, text, tmp_path):
+    (tmp_path / "x.jsonl").write_text(f'{{"a": {number}}}')
+    [(_, record)] = read_records(tmp_path / "x.jsonl")
+    assert extract_answer(record["a"], "") == text
+
+
+@pytest.mark.parametrize(
+    "solution, answer",
+    [
+        (r"So $\boxed 2$.", "2"),
+        (r"We get $x = \boxed 12.$ It costs $\$3$.", "12"),
+        (r"$\boxed{3}$, then $\boxed 2$", "2"),
+        (r"$\boxed 3$, then $\boxed{2}$", "2"),
+        (r"\(\boxed \frac{1}{2}\)", r"\frac{1}{2}"),
+        (r"$\boxed\frac12$", r"\frac12"),
+        (r"{$\boxed -2}$", "-2"),
+        (r"It is \boxed 2 apples for $3$.", "2"),
+        (r"It is \boxed 1,200.", "1,200"),
+        (r"\fbox 7", "7"),
+        ("\\boxed\n{7}", "7"),
+    ],
+)
+def test_a_box_without_braces_is_read(solution, answer):
+    assert extract_answer(solution, "boxed") == answer
+
+
+@pytest.mark.parametrize("solution", ["\\boxed", "$\\boxed $", r"\boxedx 3", r"\boxed{open"])
+def test_a_box_without_content_is_a_bad_record(solution):
+    with pytest.raises(BadRecord):
+        extract_answer(solution, "boxed")
+
+
+_BAD_TEXT = [rb'"\ud83d"', rb'"x\uDC00y"', rb'"\udc00\ud83d"', b'"\xff"', b'"\xed\xa0\x80"', b'"caf\xe9"']
+
+
+@pytest.mark.parametrize("text", _BAD_TEXT)
+def test_text_that_is_no_utf8_is_a_bad_record_in_its_place(text, tmp_path):
+    good = rb'{"a": "\ud83d\ude00 \u00e9"}'
+    for record in (b'{"a": %s}' % text, b'{"b": [{"c": %s}], "a": "x"}' % text, b'{%s: 1, "a": 2}' % text):
+        (tmp_path / "x.jsonl").write_bytes(b"\n".join([good, record, good]))
+        (tmp_path / "x.json").write_bytes(b"[" + b",".join([good, record, good]) + b"]")
+        for name in ("x.jsonl", "x.json"):
+            (_, first), (place, bad), (_, last) = read_records(tmp_path / name)
+            assert first == last == {"a": "\U0001f600 é"} and place == 1
+            assert isinstance(bad, BadRecord) and str(bad) == "text that is no UTF-8"
+
+
+def test_text_of_a_parquet_that_is_no_utf8_is_a_bad_record_in_its_place(tmp_path):
+    raw = pa.array([b"one", b"\xff", b"three", b"\xed\xa0\x80"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    parquet.write_table(pa.table({"a": text, "b": [1, 2, 3, 4]}), tmp_path / "x.parquet")
+    records = [record for _, record in read_records(tmp_path / "x.parquet")]
+    assert records[::2] == [{"a": "one", "b": 1}, {"a": "three", "b": 3}]
+    assert [str(record) for record in records[1::2]] == ["text that is no UTF-8"] * 2
+    assert len(list(read_records(tmp_path / "x.parquet", ["b"]))) == 4
+
+
+def test_paths_are_files_folders_and_patterns(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("b.jsonl", "a.jsonl", "c.parquet", ".hidden.jsonl", "._a.jsonl", "sub/e.jsonl", "x[1].jsonl"):
+        name = f"d/{name}"
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for begin in ("~", str(tmp_path)):
+        for path, names in [
+            ("d/a.jsonl", ["a.jsonl"]),
+            ("d", ["a.jsonl", "b.jsonl", "x[1].jsonl"]),
+            ("d/*.jsonl", ["a.jsonl", "b.jsonl", "x[1].jsonl"]),
+            ("d/[ab].jsonl", ["a.jsonl", "b.jsonl"]),
+            ("d/x[1].jsonl", ["x[1].jsonl"]),
+            ("d/**/*.jsonl", ["a.jsonl", "b.jsonl", "e.jsonl", "x[1].jsonl"]),
+            ("d/.hidden.jsonl", [".hidden.jsonl"]),
+            ("d/none*", []),
+            ("none", []),
+        ]:
+            assert [file.name for file in find_paths(f"{begin}/{path}", ".jsonl")] == names, path
+    assert [file.name for file in find_paths("~/d")] == ["a.jsonl", "b.jsonl", "c.parquet", "x[1].jsonl"]
 
 
 def test_fields_are_found_by_name_then_by_path():

@@ -67,6 +67,10 @@ def test_every_benchmark_is_loaded_before_one_is_sampled(tiny_config, tiny_token
         ("jsonl:/data/problems_{split}.jsonl", "problems"),
         ("parquet:mine.parquet", "mine"),
         ("jsonl:data/{split}.jsonl", "problems"),
+        ("jsonl:~/sets/mine_*.jsonl", "mine"),
+        ("jsonl:~/sets/[ab]*", "ab"),
+        ("parquet:sets/*.parquet", "problems"),
+        ("jsonl:~/sets", "sets"),
     ],
 )
 def test_results_of_a_source_are_called_by_its_file(source, name):

@@ -1,6 +1,7 @@
 """Instruction following: every kind with responses that follow, that violate, and that lie at the bound."""
 
 import json
+import pathlib
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibtpo.rewards import instructions
-from ibtpo.rewards.instruction_checks import CHECKS, count_sentences
+from ibtpo.rewards.instruction_checks import CHECKS, capital_words, count_sentences
 from ibtpo.rewards.instructions import check, parse, reward, variants
 from ibtpo.rewards.pool import Grader
 
@@ -22,6 +23,7 @@ CASES = {
     "keywords:frequency": [
         (dict(keyword="sea", frequency=2, relation="at least"), ["sea Sea", "seasea", "sea sea sea"], ["sea", "none"]),
         (dict(keyword="sea", frequency=2, relation="less than"), ["sea", "none"], ["sea SEA"]),
+        (dict(keyword="  sea ", frequency=3, relation="at least"), ["\n sea, Sea, SEA\n"], ["sea, SEA"]),
     ],
     "keywords:forbidden_words": [
         (dict(forbidden_words=["sea", "C++"]), ["research", "seas", "C+"], ["the SEA.", "in C++ or", "sea"]),
@@ -71,12 +73,14 @@ CASES = {
     ],
     "detectable_format:number_bullet_lists": [
         (dict(num_bullets=2), ["* a\n* b", "- a\n  - b", "x\n* a\n- b\ny"], ["* a", "* a\n* b\n* c", "**a**\n* b"]),
+        (dict(num_bullets=1), ["*\na", "*\n* a", "*a", "-", "***\n* a", "(*)\n\t* a"], ["*", "**", "a * b", "a - b"]),
     ],
     "detectable_format:constrained_response": [
         ({}, ["My answer is yes.", " My answer is maybe. \n"], ["yes", "my answer is yes.", "My answer is no"]),
     ],
     "detectable_format:number_highlighted_sections": [
         (dict(num_highlights=2), ["*a* b *c*", "**a** b **c**", "**a** *b* *c*"], ["*a*", "** ** * *", "*a\nb* *c*"]),
+        (dict(num_highlights=2), ["***a***", "*a* **b**"], ["**a**", "*a*b*", "* *a* *", "a*b"]),
     ],
     "detectable_format:multiple_sections": [
         (
@@ -114,8 +118,8 @@ CASES = {
     "change_case:capital_word_frequency": [
         (
             dict(capital_frequency=2, capital_relation="at least"),
-            ["I SEE", "NASA and U.S. law", "WELL-KNOWN x A"],
-            ["See", "NASA", "A b"],
+            ["I SEE", "NASA and U.S. law", "WELL-KNOWN x A", "NASA's A", "I'M here", "DON'T", "CANNOT", "A—B"],
+            ["See", "NASA", "A b", "NASA's", "NASA_ESA go", "WELL-KNOWN", "U.S.", "A/B", "’A’"],
         ),
         (dict(capital_frequency=2, capital_relation="less than"), ["See NASA", "no"], ["SEE IT"]),
     ],
@@ -206,10 +210,25 @@ def test_counts_are_compared_at_the_bound(count, bound, relation):
         ("这是第一句。这是第二句！", 2),
         ("यह पहला वाक्य है। यह दूसरा है।", 2),
         ("**Bold end.** Next one.", 2),
+        ('He said, "Go!" and left.', 1),
+        ('He said, "Go!" And left.', 2),
+        ("At 5 p.m. He left.", 2),
+        ("No. 5 is alive.", 1),
+        ("No. He is alive.", 2),
     ],
 )
 def test_sentences(text, count):
     assert count_sentences(text) == count
+
+
+CAPITAL_WORDS = pathlib.Path(__file__).parent / "cases" / "capital_words.jsonl"
+
+
+@pytest.mark.parametrize("text, count", map(json.loads, CAPITAL_WORDS.read_text(encoding="utf-8").splitlines()))
+def test_capital_words_are_those_of_the_published_tokenizer(text, count):
+    """Counted by nltk 3.10.4 (`NLTKWordTokenizer`); texts whose count is the same with and without its splitter of
+    sentences."""
+    assert len(capital_words(text)) == count, capital_words(text)
 
 
 # Loose.
