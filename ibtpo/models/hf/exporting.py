@@ -77,18 +77,13 @@ def save(
     params = nnx.split(decoder, nnx.Param)[1]
     sizes = _sizes(params)
     files = _files(sizes, max_file_bytes)
-    config = decoder.config.to_hf() | {"torch_dtype": decoder.param_dtype.name}
     writer = jax.process_index() == 0
     try:
         with parallel.together():
             if writer:
                 staged = _stage(path)
-                if source is not None:
-                    config |= _copy_tokenizer(source, path, staged)
-                _write_json(staged / CONFIG, {**config, **(token_ids or {})})
-                if may_replace(path / CARD):
-                    text = card(path.resolve().name, decoder.config, decoder.param_dtype.name, facts or {})
-                    (staged / CARD).write_text(text, encoding="utf-8")
+                ids = {} if source is None else _copy_tokenizer(source, path, staged)
+                _write_texts(decoder, path, staged, ids | dict(token_ids or {}), facts or {})
                 if len(files) > 1:
                     _write_json(staged / INDEX, _index(files, sizes))
         arrays = tensors(params)
@@ -148,6 +143,16 @@ def _write_tensors(file: pathlib.Path, contents: dict[str, np.ndarray]) -> None:
 
 def _write_json(file: pathlib.Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _write_texts(
+    decoder: Decoder, path: pathlib.Path, staged: pathlib.Path, token_ids: Mapping[str, int], facts: Mapping[str, str]
+) -> None:
+    """config.json, and the model card if there is none of somebody else."""
+    dtype = decoder.param_dtype.name
+    _write_json(staged / CONFIG, decoder.config.to_hf() | {"torch_dtype": dtype} | dict(token_ids))
+    if may_replace(path / CARD):
+        (staged / CARD).write_text(card(path.resolve().name, decoder.config, dtype, facts), encoding="utf-8")
 
 
 def _index(files: dict[str, list[str]], sizes: dict[str, int]) -> dict[str, Any]:
