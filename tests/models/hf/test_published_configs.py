@@ -1,6 +1,5 @@
 """Published forms of config.json, as copies with two small layers: transformers' logits, or a refusal by name."""
 
-import copy
 import inspect
 import json
 import pathlib
@@ -8,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 import transformers
 from transformers import cache_utils, masking_utils, modeling_rope_utils
 from transformers.models.llama import modeling_llama
@@ -19,6 +17,7 @@ from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.models.config_json import COMPUTED, NO_EFFECT, REQUIRED
 from tests.models.hf.folders import logits
+from tests.models.hf.forms import LLAMA3, assert_same_logits, make_folder, make_model, small
 from tests.models.reference import random_tokens, torch_logits
 
 PUBLISHED = json.loads((pathlib.Path(__file__).parent / "published_configs.json").read_text())
@@ -76,35 +75,6 @@ def shrink(config: dict) -> dict:
     return small | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
-def make_model(config: dict):
-    """transformers' model of such a configuration, with random weights in which a mistake anywhere shows."""
-    torch.manual_seed(0)
-    make = transformers.CONFIG_MAPPING[config["model_type"]]
-    made = make.from_dict(copy.deepcopy(config))  # it writes into the objects that it is given
-    model = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager").eval().to(torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif "bias" in name:
-                parameter.normal_()
-    return model
-
-
-def make_folder(config: dict, folder: pathlib.Path):
-    """A folder with the configuration as it is and weights; returns transformers' model."""
-    model = make_model(config)
-    model.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    return model
-
-
-def assert_same_logits(config: dict, folder: pathlib.Path):
-    model, tokens = make_folder(config, folder), random_tokens((2, 40))
-    expected, found = torch_logits(model, tokens), logits(hf.load(folder), tokens)
-    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
 @pytest.mark.parametrize("name", COMPUTED_NAMES)
 def test_computed_as_transformers_does(name, tmp_path):
     assert_same_logits(shrink(PUBLISHED[name]), tmp_path)
@@ -118,32 +88,27 @@ def test_refused_by_name(name, tmp_path):
     assert REFUSED[name] in str(error.value) and "\n" not in str(error.value)
 
 
-_LLAMA3 = dict(
-    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
-)
-
-
 @pytest.mark.parametrize(
     "family, changes",
     [
         # The rotary fields: which object is taken, and where what is not in it comes from.
-        ("llama", dict(rope_scaling=_LLAMA3, rope_parameters=dict(type="default", rope_theta=5e5), rope_theta=5e5)),
-        ("qwen3", dict(rope_scaling=dict(rope_type="default"), rope_parameters=_LLAMA3, rope_theta=1e3)),
+        ("llama", dict(rope_scaling=LLAMA3, rope_parameters=dict(type="default", rope_theta=5e5), rope_theta=5e5)),
+        ("qwen3", dict(rope_scaling=dict(rope_type="default"), rope_parameters=LLAMA3, rope_theta=1e3)),
         ("qwen2", dict(rope_scaling={}, rope_parameters=dict(rope_theta=1e3), rope_theta=1e6)),
-        ("qwen3", dict(rope_parameters=dict(type="llama3", **{k: v for k, v in _LLAMA3.items() if k != "rope_type"}))),
-        ("llama", dict(rope_scaling=_LLAMA3 | dict(type="yarn"), rope_theta=1e3)),
-        ("llama", dict(rope_parameters=_LLAMA3, original_max_position_embeddings=8, rope_theta=1e3)),
-        ("qwen2", dict(rope_scaling=_LLAMA3, original_max_position_embeddings=8, rope_theta=1e3)),
+        ("qwen3", dict(rope_parameters=dict(type="llama3", **{k: v for k, v in LLAMA3.items() if k != "rope_type"}))),
+        ("llama", dict(rope_scaling=LLAMA3 | dict(type="yarn"), rope_theta=1e3)),
+        ("llama", dict(rope_parameters=LLAMA3, original_max_position_embeddings=8, rope_theta=1e3)),
+        ("qwen2", dict(rope_scaling=LLAMA3, original_max_position_embeddings=8, rope_theta=1e3)),
         ("llama", dict(original_max_position_embeddings=8, rope_theta=1e3)),
         (
             "llama",
             dict(
-                rope_scaling={k: v for k, v in _LLAMA3.items() if not k.startswith("original")},
+                rope_scaling={k: v for k, v in LLAMA3.items() if not k.startswith("original")},
                 rope_theta=1e3,
                 max_position_embeddings=48,
             ),
         ),
-        ("llama", dict(rope_theta=1e3, rope_scaling=_LLAMA3 | dict(rope_theta=50.0))),
+        ("llama", dict(rope_theta=1e3, rope_scaling=LLAMA3 | dict(rope_theta=50.0))),
         # Windows: the kinds of the layers come first, and the last layers are those that have one.
         ("qwen3", dict(use_sliding_window=True, sliding_window=4, layer_types=["full_attention"] * 2)),
         ("qwen2", dict(use_sliding_window=True, sliding_window=4)),
@@ -157,12 +122,12 @@ _LLAMA3 = dict(
     ],
 )
 def test_forms_not_published_are_computed_as_transformers_does(family, changes, tmp_path):
-    assert_same_logits(_small(family) | changes, tmp_path)
+    assert_same_logits(small(family) | changes, tmp_path)
 
 
 def test_lengths_of_the_published_fields_matter(tmp_path):
     """What the comparisons above rest on: another theta or original length is another model."""
-    config = _small("llama") | dict(rope_scaling=_LLAMA3, rope_theta=1e3)
+    config = small("llama") | dict(rope_scaling=LLAMA3, rope_theta=1e3)
     make_folder(config, tmp_path)
     tokens, base = random_tokens((2, 40)), None
     for changes in ({}, dict(original_max_position_embeddings=8), dict(rope_theta=1e4), dict(rope_scaling=None)):
@@ -180,15 +145,9 @@ def test_fields_said_to_have_no_effect_have_none(family):
     others = dict(torch_dtype="float32", num_labels=3, problem_type="regression", init_std=0.1, initializer_factor=2.0)
     changes = numbers | tokens | flags | others
     assert set(changes) < NO_EFFECT
-    base, changed = make_model(_small(family)), make_model(_small(family) | changes)
+    base, changed = make_model(small(family)), make_model(small(family) | changes)
     changed.load_state_dict(base.state_dict())
     np.testing.assert_array_equal(*(torch_logits(model, random_tokens((2, 40))) for model in (base, changed)))
-
-
-def _small(family: str) -> dict:
-    sizes = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2)
-    sizes |= dict(num_hidden_layers=2, max_position_embeddings=64, initializer_range=0.3)
-    return dict(model_type=family, **sizes)
 
 
 # ---------------------------------------------------------------- the lists of fields against transformers' own code
