@@ -47,6 +47,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     files = {name: read_object(folder / name) for name in _OBJECTS if (folder / name).is_file()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer("a")  # some settings fail when they are used
     except Exception as error:  # of any kind, for the files are the user's
         raise UserError(f"the tokenizer in {str(path)!r} cannot be read ({one_line(error)}): fetch it again") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

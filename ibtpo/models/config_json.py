@@ -5,7 +5,6 @@ Qwen3Config and PreTrainedConfig, and those that its attention masks, caches and
 compares them with the installed classes.
 """
 
-import math
 from typing import Any, NoReturn
 
 from ibtpo.errors import UserError
@@ -74,6 +73,7 @@ REQUIRED = {
 
 _DEFAULT_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+_MOST, _LARGE = 2**31, 1e30  # beyond the numbers of any model
 _OWN_CODE = ("AutoConfig", "AutoModel")
 
 
@@ -217,16 +217,16 @@ def _present(config: dict[str, Any], name: str, where: str = "config.json") -> A
 
 def _whole(config: dict[str, Any], name: str, default: int | None = None, *, least: int = 1, where: str = "") -> int:
     value = config.get(name, default) if default is not None else _present(config, name, where or "config.json")
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        refuse(f"{where}.{name}" if where else name, value, f"a whole number of {least} or more")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _MOST:
+        refuse(f"{where}.{name}" if where else name, value, f"a whole number of {least} or more, below 2^31")
     return value
 
 
 def _number(config: dict[str, Any], name: str, where: str = "", *, default: float | None = None) -> float:
     value = config.get(name, default) if default is not None else _present(config, name, where or "config.json")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _LARGE:
         refuse(f"{where}.{name}" if where else name, value, "a positive number")
-    return value
+    return float(value)
 
 
 def _flag(config: dict[str, Any], name: str) -> bool:

@@ -190,6 +190,16 @@ def test_a_tokenizer_that_cannot_be_built_is_one_line(tiny_tokenizer_dir, tmp_pa
     assert str(error.value).endswith("): fetch it again") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("settings", [{"model_max_length": "512"}, {"eos_token": 5}, {"added_tokens_decoder": [1]}])
+def test_settings_that_cannot_be_used_are_one_line(tiny_tokenizer_dir, tmp_path, settings):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "tokenizer")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(UserError) as error:
+        load_tokenizer(folder)
+    assert f"the tokenizer in {str(folder)!r} cannot be read (" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_wrong_tokenizer_path_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere"):
         load_tokenizer(tmp_path / "nowhere")

@@ -72,6 +72,8 @@ _LLAMA3 = dict(
         (dict(rms_norm_eps=None), "rms_norm_eps = None"),
         (dict(rms_norm_eps="1e-6"), "rms_norm_eps = '1e-6'"),
         (dict(rms_norm_eps=float("nan")), "rms_norm_eps = nan"),
+        (dict(vocab_size=2**70), "vocab_size = 1180591620717411303424"),
+        (dict(rope_theta=10**400), "rope_theta = 1000000"),
         (dict(head_dim=None), "head_dim = None"),
         (dict(head_dim=8.0), "head_dim = 8.0"),
         (dict(model_type="qwen2", head_dim=None), "head_dim = None"),
