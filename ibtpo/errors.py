@@ -7,3 +7,9 @@ class UserError(ValueError):
     The message is one line that names the value, the place and the way out. A command prints it after "error:" and
     ends with code 2. Any other exception is a fault of the program and keeps its traceback.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """The kind and the first words of an error."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{'...' * (len(text) > 200)}"

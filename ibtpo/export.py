@@ -3,9 +3,12 @@
     python -m ibtpo.export --config=configs/tiny.py --workdir=runs/tiny --out=exports/tiny
 
 The newest checkpoint is taken, or that of --step: of config.checkpoint.dir if it is set, as in training; else of the
-workdir, or the checkpoint.dir that its config.json names. Architecture and tokenizer files are those of
-config.model.path.
+workdir, or the checkpoint.dir that its config.json names. Architecture, tokenizer files, chat templates and
+generation_config.json are those of config.model.path. A short model card, README.md, says what the folder holds.
 """
+
+import json
+from pathlib import Path
 
 from absl import flags
 from flax import nnx
@@ -33,8 +36,17 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
     with parallel.together():
         policy = load_policy(config, mesh=parallel.use_mesh(config.mesh))
     with parallel.together():
-        params = checkpoints.load_params(config.checkpoint.dir or workdir, policy.params, step)
-    hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=config.model.path)
+        run = config.checkpoint.dir or workdir
+        step = checkpoints.latest_step(run) if step is None else step
+        params = checkpoints.load_params(run, policy.params, step)
+    facts = {
+        "Base model": config.model.preset or Path(config.model.path).name,
+        "Method": config.method,
+        "Updates": f"{step:,}",
+        "Problems": config.data.source.rpartition("/")[2],
+        "Prompt": f"`{json.dumps(config.data.prompt)}`" + ", in the chat template" * config.data.chat_template,
+    }
+    hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=config.model.path, facts=facts)
 
 
 def main(config, workdir: str) -> None:

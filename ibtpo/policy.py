@@ -5,7 +5,6 @@ tree sampler that a config describes.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -20,11 +19,12 @@ from jax.sharding import Mesh
 
 from ibtpo import parallel
 from ibtpo.config import stop_strings
-from ibtpo.data.problems import Problem, check_chat_template, format_prompt
+from ibtpo.data.problems import Problem, check_prompts, format_prompt
 from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, token_bytes
 from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
+from ibtpo.models.hf.files import read_token_ids
 from ibtpo.models.presets import PRESETS
 from ibtpo.rewards import find_statement
 from ibtpo.rewards.pool import Grader
@@ -57,7 +57,7 @@ class Policy:
     def question(self, id: int, problem: Problem, data_config: Any) -> Question:
         """The problem's prompt as the sampler takes it. id: its random draws depend on it."""
         find_answer = find_statement(problem.kind) if problem.kind else None
-        return Question(id, format_prompt(problem, data_config, self.tokenizer), find_answer)
+        return Question(id, format_prompt(problem, data_config, self.tokenizer, self.codec.stop_ids), find_answer)
 
 
 def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Mesh | None = None) -> Policy:
@@ -83,10 +83,12 @@ def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Me
             f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {folder} has "
             f"{model.max_positions} positions: lower one of the two"
         )
+    ends = {name: read_token_ids(folder / name, "eos_token_id") for name in ("config.json", "generation_config.json")}
     tokenizer = load_tokenizer(folder)
+    table = token_bytes(tokenizer)
     check_vocabulary(tokenizer, model.vocab_size)
-    check_chat_template(config.data, tokenizer)
-    stop_ids = _stop_ids(folder, tokenizer, config.sampling.stop_tokens, model.vocab_size)
+    stop_ids = _stop_ids(folder, tokenizer, config.sampling.stop_tokens, ends, model.vocab_size)
+    check_prompts(config.data, tokenizer, stop_ids)
     decoder = hf.load(
         folder,
         dtype=jnp.dtype(config.model.dtype),
@@ -94,7 +96,6 @@ def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Me
         shardings=None if mesh is None else lambda params: parallel.shardings(params, mesh),
     )
     graphdef, params = nnx.split(decoder, nnx.Param)
-    table = token_bytes(tokenizer)
     table += [b""] * (model.vocab_size - len(table))  # vocabularies are often padded
     for token in stop_ids:
         table[token] = b""  # an end is no text, even one that is not marked as special
@@ -130,16 +131,19 @@ def _check_preset(model: ModelConfig, preset: str, folder: pathlib.Path) -> None
         )
 
 
-def _stop_ids(folder: pathlib.Path, tokenizer, names: str, vocab_size: int) -> tuple[int, ...]:
+def _stop_ids(
+    folder: pathlib.Path, tokenizer, names: str, ends: dict[str, list[int]], vocab_size: int
+) -> tuple[int, ...]:
     """The tokens of sampling.stop_tokens or, where that is empty, the tokenizer's end-of-sequence token and those
-    generation_config.json adds (chat models end a turn with a token of their own)."""
+    generation_config.json adds (chat models end a turn with a token of their own). ends: the end-of-sequence tokens
+    that each file names."""
     if names:
         try:
             ids = set(find_special(tokenizer, names))
         except ValueError as error:
             raise UserError(f"sampling.stop_tokens={names!r}: {error}") from None
     else:
-        ids = {tokenizer.eos_token_id, *_eos_ids(folder / "generation_config.json")} - {None}
+        ids = {tokenizer.eos_token_id, *ends["generation_config.json"]} - {None}
     if not ids:
         raise UserError(
             f"{folder}: neither the tokenizer nor generation_config.json names an end-of-sequence token, so no "
@@ -151,7 +155,7 @@ def _stop_ids(folder: pathlib.Path, tokenizer, names: str, vocab_size: int) -> t
         )
     stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(id)} ({id})" for id in sorted(ids))
     logging.info("%s: responses end at %s", folder, stops)
-    if missed := sorted(_eos_ids(folder / "config.json") - ids):
+    if missed := sorted(set(ends["config.json"]) - ids):
         # Published folders do disagree here; only the user knows which token the model was trained to end with.
         logging.warning(
             "%s: responses end at %s, not at the eos_token_id %s of config.json; sampling.stop_tokens decides",
@@ -160,12 +164,6 @@ def _stop_ids(folder: pathlib.Path, tokenizer, names: str, vocab_size: int) -> t
             ", ".join(f"{tokenizer.convert_ids_to_tokens(id)} ({id})" for id in missed),
         )
     return tuple(sorted(ids))
-
-
-def _eos_ids(file: pathlib.Path) -> set[int]:
-    """The end-of-sequence tokens that a JSON file names, one or a list."""
-    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    return set(named if isinstance(named, list) else [named]) - {None}
 
 
 def make_sampler(policy: Policy, config: Any, *, pages: int | None = None, **changes: Any) -> TreeSampler:

@@ -47,3 +47,13 @@ def test_the_checkpoint_comes_from_where_the_run_or_the_configuration_says(save,
     assert exported(checkpoint__dir=str(given)) == 3.0
     save(4.0, workdir)
     assert (exported(), exported(checkpoint__dir=str(given))) == (4.0, 3.0)
+
+
+def test_the_model_card_says_where_the_model_comes_from(save, tiny_config, tmp_path):
+    save(2.0, tmp_path / "run")
+    export(tiny_config(method="grpo"), str(tmp_path / "run"), str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for row in ("Base model | qwen3-tiny", "Method | grpo", "Updates | 0", "Problems | tfds:chained_arithmetic"):
+        assert f"| {row} |" in card
+    prompt = r'"Question: {question}\nAnswer:\n"'
+    assert f"| Prompt | `{prompt}` |" in card

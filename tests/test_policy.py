@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from tokenizers import Tokenizer, decoders, models
 
 from configs import tiny
 from ibtpo import config as config_lib
@@ -131,6 +132,24 @@ def test_stop_tokens_outside_the_vocabulary_are_refused(folder):
         load_policy(config_of(folder))
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", ["<|endoftext|>", "327", 327.0, [[327]], [327, None], {"id": 327}, True, -1])
+def test_end_tokens_that_are_no_ids_are_refused(folder, name, value):
+    if not (folder / name).is_file():
+        (folder / name).write_text("{}")
+    edit(folder / name, eos_token_id=value)
+    with pytest.raises(UserError) as error:
+        load_policy(config_of(folder))
+    assert str(error.value).startswith(f"{folder / name}: eos_token_id = {json.dumps(value)} is no token id")
+
+
+@pytest.mark.parametrize("data", ["", "{", "[]", "<html>", "version https://git-lfs.github.com/spec/v1"])
+def test_a_damaged_generation_config_is_named(folder, data):
+    (folder / "generation_config.json").write_text(data)
+    with pytest.raises(UserError, match=r"generation_config\.json (is not JSON|holds no).*: fetch it again"):
+        load_policy(config_of(folder))
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(folder):
     edit(folder / "config.json", vocab_size=327)
     with pytest.raises(ValueError, match=r"special token '<\|endoftext\|>' has id 327, .* vocab_size is 327"):
@@ -142,6 +161,62 @@ def test_a_chat_template_must_be_there(folder):
     load_policy(config_of(folder))
     with pytest.raises(ValueError, match=r"has none: set data\.chat_template=False"):
         load_policy(config_of(folder, data__chat_template=True))
+
+
+# ---------------------------------------------------------------------- what is refused before the weights are read
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Loading the weights is an error."""
+
+    def load(*args, **kwargs):
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(hf, "load", load)
+
+
+def test_sentencepiece_is_refused_before_the_weights_are_read(folder, no_weights):
+    backend = Tokenizer(models.BPE({"▁a": 0, "<0x0A>": 1}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"BPE model with decoders \['ByteFallback', 'Fuse'\].*byte-level BPE"):
+        load_policy(config_of(folder))
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(UserError, match=r"SentencePiece tokenizer \(tokenizer\.model\)"):
+        load_policy(config_of(folder))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no system turn') }}", r"template .* fails \(TemplateError: no system turn\): set data"),
+        ("{% if %}", r"chat template .* fails \(TemplateSyntaxError: .*\): set data"),
+        ("{{ messages[-1].content }}<|endoftext|>", r"ends with the stop token <\|endoftext\|> \(327\), .*: set data"),
+        ("<html></html>", r"leaves the question out: fetch it again"),
+    ],
+)
+def test_a_chat_template_that_cannot_work_is_refused_before_the_weights_are_read(folder, no_weights, template, message):
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=message):
+        load_policy(config_of(folder, data__chat_template=True))
+
+
+def test_a_path_that_is_a_file_is_named(folder, no_weights):
+    with pytest.raises(UserError, match=r"config\.json is a file: name the folder"):
+        load_policy(config_of(folder / "config.json"))
+
+
+def test_prompts_of_a_policy_end_with_none_of_its_stop_tokens(folder, policy, records):
+    newline = policy.tokenizer.encode("\n")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": newline}))
+    other = load_policy(config_of(folder))
+    [record] = [r for r in records if "it is left out" in r.getMessage()]  # said when it is loaded, once
+    assert f"end with the stop token {policy.tokenizer.convert_ids_to_tokens(newline)[0]}" in record.getMessage()
+    problem, data = Problem(0, "1 + 1?", "2"), config_of(folder).data
+    assert other.codec.stop_ids == (*newline, *policy.codec.stop_ids)
+    assert [*other.question(0, problem, data).tokens, *newline] == list(policy.question(0, problem, data).tokens)
+    assert len([r for r in records if "it is left out" in r.getMessage()]) == 1
 
 
 def test_a_model_that_is_not_there_is_told_how_to_fetch(tmp_path):

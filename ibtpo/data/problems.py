@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from ibtpo.data import chained_arithmetic, published_problems
+from ibtpo.data.prompts import apply_chat_template, encode_prompts
 from ibtpo.data.published import DATASETS
 from ibtpo.data.records import (
     UNITS,
@@ -113,17 +114,20 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
     return _usable(records, name, places, data_config, tokenizer)
 
 
-def format_prompt(problem: Problem, data_config, tokenizer) -> list[int]:
+def format_prompt(problem: Problem, data_config, tokenizer, stop_ids: Collection[int] = ()) -> list[int]:
     r"""Token ids of the prompt: the problem's own template, or else `data.prompt`, with {question} filled in
     (as `str.format` does, so that literal braces are doubled), as a user turn of the chat template if
     `data.chat_template` (after `data.system_prompt` as a system turn, if there is one), else with the
-    special tokens the tokenizer puts before a text (none for Qwen, one for Llama 3).
+    special tokens the tokenizer puts before a text (none for Qwen, one for Llama 3). A beginning-of-sequence token
+    that a chat template forgets is added, and a stop token at the end (one of stop_ids, or the tokenizer's own) left
+    out, see `prompts.encode_prompts`.
 
     Raises:
-      UserError: the template is no valid format or lacks {question}, the chat template is missing.
+      UserError: the template is no valid format or lacks {question}, the chat template is missing, raises, or ends with
+        a stop token.
       PromptLengthError: the prompt is empty or longer than `data.max_prompt_tokens`.
     """
-    tokens = _encode([problem], data_config, tokenizer)[0]
+    tokens = _encode([problem], data_config, tokenizer, stop_ids)[0]
     if not 0 < len(tokens) <= data_config.max_prompt_tokens:
         raise PromptLengthError(
             f"the prompt of problem {problem.id} has {len(tokens)} tokens, "
@@ -146,20 +150,46 @@ def check_chat_template(data_config, tokenizer) -> None:
         )
 
 
-def _encode(problems: Sequence[Problem], data_config, tokenizer) -> list[list[int]]:
+def check_prompts(data_config, tokenizer, stop_ids: Collection[int]) -> None:
+    """Makes the prompt of a question, so that what is wrong with template and tokenizer shows before anything else is
+    done.
+
+    Raises:
+      UserError: as `format_prompt` does, or the chat template leaves the question out.
+    """
+    problem = Problem(0, "What is 1 + 1?", "2")
+    if data_config.chat_template and problem.question not in _texts([problem], data_config, tokenizer)[0]:
+        raise UserError(
+            f"the chat template of the tokenizer {tokenizer.name_or_path!r} leaves the question out: fetch it again, "
+            "or set data.chat_template=False"
+        )
+    _encode([problem], data_config, tokenizer, stop_ids)
+
+
+def _encode(
+    problems: Sequence[Problem], data_config, tokenizer, stop_ids: Collection[int] = ()
+) -> list[list[int]]:
     """Token ids of the prompts, whatever their lengths; many at once cost much less than one by one."""
+    return encode_prompts(
+        _texts(problems, data_config, tokenizer),
+        tokenizer,
+        chat=data_config.chat_template,
+        stop_ids=stop_ids,
+        way_out="set data.chat_template=False",
+    )
+
+
+def _texts(problems: Sequence[Problem], data_config, tokenizer) -> list[str]:
     texts = [_fill(problem.prompt or data_config.prompt, problem.question) for problem in problems]
-    if data_config.chat_template:
-        check_chat_template(data_config, tokenizer)
-        system = [{"role": "system", "content": data_config.system_prompt}] if data_config.system_prompt else []
-        texts = [
-            tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-            )
-            for text in texts
-        ]
-    # A chat template spells its special tokens out.
-    return tokenizer(texts, add_special_tokens=not data_config.chat_template)["input_ids"] if texts else []
+    if not data_config.chat_template:
+        return texts
+    check_chat_template(data_config, tokenizer)
+    system, way_out = [], "set data.chat_template=False"
+    if data_config.system_prompt:
+        system = [{"role": "system", "content": data_config.system_prompt}]
+        way_out = 'set data.system_prompt="" (not every template has such a turn) or data.chat_template=False'
+    turns = ([*system, {"role": "user", "content": text}] for text in texts)
+    return [apply_chat_template(tokenizer, messages, way_out) for messages in turns]
 
 
 def _fill(template: str, question: str) -> str:

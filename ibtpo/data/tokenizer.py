@@ -4,22 +4,30 @@ import difflib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ibtpo.errors import UserError
+from ibtpo.data.prompts import first_token
+from ibtpo.errors import UserError, one_line
+from ibtpo.json_files import read_object
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_SETTINGS = "tokenizer_config.json"
+_OBJECTS = (*_TOKENIZER_FILES, _SETTINGS, "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     """Loads the fast tokenizer of a local folder in the Hugging Face layout; no network is used.
 
+    It puts a beginning-of-sequence token before a text if tokenizer.json does or tokenizer_config.json says so
+    (add_bos_token, which transformers 5 leaves unread where there is a tokenizer.json).
+
     Raises:
-      UserError: `path` is no folder, or holds no tokenizer files; the tokenizer has no fast (tokenizers-library)
-        implementation.
+      UserError: `path` is no folder, or holds no tokenizer files; a file is damaged; the tokenizer has no fast
+        (tokenizers-library) implementation; its settings ask for a token that they do not name.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -27,13 +35,31 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             f"no tokenizer folder {str(path)!r}: model.path must be a local folder in the Hugging Face layout"
         )
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        if found := [name for name in _SENTENCEPIECE if (folder / name).is_file()]:
+            raise UserError(
+                f"folder {str(path)!r} has a SentencePiece tokenizer ({found[0]}); steps are cut on bytes, which needs "
+                "a byte-level BPE tokenizer (as of Qwen or Llama 3): take another model"
+            )
         raise UserError(
             f"folder {str(path)!r} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}): copy the tokenizer files of "
             "the model there"
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    files = {name: read_object(folder / name) for name in _OBJECTS if (folder / name).is_file()}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer("a")  # some settings fail when they are used
+    except Exception as error:  # of any kind, for the files are the user's
+        raise UserError(f"the tokenizer in {str(path)!r} cannot be read ({one_line(error)}): fetch it again") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{type(tokenizer).__name__} in {str(path)!r} is not a fast tokenizer: save tokenizer.json")
+    if files.get(_SETTINGS, {}).get("add_bos_token"):
+        if tokenizer.bos_token_id is None:
+            raise UserError(
+                f"{folder / _SETTINGS} asks for a beginning-of-sequence token (add_bos_token), but names no bos_token: "
+                "name it, or set add_bos_token to false"
+            )
+        if first_token(tokenizer) is None:
+            cast(Any, tokenizer).add_bos_token = True  # its type has no setter
     return tokenizer
 
 
@@ -80,7 +106,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
     vocabulary spells each byte as one printable character.
 
     Raises:
-      UserError: the tokenizer is of another kind (for example SentencePiece), naming it.
+      UserError: the tokenizer is of another kind (for example SentencePiece), naming it; or a token is spelled with a
+        character that stands for no byte.
     """
     specification = json.loads(tokenizer.backend_tokenizer.to_str())
     model = (specification["model"] or {}).get("type")
@@ -96,8 +123,14 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
     vocabulary = tokenizer.get_vocab()
     table = [b""] * (max([*vocabulary.values(), *added]) + 1)
     for symbols, token in vocabulary.items():
-        if token not in added:
-            table[token] = bytes(byte_of[symbol] for symbol in symbols)
+        if token in added:
+            continue
+        if not byte_of.keys() >= set(symbols):
+            raise UserError(
+                f"{tokenizer.name_or_path}: the token {symbols!r} ({token}) is not spelled in bytes; steps are cut on "
+                "bytes, which needs a byte-level BPE tokenizer (as of Qwen or Llama 3)"
+            )
+        table[token] = bytes(byte_of[symbol] for symbol in symbols)
     for token, content in added.items():
         # Added tokens are spelled as themselves, not in the alphabet of bytes.
         special = content.special or token in tokenizer.all_special_ids

@@ -4,27 +4,7 @@ import dataclasses
 from typing import Any
 
 from ibtpo.errors import UserError
-
-_ARCHITECTURES = {
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "llama": "LlamaForCausalLM",
-}
-# Field: the one value under which the decoder computes the checkpoint's model.
-_REQUIRED_VALUES = {
-    "hidden_act": "silu",
-    "attention_bias": False,  # in these families it also adds a bias to the output projection
-    "mlp_bias": False,
-    "num_experts": None,
-    "num_local_experts": None,
-    "quantization_config": None,
-    "compression_config": None,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "partial_rotary_factor": 1.0,
-}
+from ibtpo.models.config_json import ARCHITECTURES, read_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,47 +70,17 @@ class ModelConfig:
 
         Raises:
           UserError: a field is missing, or asks for something the decoder does not compute; the message
-            names the field, its value and the supported ones.
+            names the field, its value and the supported ones (see `config_json.read_fields`).
         """
-        family = _field(config, "model_type")
-        if family not in _ARCHITECTURES:
-            _refuse("model_type", family, f"one of {sorted(_ARCHITECTURES)}")
-        # A reward model or classifier of the family has another head, or none.
-        for architecture in config.get("architectures") or ():
-            if architecture != _ARCHITECTURES[family]:
-                _refuse("architectures", architecture, repr(_ARCHITECTURES[family]))
-        for name, supported in _REQUIRED_VALUES.items():
-            if config.get(name) not in (supported, None):
-                _refuse(name, config[name], "absent" if supported is None else repr(supported))
-        num_layers = _field(config, "num_hidden_layers")
-        _refuse_sliding_window(config, num_layers)
-        embed_dim, num_heads = _field(config, "hidden_size"), _field(config, "num_attention_heads")
-        # Qwen3 fixes head_dim where the file is silent; the others divide the width among the heads.
-        default_head_dim = 128 if family == "qwen3" else embed_dim // num_heads
-        rope_theta, rope_scaling = _rope(config)
-        return cls(
-            family=family,
-            vocab_size=_field(config, "vocab_size"),
-            embed_dim=embed_dim,
-            mlp_dim=_field(config, "intermediate_size"),
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=config.get("num_key_value_heads") or num_heads,
-            head_dim=config.get("head_dim") or default_head_dim,
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            tie_embeddings=config.get("tie_word_embeddings", False),
-            qk_norm=family == "qwen3",
-            qkv_bias=family == "qwen2",
-            max_positions=config.get("max_position_embeddings", 32_768),
-        )
+        fields = read_fields(config)
+        scaling = fields.pop("rope_scaling")
+        return cls(**fields, rope_scaling=scaling and RopeScaling(**scaling))
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json that `from_hf` and transformers (4 or 5) read back as this configuration."""
         scaling = self.rope_scaling
         return {
-            "architectures": [_ARCHITECTURES[self.family]],
+            "architectures": [ARCHITECTURES[self.family]],
             "model_type": self.family,
             "vocab_size": self.vocab_size,
             "hidden_size": self.embed_dim,
@@ -155,41 +105,3 @@ class ModelConfig:
             "attention_dropout": 0.0,
             "use_cache": True,
         } | ({} if self.family == "qwen2" else {"attention_bias": False})
-
-
-def _rope(config: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """(rope_theta, scaling) from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
-    where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    rope = config.get(where) or {}
-    theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        _refuse(f"{where}.rope_type", kind, "'default' or 'llama3'")
-    return theta, RopeScaling(
-        factor=_field(rope, "factor", where),
-        low_freq_factor=_field(rope, "low_freq_factor", where),
-        high_freq_factor=_field(rope, "high_freq_factor", where),
-        original_max_positions=_field(rope, "original_max_position_embeddings", where),
-    )
-
-
-def _refuse_sliding_window(config: dict[str, Any], num_layers: int) -> None:
-    for kind in config.get("layer_types") or ():
-        if kind != "full_attention":
-            _refuse("layer_types", kind, "'full_attention' on every layer")
-    # Qwen's window covers the layers from max_window_layers on: a window over no layer is no window.
-    first = config.get("max_window_layers", 0)
-    if config.get("use_sliding_window") and config.get("sliding_window") and first < num_layers:
-        _refuse("sliding_window", config["sliding_window"], "use_sliding_window false")
-
-
-def _field(config: dict[str, Any], name: str, where: str = "config.json") -> Any:
-    if config.get(name) is None:
-        raise UserError(f"{where} has no field {name!r}")
-    return config[name]
-
-
-def _refuse(field: str, value: Any, supported: str) -> None:
-    raise UserError(f"config.json: {field} = {value!r} is not supported; supported: {supported}")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -150,6 +151,53 @@ def test_special_and_added_tokens_are_found_by_name(trained):
     word = next(token for token in trained.get_vocab() if token.isalpha() and len(token) > 2)
     with pytest.raises(UserError, match=f"'{word}' is no special token .*nearest: .*<eos>"):
         find_special(trained, word)
+
+
+def test_a_token_that_is_not_spelled_in_bytes_is_named(tiny_tokenizer_dir):
+    specification = json.loads((tiny_tokenizer_dir / "tokenizer.json").read_text())
+    specification["model"]["vocab"]["▁a b"] = 400
+    backend = Tokenizer.from_str(json.dumps(specification))
+    with pytest.raises(UserError, match=r"the token '▁a b' \(\d+\) is not spelled in bytes"):
+        token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model"])
+def test_a_folder_with_a_sentencepiece_model_only_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\n\x0b\n\x05<unk>")
+    with pytest.raises(UserError, match=rf"has a SentencePiece tokenizer \({name}\); .*byte-level BPE"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"\xef\xbb\xbf{}", b"<html>", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_damaged_tokenizer_files_are_named(tiny_tokenizer_dir, tmp_path, name, data):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "tokenizer")
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(folder)
+    assert str(error.value).startswith(f"{folder / name} ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, {"model": {"type": "BPE", "vocab": 1, "merges": []}}])
+def test_a_tokenizer_that_cannot_be_built_is_one_line(tiny_tokenizer_dir, tmp_path, content):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "tokenizer")
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        load_tokenizer(folder)
+    assert str(folder) in str(error.value) and "cannot be read (" in str(error.value)
+    assert str(error.value).endswith("): fetch it again") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [{"model_max_length": "512"}, {"eos_token": 5}, {"added_tokens_decoder": [1]}])
+def test_settings_that_cannot_be_used_are_one_line(tiny_tokenizer_dir, tmp_path, settings):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "tokenizer")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(UserError) as error:
+        load_tokenizer(folder)
+    assert f"the tokenizer in {str(folder)!r} cannot be read (" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_wrong_tokenizer_path_is_named(tmp_path):

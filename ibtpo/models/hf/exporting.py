@@ -17,10 +17,10 @@ from ibtpo import parallel
 from ibtpo.errors import UserError
 from ibtpo.models.decoder import Decoder
 from ibtpo.models.hf import swap
-from ibtpo.models.hf.files import read_json
+from ibtpo.models.hf.card import CARD, card, may_replace
+from ibtpo.models.hf.files import ADAPTER, CONFIG, INDEX, WEIGHTS, read_json
 from ibtpo.models.hf.layout import tensors, tensors_of
 
-_CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
 _WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 _GENERATION = "generation_config.json"  # chat models list their stop tokens there, and nowhere else
 _TOKENIZER_FILES = (
@@ -34,6 +34,7 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_CHAT_TEMPLATES = "additional_chat_templates"  # a folder of those that have a name
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -43,6 +44,7 @@ def save(
     *,
     tokenizer_from: str | pathlib.Path | None,
     token_ids: Mapping[str, int] | None = None,
+    facts: Mapping[str, str] | None = None,
     max_file_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a model directory that `load` and transformers read; tensors keep their dtype.
@@ -56,14 +58,17 @@ def save(
 
     Args:
       decoder: the model.
-      path: created if need be; a model already there is replaced, its tokenizer too if one is given. Other files stay.
-      tokenizer_from: directory whose tokenizer files, generation_config.json, and bos, eos and pad
+      path: created if need be; a model already there is replaced, with all of its shards and their index, its tokenizer
+        too if one is given. Other files stay, a README.md of somebody else among them.
+      tokenizer_from: directory whose tokenizer files, chat templates, generation_config.json, and bos, eos and pad
         token ids in config.json go with the model. None: no tokenizer.
       token_ids: further fields of config.json, as {"eos_token_id": 0}; they win over the copied ones.
+      facts: further rows of the model card, README.md, as {"Base model": "Qwen/Qwen3-8B"}.
       max_file_bytes: weights above this size are spread over several files with an index.
 
     Raises:
-      UserError: `tokenizer_from` holds no tokenizer file, or `path` is a file.
+      UserError: `tokenizer_from` holds no tokenizer file, or `path` is a file, or holds an adapter, which transformers
+        would add to the new model.
       OSError: a file cannot be written.
       RuntimeError: another process failed.
     """
@@ -72,17 +77,15 @@ def save(
     params = nnx.split(decoder, nnx.Param)[1]
     sizes = _sizes(params)
     files = _files(sizes, max_file_bytes)
-    config = decoder.config.to_hf() | {"torch_dtype": decoder.param_dtype.name}
     writer = jax.process_index() == 0
     try:
         with parallel.together():
             if writer:
                 staged = _stage(path)
-                if source is not None:
-                    config |= _copy_tokenizer(source, path, staged)
-                _write_json(staged / _CONFIG, {**config, **(token_ids or {})})
+                ids = {} if source is None else _copy_tokenizer(source, path, staged)
+                _write_texts(decoder, path, staged, ids | dict(token_ids or {}), facts or {})
                 if len(files) > 1:
-                    _write_json(staged / _INDEX, _index(files, sizes))
+                    _write_json(staged / INDEX, _index(files, sizes))
         arrays = tensors(params)
         for file, names in files.items():
             contents = {name: array for name, array in itertools.islice(arrays, len(names)) if writer}
@@ -91,7 +94,7 @@ def save(
                     _write_tensors(staged / file, contents)
         with parallel.together():
             if writer:
-                swap.swap(path, _CONFIG, _stale(path, source))
+                swap.swap(path, CONFIG, _stale(path, source))
     finally:
         if writer:
             swap.discard(path)
@@ -100,15 +103,26 @@ def save(
 def _stage(path: pathlib.Path) -> pathlib.Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: name a folder to write the model to")
+    if (path / ADAPTER).exists():
+        raise UserError(f"{path} holds an adapter ({ADAPTER}): name another folder to write the model to")
     return swap.stage(path)
 
 
 def _stale(path: pathlib.Path, tokenizer_from: pathlib.Path | None) -> list[str]:
     """Names of an earlier model's files, which would shadow the new ones."""
-    stale = [file.name for pattern in _WEIGHTS for file in path.glob(pattern)]
+    stale = [file.name for pattern in _WEIGHTS for file in path.glob(pattern)] + _indexed(path)
     if tokenizer_from is not None and not _same(tokenizer_from, path):
-        stale += [*_TOKENIZER_FILES, _GENERATION]
+        stale += [*_TOKENIZER_FILES, _GENERATION, _CHAT_TEMPLATES]
     return stale
+
+
+def _indexed(path: pathlib.Path) -> list[str]:
+    """The files of the folder that an earlier model's index names, whatever they are called."""
+    try:
+        places = {*read_json(path / INDEX)["weight_map"].values()}
+    except (OSError, UserError, LookupError, TypeError, AttributeError):
+        return []  # there is none, or no good one
+    return [name for name in places if isinstance(name, str) and pathlib.PurePath(name).name == name]
 
 
 def _sizes(params: nnx.State) -> dict[str, int]:
@@ -131,6 +145,16 @@ def _write_json(file: pathlib.Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def _write_texts(
+    decoder: Decoder, path: pathlib.Path, staged: pathlib.Path, token_ids: Mapping[str, int], facts: Mapping[str, str]
+) -> None:
+    """config.json, and the model card if there is none of somebody else."""
+    dtype = decoder.param_dtype.name
+    _write_json(staged / CONFIG, decoder.config.to_hf() | {"torch_dtype": dtype} | dict(token_ids))
+    if may_replace(path / CARD):
+        (staged / CARD).write_text(card(path.resolve().name, decoder.config, dtype, facts), encoding="utf-8")
+
+
 def _index(files: dict[str, list[str]], sizes: dict[str, int]) -> dict[str, Any]:
     """The content of model.safetensors.index.json."""
     return {
@@ -150,7 +174,7 @@ def _files(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
         groups[-1].append(name)
         filled += size
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+        return {WEIGHTS: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
@@ -164,10 +188,17 @@ def _copy_tokenizer(source: pathlib.Path, target: pathlib.Path, staged: pathlib.
     found = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
     if not found:
         raise UserError(f"no tokenizer in {source}: looked for {', '.join(_TOKENIZER_FILES)}")
-    generation = source / _GENERATION
-    for file in [*found, generation] if generation.is_file() else found:
-        if not _same(source, target):
+    generation, templates = source / _GENERATION, source / _CHAT_TEMPLATES
+    if generation.is_file():
+        read_json(generation)  # a damaged one is not spread
+        found.append(generation)
+    if not _same(source, target):
+        for file in found:
             shutil.copyfile(file, staged / file.name)
-    config = source / _CONFIG
+        if templates.is_dir():
+            (staged / _CHAT_TEMPLATES).mkdir()
+            for file in templates.glob("*.jinja"):
+                shutil.copyfile(file, staged / _CHAT_TEMPLATES / file.name)
+    config = source / CONFIG
     fields = read_json(config) if config.is_file() else {}
     return {name: fields[name] for name in _TOKEN_IDS if fields.get(name) is not None}

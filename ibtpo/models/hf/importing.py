@@ -41,8 +41,9 @@ def load(
 
     Raises:
       UserError: config.json or a weight file is not there; an unsupported configuration (see `ModelConfig.from_hf`);
-        a damaged weight file; tensors missing, unknown, misshaped or of an unsupported dtype: all of them in one
-        message, with both shapes and the file.
+        a damaged weight file; one file and an index, or an index and shards that differ; tensors missing, unknown,
+        misshaped or of an unsupported dtype: in one line their number and the first of them, with both shapes and the
+        file.
     """
     path = pathlib.Path(path)
     config = read_config(path)

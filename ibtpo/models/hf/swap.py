@@ -23,7 +23,7 @@ def stage(folder: pathlib.Path) -> pathlib.Path:
 
 
 def swap(folder: pathlib.Path, mark: str, stale: Iterable[str]) -> None:
-    """Replaces files of `folder` by those that are staged.
+    """Replaces files, and folders, of `folder` by those that are staged.
 
     Args:
       mark: the file without which the folder is no model; one of those staged.
@@ -33,8 +33,8 @@ def swap(folder: pathlib.Path, mark: str, stale: Iterable[str]) -> None:
     _remove(replaced)
     replaced.mkdir()
     new = {file.name for file in staged.iterdir()} - {mark}
-    old = {name for name in {*stale, *new} - {mark} if (folder / name).is_file()}
-    moves = [(folder / name, replaced / name) for name in [mark, *sorted(old)] if (folder / name).is_file()]
+    old = {name for name in {*stale, *new} - {mark} if (folder / name).exists()}
+    moves = [(folder / name, replaced / name) for name in [mark, *sorted(old)] if (folder / name).exists()]
     moves += [(staged / name, folder / name) for name in [*sorted(new), mark]]
     done = []
     try:

@@ -7,6 +7,7 @@ import numpy as np
 import safetensors.numpy
 
 from ibtpo.models import hf
+from ibtpo.models.attention import prompt_attend
 from ibtpo.models.config import ModelConfig
 
 
@@ -34,3 +35,11 @@ def write_model(path, config: ModelConfig, dtype: str = "float32") -> dict[str, 
     (path / "config.json").write_text(json.dumps(config.to_hf()))
     safetensors.numpy.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return tensors
+
+
+def logits(decoder, tokens: np.ndarray) -> np.ndarray:
+    """Logits [B, T, V] of whole sequences [B, T]."""
+    B, T = tokens.shape
+    attend = prompt_attend(jnp.full(B, T))
+    hidden, _ = decoder(jnp.asarray(tokens), jnp.broadcast_to(jnp.arange(T), (B, T)), attend)
+    return np.asarray(decoder.logits(hidden))

@@ -84,6 +84,67 @@ def test_a_place_without_tokenizer_and_one_that_is_a_file_are_named(decoders, tm
         hf.save(decoders[0], tmp_path / "file", tokenizer_from=None)
 
 
+def test_a_used_folder_is_emptied_of_the_old_model(decoders, tiny_tokenizer_dir, tmp_path):
+    """Its shards, under whatever names its index has, the index, tokenizer, templates, generation_config.json."""
+    out = tmp_path / "out"
+    hf.save(decoders[0], out, tokenizer_from=tiny_tokenizer_dir, max_file_bytes=20_000)
+    old = next(out.glob("model-00002-*"))
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {k: "weights-2.safetensors" if v == old.name else v for k, v in index["weight_map"].items()}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    old.rename(out / "weights-2.safetensors")
+    for name in ("generation_config.json", "chat_template.json", "merges.txt", "optimizer.pt"):
+        (out / name).write_text("{}")
+    (out / "additional_chat_templates").mkdir()
+    (out / "additional_chat_templates" / "rag.jinja").write_text("old")
+    hf.save(decoders[1], out, tokenizer_from=tiny_tokenizer_dir)
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    own = {"config.json", "model.safetensors", "README.md", "optimizer.pt"}
+    assert {file.name for file in out.iterdir()} == own | tokenizer
+    hf.load(out)
+
+
+def test_chat_templates_with_names_go_with_the_model(decoders, tiny_tokenizer_dir, tmp_path):
+    source = shutil.copytree(tiny_tokenizer_dir, tmp_path / "source")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    for _ in range(2):  # also over the folder of the first time
+        hf.save(decoders[0], tmp_path / "out", tokenizer_from=source)
+    template = transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    assert template["rag"] == "{{ messages }}" and template["default"] == (source / "chat_template.jinja").read_text()
+
+
+def test_the_model_card_says_what_the_folder_holds(decoders, tmp_path):
+    out = tmp_path / "tiny|model"
+    hf.save(decoders[0], out, tokenizer_from=None, facts={"Base model": "Qwen/Qwen3-8B", "Prompt": "a|b\nc"})
+    text = (out / "README.md").read_text()
+    head, rest = text.removeprefix("---\n").split("---\n", 1)
+    assert "library_name: transformers" in head and "base_model: Qwen/Qwen3-8B" in head
+    count = sum(x.size for x in read_tensors(out).values())
+    assert "# tiny|model" in rest and f"| Parameters | {count:,}, float32 |" in rest
+    assert "| Architecture | Qwen3ForCausalLM: 3 layers, width 32," in rest and "| Prompt | a\\|b c |" in rest
+    hf.save(decoders[0], out, tokenizer_from=None, facts={"Base model": "mine"})
+    text = (out / "README.md").read_text()  # its own card is replaced
+    assert "| Base model | mine |" in text and "base_model" not in text and "| Prompt" not in text
+    (out / "README.md").write_text("somebody else's")
+    hf.save(decoders[0], out, tokenizer_from=None)
+    assert (out / "README.md").read_text() == "somebody else's"
+
+
+def test_a_folder_with_an_adapter_is_refused(decoders, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds an adapter \(adapter_config\.json\): name another folder"):
+        hf.save(decoders[0], tmp_path, tokenizer_from=None)
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter_config.json"]
+
+
+def test_a_damaged_generation_config_is_not_copied(decoders, tiny_tokenizer_dir, tmp_path):
+    source = shutil.copytree(tiny_tokenizer_dir, tmp_path / "source")
+    (source / "generation_config.json").write_text("<html>")
+    with pytest.raises(UserError, match=r"generation_config\.json is not JSON \(it is a web page\)"):
+        hf.save(decoders[0], tmp_path / "out", tokenizer_from=source)
+
+
 # An export that is stopped: every operation on files is counted, and each one stopped once, before it or in its middle.
 
 _OPERATIONS = [(os, "replace"), (shutil, "copyfile"), (shutil, "rmtree"), (safetensors.numpy, "save_file")]
