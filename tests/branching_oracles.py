@@ -93,15 +93,13 @@ def eligible(responses, *, min_new_tokens, max_new_tokens, limits=None):
 
 
 def times_branched(responses, place):
-    """Number of different rounds after the first in which a response forked at the end of this Step."""
+    """Number of different rounds in which a response started at the end of this Step; the question's first counts."""
     rounds = set()
     for r in responses:
-        if r.round == 0:
-            continue
         if place is None:
             here = r.fork == 0
         else:
-            here = r.fork == place.end and token_owner(responses, r.parent, r.fork - 1) == place.owner
+            here = r.fork > 0 and r.fork == place.end and token_owner(responses, r.parent, r.fork - 1) == place.owner
         if here:
             rounds.add(r.round)
     return len(rounds)

@@ -54,7 +54,7 @@ class TreeOptions:
       top_k: nodes that branch in each later round (K).
       branch: new responses from each (B).
       score: of the IB-Score, read by "ib".
-      rebranch: rounds in which one node may branch, read by "ib"; 0: any number.
+      rebranch: rounds in which one node may branch, the first being one for the question; 0: any number. Of "ib".
       sibling_penalty: α of "at2po".
       explore, surprise: weights of "uucb".
       extra_rounds: rounds more, at most, for a question whose rewards are all equal.
@@ -129,11 +129,10 @@ def inner_prefixes(
 
 
 def rounds_branched(responses: Sequence[Response], forks: Sequence[Fork]) -> list[int]:
-    """In how many rounds each of these prefixes has branched already."""
+    """In how many rounds each of these prefixes has branched already; the question did so in the first."""
     rounds: dict[tuple[int, int], set[int]] = {}
     for r in responses:
-        if r.round > 0:
-            rounds.setdefault((fork_owner(responses, r), r.fork), set()).add(r.round)
+        rounds.setdefault((fork_owner(responses, r), r.fork), set()).add(r.round)
     return [len(rounds.get((f.response if f.position else -1, f.position), ())) for f in forks]
 
 

@@ -155,15 +155,17 @@ def test_a_node_branches_in_one_round_only_while_others_are_left():
     assert forks_of("ib", forked, dataclasses.replace(options, rebranch=0)) == [S.Fork(0, 4)]
     used = forked + [
         dataclasses.replace(chain(2 + i, [0.9, 0.8, 0.2, 0.9][: place // 2 + 1]), parent=0, fork=place, round=2 + i)
-        for i, place in enumerate((0, 2, 6))
+        for i, place in enumerate((2, 6))
     ]
-    used[2].parent = -1  # at the question
-    assert forks_of("ib", used, options) == [S.Fork(0, 4)]  # all have branched: the best of all
+    # All have branched, the question in the first round: the best of all.
+    assert forks_of("ib", used, options) == [S.Fork(0, 4)]
+    only = chain(0, [0.5])  # of one step: there is the question alone
+    assert forks_of("ib", [only], options) == [S.Fork(0, 0)]
 
 
 def test_fewer_nodes_than_top_k_go_round_again():
     responses = [chain(0, [0.9, 0.2])]
-    forks = forks_of("ib", responses, S.TreeOptions(top_k=5, branch=2, max_new_tokens=100))
+    forks = forks_of("ib", responses, S.TreeOptions(top_k=5, branch=2, rebranch=0, max_new_tokens=100))
     best, second = S.Fork(0, 2), S.Fork(0, 0)
     assert forks == [best] * 2 + [second] * 2 + [best] * 2 + [second] * 2 + [best] * 2
 
