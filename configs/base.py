@@ -74,8 +74,8 @@ def get_config() -> config_dict.ConfigDict:
     tree.branch_value = "leaf_mean"  # p-hat in the score J that chooses where to branch: leaf_mean | backup
     # Weight of a child in J's mean: responses, those that run through it [ours] | uniform, children alike [printed].
     tree.child_weight = "responses"
-    # Rounds in which one node may branch (the question: the first is one) while others are left; strategy ib only; 0: any
-    # number [printed].
+    # Rounds in which one node may branch (the question: the first is one) while others are left, strategy ib only; 0:
+    # any number [printed].
     tree.rebranch = 1
     tree.root = "all"  # p-hat of the root: all responses | initial, only the unguided ones [ours]
     tree.sibling_penalty = 0.05  # alpha, of at2po: taken off a node's surprise for each sibling
