@@ -11,7 +11,9 @@ _LINK = r"(?:[,;]|\band\b|\\q?quad(?![a-zA-Z])|\\[,;:]|\\text\s?\{\s?,?\s?and\s?
 _NAME = r"(?:[a-zA-Z](?:_\{?\w{1,3}\}?)?\s*=\s*)?"
 _JOINT = re.compile(rf"{_BLANK}*(?:{_LINK}{_BLANK}*)+{_NAME}{_BLANK}*")
 # Between boxes of which one is to be right.
-_ALTERNATIVE = re.compile(r"\bor\b|\balternatively\b|\bmaybe\b|\bperhaps\b|\bpossibly\b|/|\\l?or\b|\\vee\b", re.IGNORECASE)
+_ALTERNATIVE = re.compile(
+    r"\b(?:or|alternatively|maybe|perhaps|possibly|vs|versus)\b|[/|]|\\l?or\b|\\vee\b", re.IGNORECASE
+)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|\$|$)|\n\s*\n|\bhence\b|\bso\b|\bthus\b|\btherefore\b", re.IGNORECASE)
 _EMPTY = re.compile(r"(?:\s|\\[,;:! ]|~|\.\.\.|\\[lc]?dots|\\(?:text|ldots)\s*\{\s*\}|\\q?quad)*")
 _MAX_JOINT_CHARACTERS = 60
@@ -38,7 +40,7 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []
     boxes: list[tuple[int, int, str]] = []  # (begin, end, content) of complete boxes that no later one encloses
-    first = BOX.search(text)  # braces before it close after its own or not at all
+    first = BOX.search(text) if "box" in text else None  # braces before it close after its own or not at all
     for match in _BRACE.finditer(text, first.start()) if first else ():
         token = match.group()
         if token in ("\\\\", "\\{", "\\}"):

@@ -43,6 +43,9 @@ def _evaluated(expression: Any) -> Any:
     import sympy
 
     value = expression.doit()
+    # Math-Verify does not always read the imaginary unit as one.
+    if units := {symbol: sympy.I for symbol in value.free_symbols if symbol.name == "i"}:
+        value = value.xreplace(units).doit()
     # Decimals as the fractions they are.
     floats = value.atoms(sympy.Float)
     return value.xreplace({number: sympy.Rational(str(number)) for number in floats}) if floats else value

@@ -19,7 +19,7 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _SHORT_WORDS = frozenset("or and not no of by to in is at if so on up do am pm as be".split())
 _VARIABLES = re.compile("[abcxyz]{2,3}")
 _UNIT_BEHIND = re.compile(r"(?<=[\d})!]) ?(\\text ?\{[^{}]*\}(?: ?\^ ?\{?-?\d\}?)?)$")
-_PLAIN_UNIT_BEHIND = re.compile(r"(?<=[\d})]) ((?:[A-Za-z]+(?:\^\d)?(?: ?/ ?| )?)+)$")
+_PLAIN_UNIT_BEHIND = re.compile(r"(?<=[\d})]) ((?:[A-Za-z]+(?:\^\d)?(?: ?/ ?| ))*[A-Za-z]+(?:\^\d)?)$")
 _MANY = re.compile(r"\\(?:begin|cup|cap|mid|le|ge|leq|geq|ldots|dots|pmod|setminus|mathbb)(?![a-zA-Z])|[<>=|]")
 
 
@@ -29,11 +29,14 @@ class _Side:
 
     text: str
     spelling: str
-    number: Number | None
+
+    @functools.cached_property
+    def number(self) -> Number | None:
+        return read_number(self.text)
 
 
 def _side(text: str) -> _Side:
-    return _Side(text, spelling_of(text), read_number(text))
+    return _Side(text, spelling_of(text))
 
 
 @functools.lru_cache(8192)  # one reference serves all responses to its question
@@ -89,13 +92,13 @@ def decide(answer_text: str | None, reference: str, formula: Formula, unevaluate
 
 def _compare(answer: _Side, expected: _Side, formula: Formula, unevaluated: bool, depth: int = 0) -> bool | None:
     """The grade of two sides; `depth` of nested shapes."""
-    if answer.number and expected.number:
-        same = equal_numbers(answer.number, expected.number)
-        if not same and (listed := _as_lists(answer.text, expected.text)):
-            return _compare_shapes(*listed, formula, unevaluated, depth)
-        return same
     if answer.spelling == expected.spelling:
         return True
+    if answer.number and expected.number:
+        same = equal_numbers(answer.number, expected.number)
+        if not same and "," in answer.text and (listed := _as_lists(answer.text, expected.text)):
+            return _compare_shapes(*listed, formula, unevaluated, depth)
+        return same
     special = _compare_special(answer.text, expected.text, formula)
     if special is not None:
         return special is True
@@ -166,7 +169,7 @@ def _against_number(left: str, right: str, number: Number, formula: Formula, une
     head, equals, last = left.rpartition("=")
     stated = read_number(last.strip()) if equals and _ARITHMETIC.fullmatch(head) else None
     if stated:  # "9*2 = 18"
-        return formula(head, last) if equal_numbers(stated, number) else False
+        return formula(last, head) if equal_numbers(stated, number) else False
     if not unevaluated or several or _words_of(left) or equals:
         return False
     return formula(left, right)
@@ -205,16 +208,14 @@ def _compare_shapes(mine: shapes.Shape, other: shapes.Shape, formula: Formula, u
         return False
     left, right = [_part(part) for part in mine.parts], [_part(part) for part in other.parts]
     named = [all(name for name, _ in side) for side in (left, right)]
+    in_order = mine.ordered or other.ordered or (any(named) and not all(named) and _names_differ(left + right))
     if not all(named):  # "x = 1, y = 2" for "1, 2"
         left, right = ([("", value) for _, value in side] for side in (left, right))
 
-    def grade(a: tuple[str, str], b: tuple[str, str]) -> bool | None:
-        if a[0] != b[0]:
-            return False
-        return _compare(_side(a[1]), _side(b[1]), formula, unevaluated, depth + 1)
+    def grade(a: tuple[str, _Side], b: tuple[str, _Side]) -> bool | None:
+        return a[0] == b[0] and _compare(a[1], b[1], formula, unevaluated, depth + 1)
 
-    if mine.ordered or other.ordered or (any(named) and not all(named) and len(left) > 1 and len(set(named)) > 1
-                                         and _distinct_names(mine, other)):  # fmt: skip
+    if in_order:
         grades = [grade(a, b) for a, b in zip(left, right)]
         return False if False in grades else None if None in grades else True
     open_pair, free = False, list(left)
@@ -229,16 +230,16 @@ def _compare_shapes(mine: shapes.Shape, other: shapes.Shape, formula: Formula, u
     return None if open_pair else True
 
 
-def _part(text: str) -> tuple[str, str]:
+def _part(text: str) -> tuple[str, _Side]:
+    """(name, value) of "x = 1"."""
     name, value = shapes.strip_name(text)
-    return name.replace("{", "").replace("}", ""), value
+    return name.replace("{", "").replace("}", ""), _side(value)
 
 
-def _distinct_names(mine: shapes.Shape, other: shapes.Shape) -> bool:
+def _names_differ(parts: list[tuple[str, _Side]]) -> bool:
     """Whether the side with names has different ones, so that its order says which value is whose: x_1 and x_2, the
     roots of one equation, do not."""
-    names = [{shapes.strip_name(part)[0].split("_")[0] for part in shape.parts} for shape in (mine, other)]
-    return any(len(side) > 1 for side in names)
+    return len({name.split("_")[0] for name, _ in parts if name}) > 1
 
 
 def _compare_formulas(answer: str, expected: str, formula: Formula) -> bool | None:
@@ -285,7 +286,8 @@ def _words_of(text: str) -> list[str]:
         if word in FUNCTIONS or word in GREEK or (len(word) == 2 and word not in _SHORT_WORDS):
             continue
         alone = match.start() == 0 and match.end() == len(rest)
-        if not _VARIABLES.fullmatch(match.group()) and (alone or len(word) > 3 or word in HEDGES or word in _SHORT_WORDS):
+        known = len(word) > 3 or word in HEDGES or word in _SHORT_WORDS
+        if (alone or known) and not _VARIABLES.fullmatch(match.group()):
             words.append(word)
     if not words and re.fullmatch(r"[A-Za-z]{2}", rest) and not _VARIABLES.fullmatch(rest):
         words.append(rest)

@@ -4,7 +4,10 @@ import re
 
 from ibtpo.rewards.math.sentences import LABEL_BEFORE, NUMBER_IN_TEXT, states_a_name
 
-_MATH = re.compile(r"(?<!\\)\$\$([^$]{1,500})\$\$|(?<!\\)\$((?:[^$\\]|\\.){1,500})\$|\\\[(.{1,500}?)\\\]|\\\((.{1,500}?)\\\)", re.DOTALL)
+_MATH = re.compile(
+    r"(?<!\\)\$\$([^$]{1,500})\$\$|(?<!\\)\$((?:[^$\\]|\\.){1,500})\$|\\\[(.{1,500}?)\\\]|\\\((.{1,500}?)\\\)",
+    re.DOTALL,
+)
 _END_CHARACTERS = 1000
 # A number by itself: a mixed number, a power of ten, a group of digits, a percentage.
 _LITERAL = re.compile(
@@ -21,6 +24,7 @@ _UNSURE = re.compile(
 )  # fmt: skip
 _NEGATED = re.compile(r"\b(?:not|never|isn't|neither|nor)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[,;:.!?]\s|\n|\b(?:so|but|therefore|thus|hence|because|since)\b", re.IGNORECASE)
+_HYPHENATED = re.compile(r"\$?-[A-Za-z]{2}")  # "3-digit"
 _SENTENCE = re.compile(r"[.!?]\s|\n")
 _LAST_WORDS = 300  # characters of a sentence that are looked at
 
@@ -34,6 +38,8 @@ def last_number(text: str) -> str | None:
     """
     for number in reversed(list(NUMBER_IN_TEXT.finditer(text))[-20:]):
         if LABEL_BEFORE.search(text[max(0, number.start() - 20) : number.start()]):
+            continue
+        if _HYPHENATED.match(text, number.end()):
             continue
         sentence_start = _start(_SENTENCE, text, number.start())
         end = _SENTENCE.search(text, number.end())

@@ -7,7 +7,6 @@ from fractions import Fraction
 
 from ibtpo.rewards.math.spelling import ALL_TEXT
 from ibtpo.rewards.math.units import (
-    CURRENCIES,
     MAX_NUMBER_CHARACTERS,
     UNIT_NAMES,
     Unit,
@@ -30,6 +29,7 @@ _LITERAL = re.compile(
     r"(?:[eE](?P<e>[+-]?\d{1,3})(?!\d)"
     r"|\s?(?:\\times|\\cdot|\*|x)\s?10\s?(?:\^|\*\*)\s?(?:\{ ?(?P<power>[+-]?\d{1,4}) ?\}|(?P<short>[+-]?\d{1,4})))?)"
 )
+_INTEGER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)")
 _SIGN = re.compile(r"([+-]?) ?([$€£¥₹]?) ?([+-]?) ?")
 _PERCENT = re.compile(r"\s?(?:\\?%|(?:percent|pct)(?![a-z])|\\text\s?\{\s?percent\s?\})")
 _ORDINAL = re.compile(r"\s?(?:\^ ?\{?)? ?(?:\\text ?\{ ?)?(st|nd|rd|th)(?: ?\})*(?![a-z])")
@@ -59,6 +59,8 @@ def read_number(text: str) -> Number | None:
     5 million, 2 thirds, twenty-five."""
     if len(text) > MAX_NUMBER_CHARACTERS:
         return None
+    if _INTEGER.fullmatch(text):
+        return Number(Fraction(int(text.replace(",", ""))))
     if "\\" in text and (command := ALL_TEXT.fullmatch(text)):
         text = command.group(1).strip()
     words = frozenset[str]()
@@ -133,7 +135,8 @@ def _value(match: re.Match) -> tuple[Fraction, int] | None:
         return None
     decimals = part["decimals"] or part["only"] or ""
     exponent = int(part["e"] or part["power"] or part["short"] or 0)
-    value = Fraction(f"{_whole(part['units'])}.{decimals or '0'}") * Fraction(10) ** exponent
+    value = Fraction(int(f"{_whole(part['units'])}{decimals}"), 10 ** len(decimals))
+    value = value * Fraction(10) ** exponent if exponent else value
     return value, max(0, len(decimals) - exponent) if decimals.strip("0") else 0
 
 
@@ -191,9 +194,14 @@ def equal_numbers(answer: Number, expected: Number) -> bool:
     rate = convert(answer.unit, expected.unit)
     if rate is None:
         return False
+    if rate == 1 and answer.value == expected.value and answer.percent == expected.percent:
+        return True
+    if not (answer.percent or expected.percent or answer.places or expected.places or rate != 1):
+        return False
     scales = (1,) if answer.percent == expected.percent else (1, 100)
     for k in scales:
-        left, right = answer.value * rate * (k if expected.percent else 1), expected.value * (k if answer.percent else 1)
+        left = answer.value * rate * (k if expected.percent else 1)
+        right = expected.value * (k if answer.percent else 1)
         if left == right:
             return True
         if k == 1 and rate == 1 and (rounds_to(left, right, expected.places) or rounds_to(right, left, answer.places)):

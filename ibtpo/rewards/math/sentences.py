@@ -26,7 +26,9 @@ _MEASURES = frozenset(
     "revenue balance score change discount bill fee".split()
 )
 _OF = re.compile(r"\b([a-z]+) of (?:about )?$", re.IGNORECASE)
-LABEL_BEFORE = re.compile(r"\b(?:step|part|case|day|question|option|room|problem|exercise|equation|eq\.?) ?\(?$", re.IGNORECASE)
+LABEL_BEFORE = re.compile(
+    r"\b(?:step|part|case|day|question|option|room|problem|exercise|equation|eq\.?) ?\(?$", re.IGNORECASE
+)
 _SHORT_WORDS = frozenset("a an as at be by he in is it my of on so to we".split())  # others are variables
 # Around a formula that is a condition on another value.
 _CONDITION_BEFORE = re.compile(
@@ -34,8 +36,13 @@ _CONDITION_BEFORE = re.compile(
     r"| any| every| each)? ?|\()$", re.IGNORECASE
 )  # fmt: skip
 _EXAMPLES = re.compile(r",? ?\(?(?:i\.e\.|that is,|namely)", re.IGNORECASE)
-_NO_VALUE = re.compile(r"[A-Za-z\s()_{},'|]|\\(?:text|mathrm|mathbf|angle|triangle|overline|alpha|beta|gamma|theta|[,;! ])|_\{?\d+\}?")
+_NO_VALUE = re.compile(
+    r"[A-Za-z\s()_{},'|]|\\(?:text|mathrm|mathbf|angle|triangle|overline|alpha|beta|gamma|theta|[,;! ])|_\{?\d+\}?"
+)
 _HYPHENATED = re.compile(r"-[a-z]")
+_BESIDE_A_SUBJECT = frozenset("to from through until about above below under over between choose mod base".split())
+_PREDICATE = re.compile(r"\b(?:is|are|equals|is equal to)\s+")
+_MAX_SENTENCE = 1000
 _MAX_FORMULAS = 8  # of a sentence that gives one value
 
 
@@ -85,8 +92,10 @@ def value_of_sentence(sentence: str) -> str:
     prose = INLINE_MATH.sub("\x00", sentence)
     if not formulas:
         return lone_number(sentence)
-    if len(formulas) > _MAX_FORMULAS:
+    if len(formulas) > _MAX_FORMULAS or len(sentence) > _MAX_SENTENCE:
         return plain
+    if value := _last_predicate(sentence):
+        return value
     values, at = [], -1
     for formula in formulas:
         at = prose.index("\x00", at + 1)
@@ -112,6 +121,21 @@ def value_of_sentence(sentence: str) -> str:
         if not changes(before, after) and _plain_around(before, after):
             return content + ("%" if re.match(r" ?\\?%", after) else "")
     return plain
+
+
+def _last_predicate(sentence: str) -> str:
+    """The value that ends a sentence behind its last "is" or "equals", the other words being no hedge; else ""."""
+    last = max(_PREDICATE.finditer(sentence), key=re.Match.start, default=None)
+    if last is None:
+        return ""
+    words = re.findall(r"[a-z]+", INLINE_MATH.sub("", sentence[: last.start()]).lower())
+    if not (HEDGES - _BESIDE_A_SUBJECT).isdisjoint(words):
+        return ""
+    rest = sentence[last.end() :].strip(" .,;")
+    formula = INLINE_MATH.fullmatch(rest)
+    if formula and re.search(r"[^\s]", _NO_VALUE.sub("", formula[0].strip("$"))):
+        return (formula.group(1) or formula.group(2)).strip()
+    return _signed(INLINE_MATH.sub(lambda match: match.group(1) or match.group(2), rest)) if len(rest) < 100 else ""
 
 
 def _signed(text: str) -> str:

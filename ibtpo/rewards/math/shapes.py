@@ -8,12 +8,12 @@ from ibtpo.rewards.math.spelling import ALL_TEXT
 from ibtpo.rewards.math.words import read_number_words
 
 _MAX_CHARACTERS = 4000
-_MAX_PARTS = 64
+_MAX_PARTS = 32
 
 # Names that a value is given: x, x_1, f(x), f(3), AB, m+n, \angle ABC, (x, y), \text{Area}.
 _NAME = re.compile(
     r"(?!-)(?:[A-Za-z']|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|sigma|phi|varphi|omega|pi|Delta|angle|triangle"
-    r"|overline|vec|text)(?![A-Za-z])|[{}()+\-,/ ]|_\d|_\{?\w{1,5}\}?|(?<=[A-Za-z'])\(-?\d{1,3}\)){1,60}"
+    r"|overline|vec|text)(?![A-Za-z])|[{}()+\-,/ ]|_\w|_\{\w{1,5}\}|(?<=[A-Za-z'])\(-?\d{1,3}\)){1,60}"
 )
 _TIME = re.compile(r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))? ?(?:([ap])\.? ?m\.?)?")
 _RATIO_IN_WORDS = re.compile(r"\d+(?: to \d+)+")
@@ -106,7 +106,7 @@ def same_ratio(answer: list[str], expected: list[str]) -> bool | None:
         return None
     if left == right:
         return True
-    if any(len(part) > 1 and part[0] == "0" or re.fullmatch(r"[0-5]\d", part) for part in answer[1:] + expected[1:]):
+    if any((len(part) > 1 and part[0] == "0") or re.fullmatch(r"[0-5]\d", part) for part in answer[1:] + expected[1:]):
         return False
     return all(left[0] * y == right[0] * x for x, y in zip(left, right)) and all(left) and all(right)
 
@@ -160,7 +160,8 @@ def read_shape(text: str) -> Shape | None:
     signs = _both_signs(text)
     if len(signs) > 1:
         return Shape("list", tuple(signs))
-    for opening, closing, kind in (("\\{", "\\}", "{"), ("(", ")", "("), ("[", "]", "["), ("(", "]", "("), ("[", ")", "[")):
+    for opening, closing in (("\\{", "\\}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
+        kind = opening[-1]
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
             inner = _split(text[len(opening) : -len(closing)])
             if inner is None or not all(inner) or len(inner) > _MAX_PARTS:

@@ -12,7 +12,7 @@ _SYMBOLS = str.maketrans(
      "∶": ":", "、": ",", "。": ".", "〈": r"\langle ", "〉": r"\rangle ", "⟨": r"\langle ", "⟩": r"\rangle ",
      "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "∈": r"\in ", "≈": r"\approx ", "μ": r"\mu ", "µ": r"\mu ",
      "Ω": r"\Omega ", "’": "'", "‘": "'", "“": '"', "”": '"', "…": "...", "✓": "", "✔": "", "✅": "", "■": "", "□": "",
-     "🎉": "", "＄": r"\$"}
+     "＄": r"\$", "元": " yuan"}
     | dict.fromkeys("−–—―‐‑‒﹣－", "-")
     | {char: rf"\frac{{{top}}}{{{bottom}}}" for char, top, bottom in
        [("½", 1, 2), ("⅓", 1, 3), ("⅔", 2, 3), ("¼", 1, 4), ("¾", 3, 4), ("⅕", 1, 5), ("⅖", 2, 5), ("⅗", 3, 5),
@@ -24,6 +24,8 @@ _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _LEVEL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789+-n0123456789")
 _ROOT = re.compile(r"([√∛∜]) ?(?:\(([^()]{0,100})\)|(\d+(?:\.\d+)?))?")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_BLANKS = re.compile(r"\s+")
+_LOOSE_BLANK = re.compile(r" (?!(?<=\d )\d)")
 _PLAIN = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
@@ -81,7 +83,7 @@ def normalise(text: str) -> str:
     outside of a function, a leading equals sign, a comma or full stop at the end; spells symbols as LaTeX commands and
     text commands as \text. A dollar sign that is left is money."""
     text = text if text.isascii() else _to_ascii(text)
-    text = re.sub(r"\s+", " ", text).strip()
+    text = _BLANKS.sub(" ", text).strip()
     if _PLAIN.fullmatch(text):
         return text.rstrip(",")
     text = _PI.sub(r"\\pi", text.replace("{,}", ","))
@@ -98,15 +100,17 @@ def normalise(text: str) -> str:
     text = BOLD.sub("", text)
     if "\\" in text or "~" in text:
         text = _without_commands(text)
-    text = _TEMPERATURE.sub(lambda match: f"\\text{{ {_SCALES[match.group(1) or match.group(2)]}}}", text)
-    text = _DEGREES.sub("", _ANGLE.sub(r"\\\1\2(\\frac{\3\\pi}{180})", text))
+    if "circ" in text or "°" in text or "\\degree" in text:
+        text = _TEMPERATURE.sub(lambda match: f"\\text{{ {_SCALES[match.group(1) or match.group(2)]}}}", text)
+        text = _DEGREES.sub("", _ANGLE.sub(r"\\\1\2(\\frac{\3\\pi}{180})", text))
     text = re.sub(r" +", " ", _ONE_IN_BRACES.sub(r"\1\2", text)).strip().replace(":=", "=")
     if "+" in text:
         text = re.sub(r"(?<=[\w)}]) ?\+ ?-(?=[\d.\\])", " - ", text)
     if leading := _LEADING.match(text):
         text = text[leading.end() :]
     if text.startswith("\\text") and (announced := _ANNOUNCED.match(text)):
-        text = "\\text{" + announced.group(1) + "}" + text[announced.end() :] if announced.group(1) else text[announced.end() :]
+        said = f"\\text{{{announced.group(1)}}}" if announced.group(1) else ""
+        text = said + text[announced.end() :]
     text = _without_braces(text)
     if text.endswith((",", ";")):
         text = text[:-1].rstrip()
@@ -172,8 +176,8 @@ def _without_braces(text: str) -> str:
 def spelling_of(text: str) -> str:
     """The form in which two answers are compared as strings: text commands unwrapped, no money signs, no blanks but
     between digits, "(C)" as "C"."""
-    text = re.sub(r"\s+", " ", ALL_TEXT.sub(r"\1", text).replace("$", "")).strip()
-    text = re.sub(r" (?!(?<=\d )\d)", "", text)
+    text = ALL_TEXT.sub(r"\1", text) if "\\" in text else text
+    text = _LOOSE_BLANK.sub("", _BLANKS.sub(" ", text.replace("$", "")).strip())
     choice = _CHOICE.fullmatch(text)
     return choice.group(1) if choice else text
 

@@ -5,7 +5,7 @@ import re
 from ibtpo.rewards.math.boxes import BOX, find_boxes
 from ibtpo.rewards.math.lastnumber import last_number
 from ibtpo.rewards.math.numbers import read_number
-from ibtpo.rewards.math.sentences import CHANGING, INLINE_MATH, lone_number, value_of_sentence
+from ibtpo.rewards.math.sentences import CHANGING, INLINE_MATH, value_of_sentence
 from ibtpo.rewards.math.spelling import BOLD, normalise
 from ibtpo.rewards.thinking import visible_start
 
@@ -18,7 +18,9 @@ _BEGUN = re.compile(
     r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4})[ \t]*$", re.IGNORECASE
 )
 _MARKUP = " \t\r\n*:`"
-_SENTENCE_END = re.compile(r"(?<!\bi\.e)(?<!\be\.g)(?<!\b[ap]\.m)(?<!\b[iepa])\.(?=[\s`]|$)|。|(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)")
+_SENTENCE_END = re.compile(
+    r"(?<!\bi\.e)(?<!\be\.g)(?<!\b[ap]\.m)\.(?=[\s`]|$)|。|(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)"  # not of "i.e. 5"
+)
 _LIST_ITEM = re.compile(r"\d+[.)] ")
 _EXPLANATION = re.compile(r",? \(?(?:because|since)\b", re.IGNORECASE)
 _DISPLAY = re.compile(r"\$\$([^$]{1,500})\$\$|\\\[(.{1,500}?)\\\]", re.DOTALL)

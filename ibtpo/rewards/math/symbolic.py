@@ -9,9 +9,11 @@ refused.
 import functools
 import logging
 import re
+from fractions import Fraction
 from typing import Any
 
 from ibtpo.rewards.math.exact import exact_comparison
+from ibtpo.rewards.math.numbers import read_number, rounds_to
 from ibtpo.rewards.math.spelling import normalise, split_label
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d{1,30})?\.(\d{1,30})(?![\d.])")
@@ -67,12 +69,23 @@ def symbolic_grade(answer: str, reference: str, *, unevaluated: bool = False) ->
         math_verify = _math_verify()
         with exact_comparison(math_verify.grader):
             if not math_verify.verify(expected, given, timeout_seconds=None, raise_on_error=True):
-                return False
+                return _rounds(value if label else normalise(answer), expected[0])
         return unevaluated or not _left_to_do(given[0], expected[0])
     except MemoryError:  # let the worker report that its limit was hit
         raise
     except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
         return False
+
+
+def _rounds(answer: str, reference: Any) -> bool:
+    """Whether an answer is a constant rounded to six or more decimals."""
+    import sympy
+
+    number = read_number(answer)
+    if number is None or not number.places or not isinstance(reference, sympy.Expr) or reference.free_symbols:
+        return False
+    value = reference.doit().evalf(40)
+    return bool(value.is_real) and rounds_to(Fraction(str(sympy.Rational(value))), number.value, number.places)
 
 
 def _left_to_do(answer: Any, reference: Any) -> bool:

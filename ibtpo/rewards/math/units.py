@@ -21,13 +21,16 @@ class Unit:
 # Basic unit: {worth: names}. The first name of a unit of length also takes part in products ("m/s").
 _TABLE = {
     "length": {
-        "1/1000000": "micrometer micrometers micrometre micrometres um", "1/1000": "mm millimeter millimeters millimetre "
-        "millimetres", "1/100": "cm cms centimeter centimeters centimetre centimetres", "1/10": "dm decimeter decimeters",
+        "1/1000000": "um micrometer micrometers micrometre micrometres",
+        "1/1000": "mm millimeter millimeters millimetre millimetres",
+        "1/100": "cm cms centimeter centimeters centimetre centimetres", "1/10": "dm decimeter decimeters",
         "1": "m meter meters metre metres", "1000": "km kms kilometer kilometers kilometre kilometres",
         "254/10000": "in inch inches", "3048/10000": "ft foot feet", "9144/10000": "yd yds yard yards",
         "1609344/1000": "mi mile miles",
     },
-    "mass": {"1/1000": "mg milligram milligrams", "1": "g gm gram grams", "1000": "kg kgs kilogram kilograms kilo kilos"},
+    "mass": {
+        "1/1000": "mg milligram milligrams", "1": "g gm gram grams", "1000": "kg kgs kilogram kilograms kilo kilos",
+    },
     "pound": {"1": "lb lbs pound pounds", "1/16": "oz ounce ounces"},
     "ton": {"1": "ton tons tonne tonnes"},
     "second": {
@@ -68,10 +71,11 @@ _BASIC = {
 _SPEEDS = {"mph": ("mi", "h"), "kph": ("km", "h"), "kmph": ("km", "h"), "kmh": ("km", "h"), "mps": ("m", "s")}
 UNIT_NAMES = _BASIC.keys() | _SPEEDS.keys()
 CURRENCIES = "$€£¥₹¢"
+_ONE = Fraction(1)
 _POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWER_AFTER = {"squared": 2, "cubed": 3}
 _TOKEN = re.compile(r"([A-Za-z$€£¥₹¢]+)\.?(?:\s*\^\s*\{?(-?\d)\}?|(?<=[a-zA-Z])([23])(?![\d]))?|(/)|\S")
-# A text that is one: a unit, or nouns and adjectives.
+# Letters that alone are a unit behind a number, and words that may stand within one.
 _LETTERS_IN_UNITS = frozenset("mgshLJNWV")
 _WITHIN = frozenset("of in a an the each every".split())
 
@@ -145,7 +149,7 @@ def plain_unit(text: str) -> bool:
         word = match.group()
         if len(word) == 1:
             quotient = re.match(r"\s?(?:\^\{?\d\}?)?\s?/", text[match.end() :]) or "/" in text[: match.start()]
-            if not (quotient or (word in _LETTERS_IN_UNITS and match is not None) or word.lower() == "a"):
+            if not (quotient or word in _LETTERS_IN_UNITS or word == "a"):
                 return False
         elif len(word) == 2 and word.lower() not in UNIT_NAMES and word.lower() not in _WITHIN | {"sq", "cu"}:
             return False
@@ -154,6 +158,6 @@ def plain_unit(text: str) -> bool:
 
 def convert(left: Unit | None, right: Unit | None) -> Fraction | None:
     """What one of `left` is in `right`, 1 where one of them is not known; None where they measure different things."""
-    if left is None or right is None:
-        return Fraction(1)
+    if left is None or right is None or left == right:
+        return _ONE
     return left.worth / right.worth if left.powers == right.powers else None

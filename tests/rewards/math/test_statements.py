@@ -24,7 +24,7 @@ from ibtpo.rewards.math import TAIL_CHARACTERS, extract_answer, find_statement, 
         ("**The answer is 12** hours. Done.", "12 hours"),
         ("Final Answer: 2**3", "2**3"),
         ("the answer is the point $(1, 2)$, as shown", "(1, 2)"),
-        ("so x = 5-3", "3"),
+        ("so x = 5-3", "5-3"),
         ("so x = -3 or 1,000.25 m", "1,000.25"),
         ("it is -3", "-3"),
         ("about 3/4 of it", "3/4"),
@@ -89,7 +89,7 @@ def test_the_number_of_a_sentence(text, answer):
         "5! Or 6", "5 and not 6", "3 or 4", "5 or maybe 6", "either 5 or 6", "not 5", "not 5, but 6", "5, 6",
         "5 or more", "9, no",
         "5, because it is even, or maybe 6", "5 (since 6 is too large, or maybe not)", "2x = 6, so x = 3", "about 18",
-        "greater than 5", "half of 18", "a multiple of 5", "negative 5", "obtained by adding 5", "in step 3", "2 xy",
+        "greater than 5", "half of 18", "a multiple of 5", "obtained by adding 5", "in step 3", "2 xy",
         "therefore 2x", "18, but it could be 19", 
     ],
 )  # fmt: skip
@@ -133,6 +133,10 @@ def test_only_the_tail_is_read():
         ("We add 4 and 5 and have 9.", ""),
         ("It is the answer that matters; 7 in all.", ""),
         ("", ""),
+        # Nothing that is thought is stated.
+        ("<think>The answer is 3.</think>So the ", "answer is 5."),
+        (r"<think>\boxed{3}</think>We see that ", ""),
+        (r"<think>The answer is 3, \boxed{3}", ""),
         # Broken off where a statement may have begun.
         ("So the ", "answer"),
         ("So the ", "answer is"),
