@@ -18,7 +18,7 @@ Importing this package imports neither sympy nor Math-Verify; `load` does.
 import functools
 
 from ibtpo.rewards.math.boxes import BOX, find_boxes
-from ibtpo.rewards.math.fast import canonical, decide, fast_grade
+from ibtpo.rewards.math.fast import canonical, decide, fast_grade, is_number
 from ibtpo.rewards.math.statements import TAIL_CHARACTERS, extract_answer, find_statement
 from ibtpo.rewards.math.symbolic import load, symbolic_grade
 
@@ -31,6 +31,7 @@ __all__ = [
     "fast_reward",
     "find_boxes",
     "find_statement",
+    "is_number",
     "load",
     "reward",
     "symbolic_grade",

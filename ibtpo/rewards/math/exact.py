@@ -23,7 +23,7 @@ def equal_expressions(left: Any, right: Any) -> bool:
         return left.shape == right.shape and all(map(equal_expressions, left.flat(), right.flat()))
     if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
         return False
-    left, right = _evaluated(left), _evaluated(right)
+    left, right = evaluated(left), evaluated(right)
     if left == right:
         return True
     if left.is_Rational and right.is_Rational:
@@ -39,7 +39,8 @@ def equal_expressions(left: Any, right: Any) -> bool:
     return _agree_at_points(left, right, symbols)
 
 
-def _evaluated(expression: Any) -> Any:
+def evaluated(expression: Any) -> Any:
+    """An expression with its sums, integrals and the like evaluated, i the imaginary unit, decimals as fractions."""
     import sympy
 
     value = expression.doit()

@@ -294,6 +294,11 @@ def _words_of(text: str) -> list[str]:
     return [word for word in words if len(word) > 1 or len(words) > 1]
 
 
+def is_number(text: str) -> bool:
+    """Whether an answer is a number as `fast_grade` reads one, and so asks for one."""
+    return read_number(normalise(text)) is not None
+
+
 def canonical(answer: str) -> str:
     """One spelling of an answer that many spellings share, to count votes by: a number's exact value ("1/2" for "0.50"
     and a LaTeX fraction), of anything else the text without markup and blanks. Equal answers may still differ."""

@@ -6,7 +6,7 @@ from ibtpo.rewards.math.numbers import read_number
 from ibtpo.rewards.math.shapes import strip_name
 from ibtpo.rewards.math.spelling import normalise
 from ibtpo.rewards.math.units import MAX_NUMBER_CHARACTERS, UNIT_NAMES
-from ibtpo.rewards.math.words import FRACTION_WORDS, GREEK, HEDGES, SCALE_WORDS
+from ibtpo.rewards.math.words import DOUBTS, FRACTION_WORDS, GREEK, HEDGES, SCALE_WORDS
 
 INLINE_MATH = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.{1,500}?)\\\)")
 NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])[-−–])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
@@ -40,7 +40,6 @@ _NO_VALUE = re.compile(
     r"[A-Za-z\s()_{},'|]|\\(?:text|mathrm|mathbf|angle|triangle|overline|alpha|beta|gamma|theta|[,;! ])|_\{?\d+\}?"
 )
 _HYPHENATED = re.compile(r"-[a-z]")
-_BESIDE_A_SUBJECT = frozenset("to from through until about above below under over between choose mod base".split())
 _PREDICATE = re.compile(r"\b(?:is|are|equals|is equal to)\s+")
 _MAX_SENTENCE = 1000
 _MAX_FORMULAS = 8  # of a sentence that gives one value
@@ -124,12 +123,12 @@ def value_of_sentence(sentence: str) -> str:
 
 
 def _last_predicate(sentence: str) -> str:
-    """The value that ends a sentence behind its last "is" or "equals", the other words being no hedge; else ""."""
+    """The value that ends a sentence behind its last "is" or "equals", the words before it being no doubt; else ""."""
     last = max(_PREDICATE.finditer(sentence), key=re.Match.start, default=None)
     if last is None:
         return ""
     words = re.findall(r"[a-z]+", INLINE_MATH.sub("", sentence[: last.start()]).lower())
-    if not (HEDGES - _BESIDE_A_SUBJECT).isdisjoint(words):
+    if not (DOUBTS - {"and"}).isdisjoint(words):
         return ""
     rest = sentence[last.end() :].strip(" .,;")
     formula = INLINE_MATH.fullmatch(rest)

@@ -52,6 +52,8 @@ def strip_name(text: str) -> tuple[str, str]:
     if not equals or head.endswith(("<", ">", "!", "\\")) or not head or not _NAME.fullmatch(head):
         return "", text
     *middle, last = re.split(r"(?<![<>!\\])=", rest)
+    if "+" in head and last.strip() == "0":  # an equation
+        return "", text
     if not last.strip() or any(re.fullmatch(r"\s*-?[\d.,/]+\s*", part) for part in middle):
         return "", text
     return head.replace(" ", ""), last.strip()

@@ -12,7 +12,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from ibtpo.rewards.math.exact import exact_comparison
+from ibtpo.rewards.math.exact import evaluated, exact_comparison
 from ibtpo.rewards.math.numbers import read_number, rounds_to
 from ibtpo.rewards.math.spelling import normalise, split_label
 
@@ -91,16 +91,23 @@ def _rounds(answer: str, reference: Any) -> bool:
 def _left_to_do(answer: Any, reference: Any) -> bool:
     """Whether an expression, right in value, still has to be evaluated: multiplying out and collecting terms makes it
     shorter, and no longer than its reference; or it uses functions, sums or integrals where its reference uses none, or
-    more than twice as many; or it multiplies out a reference that is a product of sums."""
+    more than twice as many; or it multiplies out a reference that is a product of sums; or roots stand within roots,
+    deeper than in the reference."""
     import sympy
 
     if not (isinstance(answer, sympy.Expr) and isinstance(reference, sympy.Expr)):
         return False
     used, expected = _functions(answer), _functions(reference)
+    if _depth_of_roots(answer) > max(1, _depth_of_roots(reference)):
+        return True
     if used > 2 * expected or (_sums_multiplied(reference) > 1 and answer.is_Add and not reference.is_Add):
         return True
     size, target = _size(answer), _size(reference)
-    return 2 * size > 3 * target and _size(sympy.expand(answer.doit())) <= target
+    if 2 * size <= 3 * target:
+        return False
+    simplest = evaluated(answer)
+    simplest = sympy.expand_complex(simplest) if simplest.has(sympy.I) else sympy.expand(simplest)
+    return _size(simplest) <= target
 
 
 def _functions(expression: Any) -> int:
@@ -112,6 +119,12 @@ def _functions(expression: Any) -> int:
         isinstance(part, kinds) and not isinstance(part, (sympy.exp, sympy.Abs))
         for part in sympy.preorder_traversal(expression)
     )
+
+
+def _depth_of_roots(expression: Any) -> int:
+    """How many roots stand within one another at most."""
+    depth = max(map(_depth_of_roots, expression.args), default=0)
+    return depth + bool(expression.is_Pow and expression.exp.is_Rational and not expression.exp.is_Integer)
 
 
 def _sums_multiplied(expression: Any) -> int:

@@ -41,17 +41,22 @@ FUNCTIONS = frozenset(
     "sqrt cbrt root sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp det gcd lcm max min mod "
     "floor ceil abs sgn arg deg dim ker lim sup inf binom frac pi cis".split()
 )
-# One of them beside a value says that it is another value, a bound, one of several, or none.
-HEDGES = frozenset(
-    "or nor and not no never none neither either but except unless without instead rather than versus vs maybe perhaps "
-    "possibly probably likely might may could cannot if else otherwise whether unknown unsure guess "
-    "wait incorrect wrong false untrue impossible invalid isn isnt ain aint doesn dont don wasn aren minus "
-    "plus times divided over multiplied added subtracted adding squared cubed raised power factorial choose mod modulo "
-    "more less most least fewer greater larger smaller bigger higher lower above below under exceeding exceeds "
-    "between from to until through about around approximately roughly nearly almost close negative double "
-    "triple quadruple twice thrice reciprocal inverse opposite remainder base binary octal hexadecimal hex "
-    "infinity infty infinite undefined pending tbd alternatively".split()
+# They say that a value is not the answer, or not for certain.
+DOUBTS = frozenset(
+    "or nor and not no never none neither either but except unless without instead rather versus vs maybe perhaps "
+    "possibly probably likely might may could cannot if else otherwise whether unknown unsure guess wait incorrect "
+    "wrong false untrue impossible invalid isn isnt ain aint doesn dont don wasn aren undefined pending tbd "
+    "alternatively".split()
 )
+# They make another value, a bound or a range of the one beside them.
+_OPERATIONS = frozenset(
+    "than minus plus times divided over multiplied added subtracted adding squared cubed raised power factorial choose "
+    "mod modulo more less most least fewer greater larger smaller bigger higher lower above below under exceeding "
+    "exceeds between from to until through about around approximately roughly nearly almost close negative double "
+    "triple quadruple twice thrice reciprocal inverse opposite remainder base binary octal hexadecimal hex infinity "
+    "infty infinite".split()
+)
+HEDGES = DOUBTS | _OPERATIONS
 # Behind a number these are not its unit either. "of", "in", "a", "each" may stand within a unit.
 _NOT_UNITS_ONLY = frozenset(
     "is are was were be been by with for at when where while because since as that this it its he she they we you i so "

@@ -1,9 +1,11 @@
 """Answers that graders get wrong, by kind (tests/rewards/cases), and those where reasonable graders differ."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from ibtpo.policy import make_grader
 from ibtpo.rewards.math import reward, unevaluated_reward
 
 # Right in value, refused all the same: the reference is a number, these have yet to be evaluated, and a rule that pays
@@ -58,6 +60,15 @@ def test_a_copy_of_the_questions_formula_is_no_answer(question, reference):
     assert reward(rf"\boxed{{{formula}}}", reference) == 0
     assert reward(f"The answer is ${formula}$.", reference) == 0
     assert reward(rf"\boxed{{{reference}}}", reference) == 1
+
+
+@pytest.mark.parametrize("unevaluated", [False, True])
+def test_the_rule_for_unevaluated_answers_reaches_the_workers(unevaluated):
+    reward_section = dict(kind="math", workers=1, timeout=60.0, memory_mb=2048, unevaluated=unevaluated)
+    with make_grader(SimpleNamespace(reward=SimpleNamespace(**reward_section))) as grader:
+        pairs = [("9*2", "18"), (r"\sqrt{81}", "9"), ("9 million", "9"), ("18", "18")]
+        assert grader.grade([(rf"\boxed{{{answer}}}", expected) for answer, expected in pairs]) == [unevaluated, unevaluated, 0, 1]
+        assert grader.counts["slow"] == 2 * unevaluated
 
 
 # {} is the number: what is said of it makes it another value or none. None of them is in the files of cases.
