@@ -10,7 +10,7 @@ from ibtpo.rewards.math import shapes
 from ibtpo.rewards.math.numbers import Number, equal_numbers, read_number
 from ibtpo.rewards.math.spelling import ALL_TEXT, normalise, spelling_of, split_label
 from ibtpo.rewards.math.units import convert, plain_unit, read_unit
-from ibtpo.rewards.math.words import FUNCTIONS, GREEK, HEDGES, opposite, phrase_of
+from ibtpo.rewards.math.words import FUNCTIONS, GREEK, HEDGES, SCALE_WORDS, opposite, phrase_of
 
 Formula = Callable[[str, str], bool | None]  # whether two formulas are equal: None, not looked at
 
@@ -18,8 +18,9 @@ _ARITHMETIC = re.compile(r"(?:[\d+\-*/(). ]|\\(?:times|cdot)(?![a-zA-Z]))+")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _SHORT_WORDS = frozenset("or and not no of by to in is at if so on up do am pm as be".split())
 _VARIABLES = re.compile("[abcxyz]{2,3}")
-_UNIT_BEHIND = re.compile(r"(?<=[\d})!]) ?(\\text ?\{[^{}]*\}(?: ?\^ ?\{?-?\d\}?)?)$")
+_UNIT_BEHIND = re.compile(r"(?<=[^\s]) ?(\\text ?\{[^{}]*\}(?: ?\^ ?\{?-?\d\}?)?)$")
 _PLAIN_UNIT_BEHIND = re.compile(r"(?<=[\d})]) ((?:[A-Za-z]+(?:\^\d)?(?: ?/ ?| ))*[A-Za-z]+(?:\^\d)?)$")
+_CHANGING = (HEDGES - {"and"}) | SCALE_WORDS.keys()
 _MANY = re.compile(r"\\(?:begin|cup|cap|mid|le|ge|leq|geq|ldots|dots|pmod|setminus|mathbb)(?![a-zA-Z])|[<>=|]")
 
 
@@ -86,7 +87,7 @@ def decide(answer_text: str | None, reference: str, formula: Formula, unevaluate
         return False
     label, value = split_label(answer, expected.text)
     if label and re.fullmatch("[A-E]", expected.spelling):
-        return label == expected.spelling
+        return label == expected.spelling and _CHANGING.isdisjoint(re.findall("[a-z]+", value.lower()))
     return _compare(_side(shapes.with_base(value if label else answer)), expected, formula, unevaluated)
 
 
@@ -99,11 +100,11 @@ def _compare(answer: _Side, expected: _Side, formula: Formula, unevaluated: bool
         if not same and "," in answer.text and (listed := _as_lists(answer.text, expected.text)):
             return _compare_shapes(*listed, formula, unevaluated, depth)
         return same
-    special = _compare_special(answer.text, expected.text, formula)
-    if special is not None:
-        return special is True
     left, right = shapes.strip_member(answer.text), shapes.strip_member(expected.text)
     (left_name, left), (right_name, right) = _value_of(left), _value_of(right)
+    special = _compare_special(left, right)
+    if special is not None:
+        return special
     if left_name and right_name and left_name != right_name:
         return formula(answer.text, expected.text) if len(left_name + right_name) > 2 else False
     right_number = expected.number or (read_number(right) if right_name else None)
@@ -139,9 +140,11 @@ def _as_lists(answer: str, expected: str) -> tuple[shapes.Shape, shapes.Shape] |
     return (left, right) if left and right else None
 
 
-def _compare_special(answer: str, expected: str, formula: Formula) -> bool | None:
+def _compare_special(answer: str, expected: str) -> bool | None:
     """The grade where one side is a time, a ratio or in a base; None where neither is."""
     left, right = shapes.read_time(answer), shapes.read_time(expected)
+    if right and right[1] and answer.isdigit():  # "9" for "9 a.m."
+        left = shapes.read_time(f"{answer}:00")
     if left and right:
         return shapes.same_time(left, right)
     if left or right:

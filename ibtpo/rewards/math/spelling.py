@@ -26,6 +26,7 @@ _ROOT = re.compile(r"([√∛∜]) ?(?:\(([^()]{0,100})\)|(\d+(?:\.\d+)?))?")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _BLANKS = re.compile(r"\s+")
 _LOOSE_BLANK = re.compile(r" (?!(?<=\d )\d)")
+_BRACED_COMMA = re.compile(r"\{ ?, ?\}")
 _PLAIN = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
@@ -86,7 +87,7 @@ def normalise(text: str) -> str:
     text = _BLANKS.sub(" ", text).strip()
     if _PLAIN.fullmatch(text):
         return text.rstrip(",")
-    text = _PI.sub(r"\\pi", text.replace("{,}", ","))
+    text = _PI.sub(r"\\pi", _BRACED_COMMA.sub(",", text) if "{" in text else text)
     while text.startswith("\\boxed{"):
         content, _ = find_boxes(text)
         if content is None or len(content) != len(text) - len("\\boxed{}"):

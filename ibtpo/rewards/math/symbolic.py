@@ -6,6 +6,7 @@ runs only between bytecodes: one large power computed in C is not interrupted, a
 refused.
 """
 
+import dataclasses
 import functools
 import logging
 import re
@@ -44,9 +45,15 @@ def _parse(text: str) -> list:
     # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python
     # expressions.
     math_verify = _math_verify()
-    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
+    # Its units go unread, and are letters of formulas too ("4t"): ours are gone by now.
+    options = math_verify.LatexExtractionConfig()
+    options = dataclasses.replace(
+        options,
+        boxed_match_priority=0,
+        normalization_config=dataclasses.replace(options.normalization_config, units=False),
+    )
     text = _DECIMAL.sub(_fraction, normalise(text))
-    return math_verify.parse(f"\\boxed{{{text}}}", config, parsing_timeout=None, raise_on_error=True)
+    return math_verify.parse(f"\\boxed{{{text}}}", [options], parsing_timeout=None, raise_on_error=True)
 
 
 def _fraction(match: re.Match) -> str:

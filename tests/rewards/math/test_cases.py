@@ -67,7 +67,8 @@ def test_the_rule_for_unevaluated_answers_reaches_the_workers(unevaluated):
     reward_section = dict(kind="math", workers=1, timeout=60.0, memory_mb=2048, unevaluated=unevaluated)
     with make_grader(SimpleNamespace(reward=SimpleNamespace(**reward_section))) as grader:
         pairs = [("9*2", "18"), (r"\sqrt{81}", "9"), ("9 million", "9"), ("18", "18")]
-        assert grader.grade([(rf"\boxed{{{answer}}}", expected) for answer, expected in pairs]) == [unevaluated, unevaluated, 0, 1]
+        grades = grader.grade([(rf"\boxed{{{answer}}}", expected) for answer, expected in pairs])
+        assert grades == [unevaluated, unevaluated, 0, 1]
         assert grader.counts["slow"] == 2 * unevaluated
 
 
