@@ -2,25 +2,26 @@
 
 import re
 
-from ibtpo.rewards.math.sentences import LABEL_BEFORE, NUMBER_IN_TEXT, states_a_name
+from ibtpo.rewards.math.sentences import LABEL_BEFORE, NUMBER_IN_TEXT, SIGN_X, states_a_name
 
 _MATH = re.compile(
     r"(?<!\\)\$\$([^$]{1,500})\$\$|(?<!\\)\$((?:[^$\\]|\\.){1,500})\$|\\\[(.{1,500}?)\\\]|\\\((.{1,500}?)\\\)",
     re.DOTALL,
 )
+_CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes of calculations
+_HEADING = re.compile(r"^[A-Z][a-z]+:")
 _END_CHARACTERS = 1000
 # A number by itself: a mixed number, a power of ten, a group of digits, a percentage.
 _LITERAL = re.compile(
     r"(?:(?<![\w).])[-−–])?(?:\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?![\d.])|"
     r"\d+ \d+/\d+|\d+/\d+|\d*\.\d+|\d+)(?:[eE][+-]?\d+| ?[×x*] ?10\^\{?[-−]?\d+\}?)?(?! ?\\?%)?"
 )
-_JOINED = re.compile(r"[+\-−–*/×·÷^=:<>]")
 _OPERAND = re.compile(r"[$]?(?:[\w.,\\{}()\[\]^!√°²³]*[\d\\^!√²³(][\w.,\\{}()\[\]^!√²³]*|[A-Za-z])")
 _NO_BOX = re.compile(r"\\*f?box(?:ed)?\{([^{}]*)\}")
 _SIGNS = frozenset("+ - − – * / × · ÷ x".split())
 _UNSURE = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might|could|unsure|unknown|guess|cannot|can't|not sure|don't know|do not know|no idea"
-    r"|unclear|undetermined)\b", re.IGNORECASE
+    r"\b(?:maybe|perhaps|possibly|(?:might|could|may)(?: well)? be|unsure|unknown|guess|cannot|can't|not sure"
+    r"|don't know|do not know|no idea|unclear|undetermined)\b", re.IGNORECASE
 )  # fmt: skip
 _NEGATED = re.compile(r"\b(?:not|never|isn't|neither|nor)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[,;:.!?]\s|\n|\b(?:so|but|therefore|thus|hence|because|since)\b", re.IGNORECASE)
@@ -36,6 +37,7 @@ def last_number(text: str) -> str | None:
     they stand; of "9*2 = 18" the right-hand side is taken. "10:30", "3:4", "5!" and "2 1/2" stay whole. The number of a
     step, part or question is none.
     """
+    text = _CALCULATOR.sub("", text)
     for number in reversed(list(NUMBER_IN_TEXT.finditer(text))[-20:]):
         if LABEL_BEFORE.search(text[max(0, number.start() - 20) : number.start()]):
             continue
@@ -117,11 +119,12 @@ def _mixed(word: str, current: str) -> bool:
 def _of_formula(text: str) -> str:
     """The value of a formula: its right-hand side, unless that is all of an equation."""
     text = text.strip().rstrip(".,;")
-    head, equals, value = text.rpartition("=")
+    head, equals, value = _HEADING.sub("", text).rpartition("=")
     if not equals or not value.strip() or head.endswith(("<", ">", "!", "\\")):
         return text
     named = states_a_name(text)
     if named != text:
         return named
     # "9*2 = 18"
-    return value.strip() if not re.search(r"[A-Za-z](?![a-z]*\{)", re.sub(r"\\[a-z]+", "", head)) else text
+    letters = re.search(r"[A-Za-z](?![a-z]*\{)", re.sub(r"\\[a-z]+", "", SIGN_X.sub("*", head)))
+    return text if letters else value.strip()

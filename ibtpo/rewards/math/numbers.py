@@ -36,6 +36,7 @@ _ORDINAL = re.compile(r"\s?(?:\^ ?\{?)? ?(?:\\text ?\{ ?)?(st|nd|rd|th)(?: ?\})*
 _UNIT_FRACTION = re.compile(r"\\frac ?\{ ?\\text ?\{([^{}]*)\} ?\} ?\{ ?\\text ?\{([^{}]*)\} ?\}")
 _CODES = re.compile(r"^(?:\\text ?\{ ?)?(usd|eur|gbp|jpy|cny|inr|rs\.?)(?: ?\})? ?(?=[-\d.])", re.IGNORECASE)
 _CURRENCY_OF = {"usd": "$", "eur": "€", "gbp": "£", "jpy": "¥", "inr": "₹", "rs": "₹"}
+_HALF_OF_DAY = re.compile(r"[ap]\. ?m\b|[ap]m\b", re.IGNORECASE)
 _SAME_IN_WORDS = re.compile(r" ?\(([A-Za-z -]+)\)$")
 _ABOUT = re.compile(r"(?:about|approximately|roughly|around) (?=[-$\d.\\])", re.IGNORECASE)
 _DIGITS = 30  # of a rounded value, more than any answer has
@@ -161,6 +162,8 @@ def _read_rest(
     words = ALL_TEXT.sub(r" \1 ", rest).replace("{}", " ")
     words = re.sub(r"\\(?:cdot|times)(?![a-zA-Z])", " ", words).strip()
     words = re.sub(r"^of (?=\S)|^-(?=[a-z])", "", words)
+    if _HALF_OF_DAY.match(words):
+        return None
     first = re.match(r"[A-Za-z]+", words)
     name = first.group().lower() if first else ""
     if attached and not (len(name) > 1 and name in UNIT_NAMES):

@@ -16,7 +16,7 @@ _PROSE_AFTER = re.compile(r"(?: ?\\?%)?,?(?: [a-z][a-z'’]*,?(?: [A-Za-z][A-Za-
 # Words that may change the value beside them, or say that it is not the answer. "Would" and the like may stand there.
 CHANGING = (
     HEDGES | FRACTION_WORDS.keys() | SCALE_WORDS.keys() | (GREEK - {"mu", "nu", "xi", "chi", "psi"})
-    | frozenset("sqrt root sin cos tan cot sec csc log ln exp mod square cube score gross am pm if when while seems "
+    | frozenset("sqrt root sin cos tan cot sec csc log ln exp mod gross am pm if when while seems "
                 "seem wish think believe suppose assume".split())
 ) - {"to", "through", "until", "second"}  # fmt: skip
 # What a value may be said to be of: "a total of 18". Behind any other "of" it is part of a calculation.
@@ -40,6 +40,9 @@ _NO_VALUE = re.compile(
     r"[A-Za-z\s()_{},'|]|\\(?:text|mathrm|mathbf|angle|triangle|overline|alpha|beta|gamma|theta|[,;! ])|_\{?\d+\}?"
 )
 _HYPHENATED = re.compile(r"-[a-z]")
+_CALCULATED = re.compile(r"\d[^=]{0,150}[-+*/×x–÷(][^=]{0,150}?[\d)%](?: [a-z]{2,}){0,3}\s*$")
+_VARIABLE = re.compile(r"\d[A-Za-z](?![A-Za-z])|(?<![A-Za-z'’])[B-HJ-Zb-hj-z](?![A-Za-z'’])")
+SIGN_X = re.compile(r"(?<=[\d)%]) ?x ?(?=\$?[\d(.])| x (?=\$?\d)")  # "4 x 3", "14 hours x $10"
 _PREDICATE = re.compile(r"\b(?:is|are|equals|is equal to)\s+")
 _MAX_SENTENCE = 1000
 _MAX_FORMULAS = 8  # of a sentence that gives one value
@@ -86,6 +89,8 @@ def value_of_sentence(sentence: str) -> str:
     plain = INLINE_MATH.sub(lambda match: match.group(1) or match.group(2), sentence).strip()
     if len(plain) <= MAX_NUMBER_CHARACTERS and (value := _signed(plain)):
         return value
+    if "\\" not in sentence and (value := _result(plain)):
+        return value
     sentence = sentence[: match.start()] if (match := _EXAMPLES.search(sentence)) else sentence
     formulas = list(INLINE_MATH.finditer(sentence))
     prose = INLINE_MATH.sub("\x00", sentence)
@@ -120,6 +125,18 @@ def value_of_sentence(sentence: str) -> str:
         if not changes(before, after) and _plain_around(before, after):
             return content + ("%" if re.match(r" ?\\?%", after) else "")
     return plain
+
+
+def _result(sentence: str) -> str:
+    """What a calculation in a sentence comes to, "they pay 6 + 5 = $11 a day"; "" without one, with a variable in it,
+    or with a doubt."""
+    head, equals, value = sentence[-_MAX_SENTENCE:].rpartition("=")
+    head = SIGN_X.sub("*", head.rpartition("=")[2][-200:])
+    if not equals or not _CALCULATED.search(head) or _VARIABLE.search(head):
+        return ""
+    if not DOUBTS.isdisjoint(re.findall(r"[a-z]+", sentence.lower())):
+        return ""
+    return _signed(value.strip(" .,;"))
 
 
 def _last_predicate(sentence: str) -> str:

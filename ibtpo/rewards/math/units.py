@@ -120,10 +120,10 @@ def read_unit(text: str) -> tuple[Unit | None, frozenset[str]] | None:
             _add(powers, _BASIC[name], exponent)
             worth *= _BASIC[name].worth ** exponent
         elif name in _WITHIN:
-            sign = -1 if name in ("a", "an", "each", "every") and len(words) > 1 else sign
+            sign = -1 if name in ("a", "an", "each", "every") else sign
         else:
             known = False
-    if words and (words[0] in _WITHIN or words[-1] in _WITHIN):
+    if words and (words[0] in ("of", "the") or words[-1] in _WITHIN):
         return None
     unit = Unit(worth, tuple(sorted((name, power) for name, power in powers.items() if power)))
     return (unit if known and words else None), frozenset(words)
@@ -142,7 +142,7 @@ def currency(symbol: str) -> Unit:
 def plain_unit(text: str) -> bool:
     """Whether plain words, outside of a text command, may be a unit at all: one or two letters are variables unless
     they are a known unit, one letter behind a number only of the usual ones or in a quotient."""
-    first = re.match(r"[A-Za-z]+", text)
+    first = re.match(r"(?:/ ?(?=[A-Za-z]{2}))?[A-Za-z]+", text)
     if first is None:
         return bool(text) and text[0] in CURRENCIES
     for match in re.finditer(r"[A-Za-z]+", text):
