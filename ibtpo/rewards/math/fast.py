@@ -116,6 +116,8 @@ def _compare(answer: _Side, expected: _Side, formula: Formula, unevaluated: bool
     if left_name or right_name:
         if spelling_of(left) == spelling_of(right):
             return True
+        if len(spelling_of(left)) == len(spelling_of(right)) == 1:  # "z = c" for "C"
+            return False
     shaped = _compare_structure(left, right, formula, unevaluated, depth)
     if shaped is not NotImplemented:
         return shaped

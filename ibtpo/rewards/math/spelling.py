@@ -44,8 +44,9 @@ _TEXT_NAMES = re.compile(
     r"\\(?:mbox|hbox|mathrm|mathsf|mathtt|mathbf|mathit|text(?:bf|it|rm|sf|tt|sl|up|normal|md))(?=\s*\{)"
 )
 _OPERATOR = re.compile(r"\\operatorname\*?\s*\{\s*([A-Za-z]+)\s*\}")
+_FRACTION = re.compile(r"\\(?:[dtc]|nice|s|x)frac(?![a-zA-Z])")
+_RARE = re.compile(r"\\(?:div|lg|euro|pound|yen|(?:text)?cent|colon|[lr]brace|[lr]?vert|mid|varnothing|mu|Omega)")
 _NAMES = [
-    (re.compile(r"\\(?:[dtc]|nice|s|x)frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\div(?![a-zA-Z])"), "/"),
     (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10}"),
     (re.compile(r"\\euro(?![a-zA-Z]) ?"), "€"),
@@ -149,8 +150,10 @@ def _without_commands(text: str) -> str:
     text = _SPACING.sub(lambda match: "" if "!" in match.group() else " ", text)
     text = _DECORATION.sub("", _SIZED_SPACE.sub("", text))
     text = _TEXT_NAMES.sub(r"\\text", _OPERATOR.sub(r"\\\1 ", text))
-    for pattern, name in _NAMES:
-        text = pattern.sub(name, text)
+    text = _FRACTION.sub(r"\\frac", text)
+    if _RARE.search(text):
+        for pattern, name in _NAMES:
+            text = pattern.sub(name, text)
     return text
 
 
