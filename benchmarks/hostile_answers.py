@@ -1,8 +1,9 @@
 """Answers made to break a grader, and a reward that notices if one of them did.
 
 `answers` draws grammar-made LaTeX, cut and scrambled LaTeX, Unicode, code injections and a small share of bombs, which
-never end or take any amount of memory. `reward` grades like `ibtpo.rewards.math.reward` under an audit hook, and gives
-`BROKEN_OUT` where the text made Python write a file, start a process, open a connection or evaluate source text.
+never end or take any amount of memory. `reward` grades like `ibtpo.rewards.math.unevaluated_reward`, the rule under
+which more reaches sympy, with an audit hook, and gives `BROKEN_OUT` where the text made Python write a file, start a
+process, open a connection or evaluate source text.
 """
 
 import os
@@ -203,10 +204,10 @@ def _audited(function: Callable[[str, str], float | None], text: str, reference:
 
 
 def reward(text: str, reference: str) -> float:
-    """As `ibtpo.rewards.math.reward`, or `BROKEN_OUT`."""
-    return _audited(math.reward, text, reference)
+    """As `ibtpo.rewards.math.unevaluated_reward`, or `BROKEN_OUT`."""
+    return _audited(math.unevaluated_reward, text, reference)
 
 
 def fast_reward(text: str, reference: str) -> float | None:
-    """As `ibtpo.rewards.math.fast_reward`, or `BROKEN_OUT`."""
-    return _audited(math.fast_reward, text, reference)
+    """As `ibtpo.rewards.math.fast_unevaluated_reward`, or `BROKEN_OUT`."""
+    return _audited(math.fast_unevaluated_reward, text, reference)

@@ -12,7 +12,10 @@
    fast path shares nothing.
 3. agreement: time per answer and verdicts against Math-Verify called directly, on MATH-500 solutions with their own and
    with shuffled answers.
-4. hostile: --answers of `hostile_answers` through a grader of two workers that watches files, processes and evaluated
+4. copies: what a policy earns that copies instead of solving. Every formula of every MATH-500 question, and the last
+   calculation of every GSM8K solution ("9*2"), as the answer in a box; by the default rule and by reward.unevaluated.
+   Of formulas that are a number themselves nothing is to be learnt: they are left out.
+5. hostile: --answers of `hostile_answers` through a grader of two workers that watches files, processes and evaluated
    source text; the workers' peak memory is sampled. Then each bomb alone, timed.
 
 --quick: 100 rows of each set and 2,000 hostile answers.
@@ -23,6 +26,7 @@ import collections
 import json
 import pathlib
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -42,6 +46,7 @@ PHRASINGS = (
     "The answer is %s dollars.",
     r"Thus \boxed{%s \text{ dollars}}",
 )
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$((?:[^$\\]|\\.)+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 COMPETITIONS = ("aime24", "aime25", "amc23")
 TIMEOUT = 1.0  # seconds for a hostile answer
 MEMORY_MB = 1024
@@ -136,6 +141,33 @@ def speed(folder: pathlib.Path, limit: int | None) -> tuple[dict, list[dict]]:
     rate = figures["gsm8k"]["per_second_one_core"]
     goals = [make_goal("fast path, answers per second on two cores (twice one core)", 2 * rate, 10_000, at_least=True)]
     return figures, goals
+
+
+def copies(folder: pathlib.Path, limit: int | None) -> tuple[dict, list[dict]]:
+    """Problems that a copied formula answers."""
+    pairs = [
+        ("math500", number, formula, row["answer"])
+        for number, row in enumerate(read(folder, "math500", limit))
+        for match in FORMULA.finditer(row["problem"])
+        for formula in {match[0].strip("$\\[]() .,"), *"".join(filter(None, match.groups())).split("=")}
+    ]
+    for number, row in enumerate(read(folder, "gsm8k", limit)):
+        working, _, answer = row["answer"].partition("####")
+        calculations = re.findall(r"<<([^<>=]+)=[^<>]*>>", working)
+        pairs += [("gsm8k", number, formula, answer.strip()) for formula in calculations[-1:]]
+    pairs = [pair for pair in pairs if pair[2].strip() and not math_reward.is_number(pair[2])]
+    figures: dict = {"formulas": len(pairs)}
+    for rule, unevaluated in (("default", False), ("unevaluated", True)):
+        with Grader(workers=2, unevaluated=unevaluated) as grader:
+            grades = grader.grade([(rf"\boxed{{{formula}}}", answer) for _, _, formula, answer in pairs])
+        paid = {pair[:2]: pair[2:] for pair, grade in zip(pairs, grades) if grade}
+        for name in ("math500", "gsm8k"):
+            numbers = [pair for key, pair in paid.items() if key[0] == name and math_reward.is_number(pair[1])]
+            figures[f"{name}_{rule}"] = sum(key[0] == name for key in paid)
+            figures[f"{name}_{rule}_of_numbers"] = len(numbers)
+        figures[f"paid_{rule}"] = [pair for key, pair in paid.items() if key[0] == "math500"][:50]
+    paid = figures["math500_default_of_numbers"] + figures["gsm8k_default_of_numbers"]
+    return figures, [make_goal("copied formulas paid where the answer is a number", paid, 0)]
 
 
 def agreement(folder: pathlib.Path, limit: int | None) -> tuple[dict, list[dict]]:
@@ -253,7 +285,7 @@ def run(*, data: pathlib.Path, answers: int, quick: bool = False, log=print) -> 
     """The figures of the benchmark, `goals` among them."""
     limit = 100 if quick else None
     result, goals = {}, []
-    parts = [(part.__name__, lambda part=part: part(data, limit)) for part in (right, speed, agreement)]
+    parts = [(part.__name__, lambda part=part: part(data, limit)) for part in (right, speed, agreement, copies)]
     if not data.is_dir():
         log(f"no folder {data}: only the hostile answers are graded")
         goals += [dict(name=name, value=None, goal=None, met=None) for name, _ in parts]

@@ -145,6 +145,9 @@ def get_config() -> config_dict.ConfigDict:
     config.reward = reward = config_dict.ConfigDict()
     # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval).
     reward.kind = "math"
+    # Whether an expression still to be evaluated answers a number, "9*2" 18. It pays for a copy of the question's
+    # formula (docs/evaluation.md).
+    reward.unevaluated = False
     # Terms with weights that are added to it in the advantages only, "format:0.1,length:-0.05" (docs/extending.md); "":
     # none. format: 1 for exactly one complete \boxed{}. length: tokens / max_new_tokens.
     reward.terms = ""

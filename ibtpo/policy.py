@@ -182,7 +182,13 @@ def make_sampler(policy: Policy, config: Any, *, pages: int | None = None, **cha
 def make_grader(config: Any) -> Grader:
     """The grading processes of the `reward` section."""
     reward = config.reward
-    return Grader(reward.kind, workers=reward.workers, timeout=reward.timeout, memory_mb=reward.memory_mb)
+    return Grader(
+        reward.kind,
+        workers=reward.workers,
+        timeout=reward.timeout,
+        memory_mb=reward.memory_mb,
+        unevaluated=reward.unevaluated,
+    )
 
 
 def make_grade(

@@ -186,6 +186,7 @@ RULES: dict[str, Rule] = {
     "loss.mask_uniform_groups": _SWITCH,
     "loss.mask_truncated": _SWITCH,
     "reward.kind": _one_of(*choices.REWARDS),
+    "reward.unevaluated": _SWITCH,
     "reward.terms": Rule(
         str,
         lambda x: parse_terms(x) is not None,

@@ -5,6 +5,8 @@ A kind is a module of this package, named in `ibtpo.choices.REWARDS`:
     reward(text, reference) -> float             from 0 to 1, in a worker process with limits (`pool.Grader`)
     fast_reward(text, reference) -> float | None optional: the same, None where it cannot tell. It runs in the caller's
                                                  process and so must take bounded time on any text
+    unevaluated_reward, fast_unevaluated_reward  optional: both by the laxer rule of `reward.unevaluated`, under which
+                                                 an expression that has yet to be evaluated may be right
     extract_answer(text) -> str | None           optional: the answer that a response states, None where it states none;
                                                  the answer that evaluation shows and maj@k votes by
     find_statement(text) -> int                  optional: where a text first states its answer, its length where it

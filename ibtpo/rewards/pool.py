@@ -60,16 +60,25 @@ class Grader:
       workers: number of worker processes.
       timeout: seconds per answer, from the moment a worker takes it.
       memory_mb: address space of a worker in MiB, imports included. Not enforced on macOS.
+      unevaluated: grade by the laxer `unevaluated_reward` of the kinds that have one.
 
     Raises:
       UserError: unknown kind (names the nearest), limits that are not positive, or a kind that workers cannot import.
     """
 
-    def __init__(self, kind: str = "math", *, workers: int = 2, timeout: float = 5.0, memory_mb: int = 2048):
+    def __init__(
+        self,
+        kind: str = "math",
+        *,
+        workers: int = 2,
+        timeout: float = 5.0,
+        memory_mb: int = 2048,
+        unevaluated: bool = False,
+    ):
         for name, value in (("workers", workers), ("timeout", timeout), ("memory_mb", memory_mb)):
             if not value > 0:
                 raise UserError(f"reward.{name} must be positive, got {value!r}")
-        self._kind = kind
+        self._kind, self._unevaluated = kind, unevaluated
         self._module(kind)
         self._workers, self._timeout, self._memory_mb = workers, float(timeout), int(memory_mb)
         self._counts = dict.fromkeys(("graded", "fast", "slow", "timeout", "crashed"), 0)
@@ -119,13 +128,14 @@ class Grader:
         kind = self._kind if kind is None else kind
         self._check_open()
         module = self._module(kind)
-        job = _Job(module.__name__, "reward", text, str(reference), kind)
-        fast = getattr(module, "fast_reward", None)
+        rule = "unevaluated_" if self._unevaluated and hasattr(module, "unevaluated_reward") else ""
+        job = _Job(module.__name__, f"{rule}reward", text, str(reference), kind)
+        fast = getattr(module, f"fast_{rule}reward", None)
         value = None if fast is None else fast(job.text, job.reference)
         if value is None:
             self._schedule(job)
         else:
-            job.name = "fast_reward"
+            job.name = f"fast_{rule}reward"
             self._resolve(job, float(value), "fast")
         return job.future
 

@@ -26,7 +26,7 @@ def run(count, **changes):
 
 
 def test_hostile_answers_are_graded_and_touch_nothing():
-    figures = run(250, bombs=False, seed=1)
+    figures = run(320, bombs=False, seed=1)
     assert set(figures["kinds"]) == {"grammar", "damaged", "unicode", "injection"}
     assert figures["counts"]["slow"] > 80 and figures["counts"]["fast"] > 50
 

@@ -3,54 +3,34 @@
 import re
 
 from ibtpo.rewards.math.boxes import BOX, find_boxes
+from ibtpo.rewards.math.lastnumber import last_number
 from ibtpo.rewards.math.numbers import read_number
+from ibtpo.rewards.math.sentences import CHANGING, INLINE_MATH, value_of_sentence
 from ibtpo.rewards.math.spelling import BOLD, normalise
-from ibtpo.rewards.math.units import MAX_NUMBER_CHARACTERS, NOT_UNITS, UNIT_NAMES
+from ibtpo.rewards.thinking import visible_start
 
 TAIL_CHARACTERS = 8192
 
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_ANSWER_IS = re.compile(r"\banswer(?:[ \t]+(is)\b|[ \t]*[:=])[ \t]*:?", re.IGNORECASE)
+_HASHES = re.compile(r"####+[ \t]*([^\n]+)")
+_ANSWER_IS = re.compile(r"\banswers?(?:[ \t]+(is|are)\b|[ \t]*[:=])[ \t]*:?", re.IGNORECASE)
 # The end of a text that breaks off within the words that announce an answer.
 _BEGUN = re.compile(
     r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4})[ \t]*$", re.IGNORECASE
 )
 _MARKUP = " \t\r\n*:`"
-_SENTENCE_END = re.compile(r"\.(?=[\s`]|$)")
+_SENTENCE_END = re.compile(
+    r"(?<!\bi\.e)(?<!\be\.g)(?<!\b[ap]\.m)\.(?=[\s`]|$)|。|(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)"  # not of "i.e. 5"
+)
 _LIST_ITEM = re.compile(r"\d+[.)] ")
 _EXPLANATION = re.compile(r",? \(?(?:because|since)\b", re.IGNORECASE)
 _DISPLAY = re.compile(r"\$\$([^$]{1,500})\$\$|\\\[(.{1,500}?)\\\]", re.DOTALL)
-_INLINE_MATH = re.compile(r"(?<!\\)\$((?:[^$\\]|\\.)+)\$|\\\((.{1,500}?)\\\)")
-_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\w)])[-−–])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?|\.\d+)")
-# Words, no symbols, around a number; a capital beside it makes a name of both ("March 5", "Room 12").
-_PROSE_BEFORE = re.compile(r"(?:(?:[A-Za-z][A-Za-z'’]*,? )*[a-z]+,? )?[-−–]?\\?\$?")
-_PROSE_AFTER = re.compile(r"(?: ?\\?%)?,?(?: [a-z][a-z'’]*,?(?: [A-Za-z][A-Za-z'’]*,?)*)?")
-# Words that may change the number beside them, or say that it is not the answer.
-_NOT_PROSE = (NOT_UNITS - {"is", "are", "was", "of", "to", "for", "at", "with"}) | frozenset(
-    "no never neither nor either maybe perhaps possibly but instead wait negative double twice triple from between "
-    "nearly almost close around over under above below greater smaller larger fewer adding added multiple".split()
-)
-_LABEL_BEFORE = re.compile(r"\b(?:step|part|case|day|question|option|room) $", re.IGNORECASE)
-_SHORT_WORDS = frozenset("a an as at be by he in is it my of on so to we".split())  # others are variables
-
-
-def _lone_number(sentence: str) -> str:
-    """The number of a sentence that is prose but for it ("Janet makes 18 dollars every day"). Any other as it is: a
-    number with its unit, several numbers, a formula, words that may change the number ("half of 18") or hedge."""
-    if len(sentence) > MAX_NUMBER_CHARACTERS or read_number(normalise(sentence), plain_words=True):
-        return sentence
-    numbers = list(_NUMBER_IN_TEXT.finditer(sentence))
-    if len(numbers) != 1:
-        return sentence
-    before, after = sentence[: numbers[0].start()], sentence[numbers[0].end() :]
-    if not (_PROSE_BEFORE.fullmatch(before) and _PROSE_AFTER.fullmatch(after)):
-        return sentence
-    words = re.findall(r"(?<!['’])\b[a-z]+", f"{before} {after}".lower())
-    variables = [word for word in words if len(word) < 3 and word not in _SHORT_WORDS and word not in UNIT_NAMES]
-    if variables or _NOT_PROSE.intersection(words) or _LABEL_BEFORE.search(before):
-        return sentence
-    unit = re.match(r" ([A-Za-z]+)", after)
-    return numbers[0][0] + (unit[0] if unit and unit[1] in UNIT_NAMES and unit[1] != "in" else "")
+# A remark on an answer, not one: "this answer is consistent with the 12 apples".
+_REMARK = re.compile(
+    r"(?:\s|also|indeed|thus|therefore|clearly|not|very|fully|quite|obviously|then)*"
+    r"(?:consistent|correct|right|based|reasonable|plausible|valid|verified|confirmed|supported|derived|obtained|found"
+    r"|checked|sensible|unique|independent|accurate|justified|expected|rounded|close|within|in (?:line|agreement|the)"
+    r"|because|since|clear|complete|explained|dependent|determined)\b", re.IGNORECASE
+)  # fmt: skip
 
 
 def _announced(text: str, match: re.Match, end: int) -> tuple[str, bool] | None:
@@ -74,44 +54,69 @@ def _announced(text: str, match: re.Match, end: int) -> tuple[str, bool] | None:
     sentence = BOLD.sub("", line).strip() if listed else _SENTENCE_END.split(BOLD.sub("", line), 1)[0].strip()
     stated = _EXPLANATION.split(sentence, maxsplit=1)[0].strip()
     # An explanation that may name another answer is kept.
-    sentence = sentence if _NOT_PROSE.intersection(re.findall(r"[a-z]+", sentence[len(stated) :])) else stated
-    formulas = _INLINE_MATH.findall(sentence)
-    if len(formulas) == 1:  # "the answer is the point $(1, 2)$, as shown"
-        return "".join(formulas[0]).strip(), True
+    sentence = sentence if CHANGING.intersection(re.findall(r"[a-z]+", sentence[len(stated) :])) else stated
+    if INLINE_MATH.search(sentence):
+        return value_of_sentence(sentence), True
     sentence = sentence.strip("` ").rstrip(",;: ") or sentence
     prose = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,} | [A-Za-z]{2,}", sentence)
-    if unannounced and (listed or (prose and not read_number(normalise(sentence), plain_words=True))):
+    if unannounced and (listed or (prose and not read_number(normalise(sentence)))):
         return None
     if re.search(r"[\d\\$]", sentence):
-        return _lone_number(sentence), True
+        return value_of_sentence(sentence), True
     return (sentence, False) if re.search(r"\w", sentence) else None
 
 
 def _announcements(text: str) -> list[tuple[int, str]]:
     """(where it begins, the answer) of every "answer is" that announces one, in their order: of those with a digit or a
-    formula behind them or, if there is none, of those with words."""
+    formula behind them or, if there is none, of those with words. Remarks on an answer count where nothing else does.
+    """
     matches = list(_ANSWER_IS.finditer(text))
     ends = [*(match.start() for match in matches[1:]), len(text)]
-    found = [(match.start(), _announced(text, match, end)) for match, end in zip(matches, ends)]
-    given = [(start, *answer) for start, answer in found if answer]
-    certain = any(is_certain for _, _, is_certain in given)
-    return [(start, answer) for start, answer, is_certain in given if is_certain or not certain]
+    found = [(match, _announced(text, match, end)) for match, end in zip(matches, ends)]
+    remarks = [bool(match.group(1) and _REMARK.match(text, match.end())) for match in matches]
+    given = [(match.start(), *answer, remark) for (match, answer), remark in zip(found, remarks) if answer]
+    for certain, remark in ((True, False), (False, False), (True, True), (False, True)):
+        if chosen := [(start, answer) for start, answer, *kind in given if kind == [certain, remark]]:
+            return chosen
+    return []
+
+
+def _behind_hashes(text: str) -> str | None:
+    """The answer of the last line with #### that is nothing but one. A heading is none: a number with a unit or words
+    are an answer only in the last line of the text."""
+    for match in reversed(list(_HASHES.finditer(text))[-50:]):
+        line = BOLD.sub("", match.group(1)).strip(" \t*`#")
+        if not line or len(line) > _LINE_CHARACTERS or _ANSWER_IS.search(line):
+            continue
+        last = not text[match.end() :].strip()
+        plain = normalise(line)
+        if not re.search(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", plain)) and (
+            last or not re.match(r"\d+[.)]?\s*$|[A-Z]$", plain) or re.fullmatch(r"[-\d.,/]+", plain)
+        ):
+            return line
+        if last:
+            return line
+    return None
+
+
+_LINE_CHARACTERS = 300
 
 
 def extract_answer(text: str) -> str | None:
     r"""The answer a response states, as written, or None.
 
-    Only the last `TAIL_CHARACTERS` characters are read. In this order:
+    Nothing before the last `</think>` is read, and nothing at all while a `<think>` is open; of the rest, only the last
+    `TAIL_CHARACTERS` characters. In this order:
 
-    1. the content of the `\boxed{...}` (or `\fbox{...}`) that closes last, braces balanced, nested
-       boxes included, or of several that name one answer together (see `find_boxes`); a box left
-       open (a truncated response) is no answer, and neither is anything after its opening;
-    2. the rest of the line after the last `####` (GSM8K);
+    1. the content of the `\boxed{...}` (or `\fbox{...}`) that closes last and is not empty, braces balanced, nested
+       boxes included, or of several that name one answer together (see `find_boxes`); a box left open (a truncated
+       response) is no answer, and neither is anything after its opening;
+    2. the rest of the last line with `####` (GSM8K) that is nothing but an answer; headings are none;
     3. the rest of the sentence after the last "answer is", "answer:" or "answer =" that something with a digit or a
        formula follows, else that anything follows. Where its line ends there, a formula or a line that is only a number
-       or a word may follow below. Of the sentence: not its explanation ("because", "since"); the one formula in it, if
-       there is one; the one number in it, if all else is plain prose that neither changes it nor hedges;
-    4. the last number in the text (integer, decimal or a/b, thousands commas and a minus sign of any kind allowed).
+       or a word may follow below. Of the sentence: not its explanation ("because", "since"); the value it gives, if all
+       else is plain prose that neither changes it nor hedges (see `sentences`);
+    4. the last number in the text, with the formula that it is a part of (see `lastnumber`).
 
     Args:
       text: the response.
@@ -119,23 +124,24 @@ def extract_answer(text: str) -> str | None:
     Returns:
       The answer without surrounding blanks; None where there is none.
     """
-    text = text[-TAIL_CHARACTERS:]
+    text = text[visible_start(text) :][-TAIL_CHARACTERS:]
     content, end = find_boxes(text, alternatives=True)
     if content is not None:
         return content.strip() or None
     text = text[:end]
-    matches = _HASHES.findall(text)
-    if matches and matches[-1].strip():
-        return matches[-1].strip()
+    if line := _behind_hashes(text):
+        return line
     if announcements := _announcements(text):
         return announcements[-1][1]
-    numbers = _NUMBER_IN_TEXT.findall(text)
-    return numbers[-1] if numbers else None
+    return last_number(text)
 
 
 def find_statement(text: str) -> int:
     r"""Where the text first states an answer by rule 1, 2 or 3 of `extract_answer`, complete or not; its length where
-    it never does. A text that breaks off where a statement may have begun counts as one that states an answer there.
+    it never does, or is still thinking. A text that breaks off where a statement may have begun counts as one that
+    states an answer there.
     """
-    found = [match.start() for match in (BOX.search(text), _HASHES.search(text), _BEGUN.search(text)) if match]
-    return min([*found, *(start for start, _ in _announcements(text)[:1]), len(text)])
+    start = visible_start(text)
+    seen = text[start:]
+    found = [match.start() for match in (BOX.search(seen), _HASHES.search(seen), _BEGUN.search(seen)) if match]
+    return start + min([*found, *(begin for begin, _ in _announcements(seen)[:1]), len(seen)])

@@ -6,10 +6,18 @@ runs only between bytecodes: one large power computed in C is not interrupted, a
 refused.
 """
 
+import dataclasses
 import functools
 import logging
+import re
+from fractions import Fraction
+from typing import Any
 
+from ibtpo.rewards.math.exact import evaluated, exact_comparison
+from ibtpo.rewards.math.numbers import read_number, rounds_to
 from ibtpo.rewards.math.spelling import normalise, split_label
+
+_DECIMAL = re.compile(r"(?<![\d.])(\d{1,30})?\.(\d{1,30})(?![\d.])")
 
 
 def load() -> None:
@@ -20,7 +28,7 @@ def load() -> None:
     limit.
     """
     symbolic_grade(r"\frac{\sqrt{8}}{2}+(x-1)^2", r"\sqrt{2}+x^2-2x+1")
-    symbolic_grade(r"\int y dy", r"\frac{y^2}{2}")
+    symbolic_grade(r"\int y dy", r"\frac{y^2}{2}", unevaluated=True)
 
 
 @functools.cache
@@ -33,25 +41,112 @@ def _math_verify():
 
 
 def _parse(text: str) -> list:
-    """The text for Math-Verify, as an answer in a box."""
+    """The text for Math-Verify, as an answer in a box, decimals as the fractions they are."""
     # LaTeX only: its other reader picks a number out of unreadable text, and evaluates Python
     # expressions.
     math_verify = _math_verify()
-    config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
-    return math_verify.parse(f"\\boxed{{{normalise(text)}}}", config, parsing_timeout=None, raise_on_error=True)
+    # Its units go unread, and are letters of formulas too ("4t"): ours are gone by now.
+    options = math_verify.LatexExtractionConfig()
+    options = dataclasses.replace(
+        options,
+        boxed_match_priority=0,
+        normalization_config=dataclasses.replace(options.normalization_config, units=False),
+    )
+    text = _DECIMAL.sub(_fraction, normalise(text))
+    return math_verify.parse(f"\\boxed{{{text}}}", [options], parsing_timeout=None, raise_on_error=True)
+
+
+def _fraction(match: re.Match) -> str:
+    whole, decimals = match.group(1) or "", match.group(2)
+    return rf"\frac{{{int(whole + decimals)}}}{{{10 ** len(decimals)}}}"
 
 
 _parse_reference = functools.lru_cache(1024)(_parse)  # one serves all responses to its question
 
 
-def symbolic_grade(answer: str, reference: str) -> bool:
-    """Parses both sides with Math-Verify and compares them; a pair it cannot parse or compare is
-    wrong."""
+def symbolic_grade(answer: str, reference: str, *, unevaluated: bool = False) -> bool:
+    """Parses both sides with Math-Verify and compares them exactly; a pair it cannot parse or compare is wrong.
+
+    unevaluated: as `reward.unevaluated`; without it an answer must be as far evaluated as its reference, see
+    `_left_to_do`.
+    """
     try:
         label, value = split_label(normalise(answer), normalise(reference))
-        sides = _parse_reference(reference), _parse(value if label else answer)
-        return bool(_math_verify().verify(*sides, timeout_seconds=None, raise_on_error=True))
+        expected, given = _parse_reference(reference), _parse(value if label else answer)
+        math_verify = _math_verify()
+        with exact_comparison(math_verify.grader):
+            if not math_verify.verify(expected, given, timeout_seconds=None, raise_on_error=True):
+                return _rounds(value if label else normalise(answer), expected[0])
+        return unevaluated or not _left_to_do(given[0], expected[0])
     except MemoryError:  # let the worker report that its limit was hit
         raise
     except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
         return False
+
+
+def _rounds(answer: str, reference: Any) -> bool:
+    """Whether an answer is a constant rounded to six or more decimals."""
+    import sympy
+
+    number = read_number(answer)
+    if number is None or not number.places or not isinstance(reference, sympy.Expr) or reference.free_symbols:
+        return False
+    value = reference.doit().evalf(40)
+    return bool(value.is_real) and rounds_to(Fraction(str(sympy.Rational(value))), number.value, number.places)
+
+
+def _left_to_do(answer: Any, reference: Any) -> bool:
+    """Whether an expression, right in value, still has to be evaluated: multiplying out and collecting terms makes it
+    shorter, and no longer than its reference; or it uses functions, sums or integrals where its reference uses none, or
+    more than twice as many; or it multiplies out a reference that is a product of sums; or roots stand within roots,
+    deeper than in the reference."""
+    import sympy
+
+    if not (isinstance(answer, sympy.Expr) and isinstance(reference, sympy.Expr)):
+        return False
+    used, expected = _functions(answer), _functions(reference)
+    if _depth_of_roots(answer) > max(1, _depth_of_roots(reference)):
+        return True
+    if used > 2 * expected or (_sums_multiplied(reference) > 1 and answer.is_Add and not reference.is_Add):
+        return True
+    size, target = _size(answer), _size(reference)
+    if 2 * size <= 3 * target:
+        return False
+    simplest = evaluated(answer)
+    simplest = sympy.expand_complex(simplest) if simplest.has(sympy.I) else sympy.expand(simplest)
+    return _size(simplest) <= target
+
+
+def _functions(expression: Any) -> int:
+    """How many functions, sums, integrals and the like are applied; exponentials and absolute values not counted."""
+    import sympy
+
+    kinds = (sympy.Function, sympy.Integral, sympy.Sum, sympy.Product, sympy.Derivative, sympy.Limit)
+    return sum(
+        isinstance(part, kinds) and not isinstance(part, (sympy.exp, sympy.Abs))
+        for part in sympy.preorder_traversal(expression)
+    )
+
+
+def _depth_of_roots(expression: Any) -> int:
+    """How many roots stand within one another at most."""
+    depth = max(map(_depth_of_roots, expression.args), default=0)
+    return depth + bool(expression.is_Pow and expression.exp.is_Rational and not expression.exp.is_Integer)
+
+
+def _sums_multiplied(expression: Any) -> int:
+    """How many sums are factors of a product, powers counted as often as they multiply."""
+    if expression.is_Add:
+        return 1
+    if expression.is_Mul:
+        return sum(map(_sums_multiplied, expression.args))
+    if expression.is_Pow and expression.exp.is_Integer and expression.exp > 0:
+        return min(int(expression.exp), 9) * _sums_multiplied(expression.base)
+    return 0
+
+
+def _size(expression: Any) -> int:
+    """Numbers and variables in an expression as it stands, signs not counted."""
+    if not expression.args:
+        return 0 if expression == -1 else 1
+    return sum(map(_size, expression.args))

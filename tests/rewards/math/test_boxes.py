@@ -24,9 +24,10 @@ def balanced(draw, depth=2):
 @given(balanced(), balanced(), st.sampled_from(["", " so ", "\n\n", " 12 "]))
 def test_the_last_box_is_returned_whole(first, last, between):
     text = rf"We get \boxed{{{first}}}{between}\boxed{{{last}}} as asked"
-    assert extract_answer(text) == (last.strip() or None)
+    expected = last.strip() or first.strip() or None  # an empty box hides none
+    assert extract_answer(text) == expected
     assert extract_answer(rf"\boxed{{a \boxed{{{last}}} b}}") == rf"a \boxed{{{last}}} b"
-    assert extract_answer(text + r" and \boxed{\frac{1}{2") == (last.strip() or None)
+    assert extract_answer(text + r" and \boxed{\frac{1}{2") == expected
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,14 @@ def test_the_last_box_is_returned_whole(first, last, between):
         (r"\boxed{0}, so \boxed{1} or \boxed{2}", "1, 2"),
         (r"\boxed{\boxed{1}, \boxed{2}}", r"\boxed{1}, \boxed{2}"),
         (r"\boxed{1} and \boxed{2", "1"),
+        (r"\boxed{1} \quad \boxed{2}", "1, 2"),
+        (r"\boxed{1}\; \text{and}\; y_2 = \boxed{2}", "1, 2"),
+        ("1. $\\boxed{1}$\n2. $\\boxed{2}$", "1, 2"),
+        (r"\boxed{1}, or it may be \boxed{2}", "1, 2"),
+        (r"\boxed{1} vs \boxed{2}", "1, 2"),
+        (r"\boxed{1}\boxed{2}", "2"),
+        (r"\boxed{1}, then \boxed{}", "1"),
+        (r"\boxed{1}, then \boxed{\ldots}", "1"),
     ],
 )
 def test_several_boxes_are_one_answer_only_if_joined(text, answer):

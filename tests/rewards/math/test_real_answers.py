@@ -53,7 +53,7 @@ def test_math500_solutions_against_their_own_answers(shared_data):
     assert len(rows) == 500
     for row in rows:
         assert verify(row["solution"], row["answer"]), row["answer"]
-        # Math-Verify alone must agree, since it decides wherever the spelling differs.
+        # Math-Verify alone must agree, since it decides wherever the fast path cannot.
         assert symbolic_grade(extract_answer(row["solution"]), row["answer"]), row["answer"]
 
 
@@ -72,12 +72,9 @@ SAME_VALUE = {
         (r"\frac14", r"\frac{1}{4}"),
         (r"36^\circ", r"\$36"),
         *((number, rf"{number}^\circ") for number in ("30", "36", "90", "120")),
-        # Math-Verify is lenient: a pair and a list, a base left out, the right-hand side of an
-        # equation.
+        # A pair and a list in its order; a base left out.
         ("(-2,1)", "-2,1"),
-        ("(-2,1)", "1,-2"),
         ("40", "40_9"),
-        ("5x - 7y + 11z + 4 = 0", "0"),
     ]
 }
 

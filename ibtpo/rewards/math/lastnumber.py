@@ -1,0 +1,130 @@
+"""The last number of a text that states no answer: whole, as a part of no formula, time or ratio."""
+
+import re
+
+from ibtpo.rewards.math.sentences import LABEL_BEFORE, NUMBER_IN_TEXT, SIGN_X, states_a_name
+
+_MATH = re.compile(
+    r"(?<!\\)\$\$([^$]{1,500})\$\$|(?<!\\)\$((?:[^$\\]|\\.){1,500})\$|\\\[(.{1,500}?)\\\]|\\\((.{1,500}?)\\\)",
+    re.DOTALL,
+)
+_CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")  # GSM8K's notes of calculations
+_HEADING = re.compile(r"^[A-Z][a-z]+:")
+_END_CHARACTERS = 1000
+# A number by itself: a mixed number, a power of ten, a group of digits, a percentage.
+_LITERAL = re.compile(
+    r"(?:(?<![\w).])[-−–])?(?:\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?![\d.])|"
+    r"\d+ \d+/\d+|\d+/\d+|\d*\.\d+|\d+)(?:[eE][+-]?\d+| ?[×x*] ?10\^\{?[-−]?\d+\}?)?(?! ?\\?%)?"
+)
+_OPERAND = re.compile(r"[$]?(?:[\w.,\\{}()\[\]^!√°²³]*[\d\\^!√²³(][\w.,\\{}()\[\]^!√²³]*|[A-Za-z])")
+_NO_BOX = re.compile(r"\\*f?box(?:ed)?\{([^{}]*)\}")
+_SIGNS = frozenset("+ - − – * / × · ÷ x".split())
+_UNSURE = re.compile(
+    r"\b(?:maybe|perhaps|possibly|(?:might|could|may)(?: well)? be|unsure|unknown|guess|cannot|can't|not sure"
+    r"|don't know|do not know|no idea|unclear|undetermined)\b", re.IGNORECASE
+)  # fmt: skip
+_NEGATED = re.compile(r"\b(?:not|never|isn't|neither|nor)\b", re.IGNORECASE)
+_CLAUSE = re.compile(r"[,;:.!?]\s|\n|\b(?:so|but|therefore|thus|hence|because|since)\b", re.IGNORECASE)
+_HYPHENATED = re.compile(r"\$?-[A-Za-z]{2}")  # "3-digit"
+_SENTENCE = re.compile(r"[.!?]\s|\n")
+_LAST_WORDS = 300  # characters of a sentence that are looked at
+
+
+def last_number(text: str) -> str | None:
+    r"""The last number or formula of a text; None where there is none, or where its sentence says that it is not sure.
+
+    A number in a formula stands for the formula: "$x = \frac34$" gives \frac34, "3 + 4i" and "2^{10}" are formulas as
+    they stand; of "9*2 = 18" the right-hand side is taken. "10:30", "3:4", "5!" and "2 1/2" stay whole. The number of a
+    step, part or question is none.
+    """
+    text = _CALCULATOR.sub("", text)
+    for number in reversed(list(NUMBER_IN_TEXT.finditer(text))[-20:]):
+        if LABEL_BEFORE.search(text[max(0, number.start() - 20) : number.start()]):
+            continue
+        if _HYPHENATED.match(text, number.end()):
+            continue
+        sentence_start = _start(_SENTENCE, text, number.start())
+        end = _SENTENCE.search(text, number.end())
+        sentence = text[sentence_start : end.start() if end else number.end() + _LAST_WORDS]
+        clause = text[_start(_CLAUSE, text, number.start()) : number.start()]
+        if _UNSURE.search(sentence) or _NEGATED.search(clause):
+            return None
+        return _whole(text, number)
+    return None
+
+
+def _start(pattern: re.Pattern, text: str, end: int) -> int:
+    """Where what the pattern ends begins, of the characters before `end`."""
+    begin = max(0, end - _LAST_WORDS)
+    return max((match.end() for match in pattern.finditer(text, begin, end)), default=begin)
+
+
+def _whole(text: str, number: re.Match) -> str:
+    """All that a number is a part of."""
+    window = max(0, number.start() - _END_CHARACTERS)
+    for formula in _MATH.finditer(text, window):
+        if formula.start() <= number.start() < formula.end():
+            return _of_formula("".join(filter(None, formula.groups())).strip())
+        if formula.start() > number.start():
+            break
+    line = text.rfind("\n", window, number.start()) + 1 or window
+    stop = text.find("\n", number.end())
+    end = min(stop if stop >= 0 else len(text), number.end() + 100)
+    begin, finish = _around(text, number.start(), number.end(), line, end)
+    run = text[begin:finish].strip(" *`").rstrip(".,;:?")
+    if boxed := _NO_BOX.fullmatch(run):
+        run = boxed.group(1)
+    found = None
+    for literal in _LITERAL.finditer(run):
+        found = literal
+    if found and found.end() == len(run) and found.start() == 0:
+        return run
+    return _of_formula(run)
+
+
+def _around(text: str, begin: int, end: int, first: int, last: int) -> tuple[int, int]:
+    """The words around a number that belong to it: what it is written together with, and what signs join to that."""
+    while begin > first and not text[begin - 1].isspace():
+        begin -= 1
+    while end < last and not text[end].isspace():
+        end += 1
+    for _ in range(40):  # to the left
+        before = text[first:begin].rstrip()
+        word = before[max(before.rfind(" "), before.rfind("\n")) + 1 :] if before else ""
+        current = text[begin:end].split(" ")[0]
+        joins = word in _SIGNS or word == "="
+        if not word or not (joins or current in _SIGNS or current == "=" or _mixed(word, current)):
+            break
+        if (current in _SIGNS or current == "=") and not _OPERAND.fullmatch(word):
+            break
+        begin = first + len(before) - len(word)
+    for _ in range(40):  # to the right
+        rest = text[end:last]
+        word = rest.split()[0] if rest.split() else ""
+        current = text[begin:end].split(" ")[-1]
+        if not word or not (word in _SIGNS - {"-", "–", "x"} or current in _SIGNS):
+            break
+        end += rest.index(word) + len(word)
+    return begin, end
+
+
+def _mixed(word: str, current: str) -> bool:
+    """Whether a word belongs in front of digits: "2" of "2 1/2", "1" of "1 000"."""
+    return bool(
+        (re.fullmatch(r"[-−–]?\d+", word) and re.match(r"\d+/\d", current))
+        or (re.fullmatch(r"[-−–$]?\d{1,3}", word) and re.fullmatch(r"\d{3}[.,;!?]?", current))
+    )
+
+
+def _of_formula(text: str) -> str:
+    """The value of a formula: its right-hand side, unless that is all of an equation."""
+    text = text.strip().rstrip(".,;")
+    head, equals, value = _HEADING.sub("", text).rpartition("=")
+    if not equals or not value.strip() or head.endswith(("<", ">", "!", "\\")):
+        return text
+    named = states_a_name(text)
+    if named != text:
+        return named
+    # "9*2 = 18"
+    letters = re.search(r"[A-Za-z](?![a-z]*\{)", re.sub(r"\\[a-z]+", "", SIGN_X.sub("*", head)))
+    return text if letters else value.strip()
