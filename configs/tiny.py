@@ -3,7 +3,7 @@
 Command:   python -m ibtpo.train --config=configs/tiny.py --workdir=runs/tiny
 Baseline:  the same with --config.method=grpo and another workdir
 Hardware:  two CPU cores, under 4 GB of memory, 3 to 5 minutes; no accelerator
-Result:    held-out avg@8 rises from 42 % to 73 % (seeds 0 to 2: 72.6, 73.0, 72.9); docs/results.md has the runs
+Result:    held-out avg@8 rises from 42 % to 73 % (seeds 0 to 2: 72.3, 73.1, 73.1); docs/results.md has the runs
 """
 
 from ml_collections import config_dict
