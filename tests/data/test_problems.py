@@ -246,7 +246,8 @@ _nested = st.recursive(
 @given(_nested, st.text("ab }{\\\n", max_size=8), st.sampled_from(["\\boxed{", "\\fbox{", "\\boxed {"]))
 def test_last_box_is_found_whatever_braces_it_holds(content, before, command):
     before = before + " "  # a backslash right before would escape the command's
-    assert find_boxes(f"{before}\\boxed{{old}} then {command}{content}}}.")[0] == content
+    found = find_boxes(f"{before}\\boxed{{old}} then {command}{content}}}.")[0]
+    assert found == (content if content.strip() else "old")  # an empty box hides none
 
 
 def test_answer_examples():
