@@ -91,7 +91,7 @@ def _weights_on_paths(
         sharing = xp.sum(trained, axis=1)
         tokens = xp.sum(xp.where(sharing > 0, kept_tokens(tree, max_old_probability), 0))
         weights = 1 / (xp.maximum(sharing, 1) * xp.maximum(tokens, 1)).astype(tree.rewards.dtype)
-        return xp.where(trained, weights[:, None, :], 0)
+        return xp.where(trained & (tokens > 0), weights[:, None, :], 0)
     weights = response_weights(tree, aggregation=aggregation, max_new_tokens=max_new_tokens)[:, :, None]
     if shared_tokens == "once":
         weights = weights / xp.maximum(agreeing(tree), 1)

@@ -27,6 +27,8 @@ def load() -> None:
     All this takes about a second, which would otherwise count against the first answer's time
     limit.
     """
+    import sympy.physics.units  # noqa: F401  sympy imports it at the first root of a matrix, by strings that it evaluates
+
     symbolic_grade(r"\frac{\sqrt{8}}{2}+(x-1)^2", r"\sqrt{2}+x^2-2x+1")
     symbolic_grade(r"\int y dy", r"\frac{y^2}{2}", unevaluated=True)
 
