@@ -32,7 +32,7 @@ class RunPlan:
     needs_old_log_probs: the policy's own log-probabilities before the first of a step's updates: a weight of truncated
       importance sampling is to them (before the first update they are what the update itself computes).
     needs_own_log_probs: the policy's own before each update: the ratio of gspo is that of whole responses.
-    by_token: trees are scored with a node for each token.
+    by_token: tokens are weighted one by one, in trees with a node for each.
     updates_per_step: optimizer steps on each batch of trees.
     row_lengths: T of the rows, ascending; one program each.
     pieces_per_tree: the most pieces that a tree is cut into.

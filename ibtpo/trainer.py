@@ -13,7 +13,8 @@ from absl import logging
 
 from ibtpo import checkpoints, parallel
 from ibtpo import config as config_lib
-from ibtpo.advantages import AdvantageOptions, by_token, compute_advantages, group_is_uniform
+from ibtpo.advantages import AdvantageOptions, at_tokens, by_token, compute_advantages, group_is_uniform
+from ibtpo.choices import TOKEN_ADVANTAGES
 from ibtpo.data.datasets import load_training
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
@@ -150,11 +151,14 @@ class Trainer:
             log_probs["ref_log_probs"] = self.programs.log_probs(self.state.ref_params, rows)
         if self.plan.needs_old_log_probs:
             log_probs["old_log_probs"] = self.programs.log_probs(self.state.params, rows)
-        scored = tree
+        # A step is a step still where its tokens are weighted one by one.
+        by_step = self.plan.by_token and loss.advantage not in TOKEN_ADVANTAGES
+        scored = sampled.tree if by_step else tree
         if loss.ib_confidence == "reference":
             reference = unpack(parallel.to_host(log_probs["ref_log_probs"]), layout)
-            scored = tree.replace(log_probs=np.where(tree.step > 0, reference, 0))
+            scored = scored.replace(log_probs=np.where(scored.step > 0, reference, 0))
         advantages = compute_advantages(loss.advantage, scored, self.advantage_options, sampled.shaping)
+        advantages = at_tokens(sampled.tree, advantages) if by_step else advantages
         trained = counted[:, :, None] & (advantages != 0) if loss.skip_zero_advantages else counted
         if loss.whiten_advantages:
             unique = loss.aggregation == "unique_mean"

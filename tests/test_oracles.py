@@ -242,6 +242,21 @@ def test_a_node_for_each_token(seeds):
         assert np.array_equal(node_mask(fine).sum(axis=1), (tree.step > 0).sum(axis=1) + 1)
 
 
+def test_advantages_of_steps_at_their_tokens(seeds):
+    for seed in seeds:
+        responses, rng = draw(seed, (0.0, 1.0, 0.3))
+        other = draw(seed + 1)[0]
+        tree = stack_trees([tree_of(responses), tree_of(other)])
+        advantages = A.ibtpo(tree, advantage_options(rng, "ibtpo"))
+        fine = A.by_token(tree)
+        found = A.at_tokens(tree, advantages)
+        assert found.shape == on_path(fine).shape and not found[~on_path(fine)].any()
+        for q, of_question in enumerate((responses, other)):
+            for r in of_question:
+                at = tokens_of_response(tree, r.index, q)
+                assert np.array_equal(found[q, r.index, fine.step[q, at]], advantages[q, r.index, tree.step[q, at]])
+
+
 # Weights and whitening of a batch.
 
 

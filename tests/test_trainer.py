@@ -44,6 +44,7 @@ def test_training_on_what_is_evaluated_is_said(tiny_config, shared_data, caplog)
         dict(method="treepo", tree__top_k=1, tree__segment_tokens=12, loss__max_old_probability=0.9),
         dict(method="spo_tree", tree__top_k=1, tree__segment_tokens=12),
         dict(method="tempo", tree__initial=4),
+        dict(loss__shared_tokens="once", loss__ib_confidence="reference"),
         dict(method="lambda_grpo", tree__initial=4, train__epochs=2, train__minibatches=2, loss__kl=0.01),
         dict(tree__strategy="uucb", tree__extra_rounds=1, loss__mask_uniform_groups=False),
         dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0, train__row_tokens=112),

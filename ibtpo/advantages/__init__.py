@@ -22,7 +22,7 @@ from ibtpo.advantages.options import (
     spread_nodes,
     spread_responses,
 )
-from ibtpo.advantages.tokens import agreeing, by_token
+from ibtpo.advantages.tokens import agreeing, at_tokens, by_token
 from ibtpo.advantages.trees import spo_tree, tempo, tree_grpo, treeadv, treepo, treerl, treerpo
 from ibtpo.tree import Array, Tree
 
@@ -46,6 +46,7 @@ __all__ = [
     "ADVANTAGES",
     "AdvantageOptions",
     "agreeing",
+    "at_tokens",
     "by_token",
     "compute_advantages",
     "diagnostics",

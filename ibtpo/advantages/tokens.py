@@ -45,6 +45,17 @@ def by_token(tree: Tree) -> Tree:
     )
 
 
+def at_tokens(tree: Tree, x: Array) -> np.ndarray:
+    """x [Q, R, N] of a tree's nodes at those of `by_token`, [Q, R, 1 + generated tokens] (NumPy); 0 at the root."""
+    tree, x = jax.tree.map(np.asarray, (tree, x))
+    size = int((tree.step > 0).sum(axis=1).max()) + 1
+    token = np.arange(1, size) + tree.prompt_length[:, None] - 1
+    exists = token < (tree.step >= 0).sum(axis=1, keepdims=True)
+    node = np.take_along_axis(tree.step, np.minimum(token, tree.step.shape[1] - 1), axis=1)
+    of_token = np.take_along_axis(x, np.maximum(node, 0)[:, None, :], axis=2) * exists[:, None, :]
+    return np.concatenate([np.zeros((*x.shape[:2], 1), x.dtype), of_token], axis=2)
+
+
 def common_prefix(tree: Tree) -> Array:
     """With how many generated tokens two responses begin alike, [Q, R, R] int32; 0 on padding."""
     xp = namespace(tree.tokens)
