@@ -89,7 +89,7 @@ class Simulation:
                     before.append([*shared[:-1], dataclasses.replace(shared[-1], surprise=0.0)])
                 own = np.random.default_rng([self.seed, id, draft.index, len(draft.tokens)])
                 _decode(draft, before[draft.index], own)
-                if self.growth.stopped(q, draft):
+                if self.growth.stopped(draft):
                     draft.reward = float(draft.finish == "stop" and own.random() < before[draft.index][-1].value)
         return self.growth.result(q)
 

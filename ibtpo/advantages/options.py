@@ -75,12 +75,16 @@ def mean_deviation(x: Array, mask: Array, deviation: str = "population") -> tupl
     mean = xp.sum(xp.where(mask, x, 0), axis=-1, keepdims=True) / count
     low = xp.min(xp.where(mask, x, xp.inf), axis=-1, keepdims=True)
     high = xp.max(xp.where(mask, x, -xp.inf), axis=-1, keepdims=True)
-    if deviation == "bernoulli":
-        spread = xp.maximum(mean * (1 - mean), 0)
-    else:
-        degrees = xp.maximum(count - (deviation == "sample"), 1)
-        spread = xp.sqrt(xp.sum(xp.where(mask, (x - mean) ** 2, 0), axis=-1, keepdims=True) / degrees)
+    spread = spread_of(mean, xp.sum(xp.where(mask, (x - mean) ** 2, 0), axis=-1, keepdims=True), count, deviation)
     return mean, xp.where(high > low, spread, 0)
+
+
+def spread_of(mean: Array, squares: Array, count: Array, deviation: str) -> Array:
+    """The deviation of a group from its mean, the sum of the squared differences from it, and its count."""
+    xp = namespace(mean)
+    if deviation == "bernoulli":
+        return xp.maximum(mean * (1 - mean), 0)
+    return xp.sqrt(squares / xp.maximum(count - (deviation == "sample"), 1))
 
 
 def normalised(x: Array, mask: Array, options: AdvantageOptions) -> Array:

@@ -4,7 +4,7 @@ Here nodes are cut at steps too, and along an unbranched chain of steps nothing 
 responses and the same value. A method that compares a segment with the one before must not see the cuts between.
 """
 
-from ibtpo.tree import Array, Tree, namespace, scatter_sum, sum_over_children
+from ibtpo.tree import Array, Tree, at_parent, namespace, scatter_sum, sum_over_children
 
 
 def segment_heads(tree: Tree) -> Array:
@@ -16,8 +16,7 @@ def segment_heads(tree: Tree) -> Array:
     xp = namespace(tree.tokens)
     node = xp.arange(tree.node_parent.shape[1], dtype=xp.int32)
     children = sum_over_children(tree, xp.ones(tree.node_parent.shape, xp.int32))
-    several = xp.take_along_axis(children, xp.maximum(tree.node_parent, 0), axis=1) > 1
-    begins = (tree.node_parent <= 0) | several
+    begins = (tree.node_parent <= 0) | (at_parent(tree, children) > 1)
     return xp.maximum.accumulate(xp.where(begins, node, 0), axis=1)
 
 

@@ -11,6 +11,7 @@ from ibtpo.advantages.options import (
     mean_deviation,
     normalised,
     spread_nodes,
+    spread_of,
     spread_responses,
 )
 from ibtpo.advantages.segments import inherited, whole_segments
@@ -118,11 +119,7 @@ def treerpo(tree: Tree, options: AdvantageOptions) -> Array:
     count = xp.maximum(sum_over_children(tree, xp.ones_like(value)), 1)
     mean = sum_over_children(tree, value) / count
     from_mean = value - at_parent(tree, mean)
-    if options.deviation == "bernoulli":
-        spread = xp.maximum(mean * (1 - mean), 0)
-    else:
-        degrees = xp.maximum(count - (options.deviation == "sample"), 1)
-        spread = xp.sqrt(sum_over_children(tree, from_mean**2) / degrees)
+    spread = spread_of(mean, sum_over_children(tree, from_mean**2), count, options.deviation)
     siblings = children_mask(tree)  # [Q, parent, child]
     high = xp.max(xp.where(siblings, value[:, None, :], -xp.inf), axis=2)
     low = xp.min(xp.where(siblings, value[:, None, :], xp.inf), axis=2)

@@ -150,7 +150,7 @@ class Run:
 
     def _stopped(self, q: Growing, draft: Draft) -> None:
         """A sequence left its slot: it ended, ran out of tokens, or paused at a segment's end."""
-        if not self.growth.stopped(q, draft):
+        if not self.growth.stopped(draft):
             self._done_waiting(q)
             return
         if any(map(math.isnan, draft.log_probs)):

@@ -8,14 +8,7 @@ import numpy as np
 from ibtpo.sampling.codec import Codec
 from ibtpo.sampling.interface import Question, SampledTree
 from ibtpo.sampling.pages import pages_for
-from ibtpo.sampling.strategies import (
-    STRATEGIES,
-    Fork,
-    TreeOptions,
-    most_responses,
-    num_responses,
-    segment_forks,
-)
+from ibtpo.sampling.strategies import STRATEGIES, Fork, TreeOptions, most_responses, num_responses, segment_forks
 from ibtpo.tree import Response, build_tree
 
 
@@ -34,7 +27,7 @@ class Draft:
     wanted: bool = False  # to be decoded further, now or after its question is back
     finish: str = ""  # "" while it is unfinished, which includes paused at a segment's end
     reward: float = 0.0
-    answer_start: int = 0  # known once it is finished or paused
+    answer_start: int | None = None  # of a finished one, once a fork is to be chosen
 
     def finished(self) -> Response:
         return Response(
@@ -105,11 +98,10 @@ class Growth:
     def __init__(self, tree: TreeOptions, codec: Codec, seed: Sequence[int]):
         self.tree, self.codec, self.seed = tree, codec, list(seed)
 
-    def stopped(self, q: Growing, draft: Draft) -> bool:
+    def stopped(self, draft: Draft) -> bool:
         """To be called when a draft is decoded no further for now: whether it is finished (it ended or ran out of
         tokens), or else paused at a segment's end."""
         draft.wanted = False
-        draft.answer_start = self.codec.answer_start(draft.tokens, q.question.find_answer)
         if not draft.finish and len(draft.tokens) < self.tree.max_new_tokens:
             return False
         draft.finish = draft.finish or "length"
@@ -125,7 +117,7 @@ class Growth:
             forks = [Fork(response=-1, position=0)] * self.tree.initial
         elif paused:
             active = [(d.index, len(d.tokens)) for d in paused]
-            stated = [d.index for d in paused if d.answer_start < len(d.tokens)]
+            stated = [d.index for d in paused if self._answer_start(q, d) < len(d.tokens)]
             forks = segment_forks(active, len(finished), self.tree, stated)
         elif len(q.drafts) < num_responses(self.tree) or self._may_go_on(q):
             forks = self._choose(q)
@@ -147,11 +139,19 @@ class Growth:
         responses = [d.finished() for d in q.drafts]
         return SampledTree(q.question, build_tree(q.question.tokens, responses, self.codec.step_ends), responses)
 
+    def _answer_start(self, q: Growing, draft: Draft) -> int:
+        """Where the draft first states its answer; looked for once in a finished one, and never where nothing forks."""
+        if draft.answer_start is not None:
+            return draft.answer_start
+        start = self.codec.answer_start(draft.tokens, q.question.find_answer)
+        draft.answer_start = start if draft.finish else None
+        return start
+
     def _choose(self, q: Growing) -> list[Fork]:
         """The strategy's choice."""
         sampled = self.result(q)
         rng = np.random.default_rng([*self.seed, q.question.id, q.round])
-        limits = [d.answer_start for d in q.drafts]
+        limits = [self._answer_start(q, d) for d in q.drafts]
         return STRATEGIES[self.tree.strategy](sampled.tree, sampled.responses, self.tree, rng, limits)
 
     def _fork(self, q: Growing, fork: Fork) -> Draft:
