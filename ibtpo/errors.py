@@ -9,6 +9,14 @@ class UserError(ValueError):
     """
 
 
+class RunFailure(RuntimeError):
+    """The machine under a run failed: storage that takes no more data, another host that is gone.
+
+    The message is one line that says what failed and what to do. A command prints it after "error:" and ends with code
+    1, since running the same command again may go on.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """The kind and the first words of an error."""
     text = " ".join(str(error).split())

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from ibtpo.config.files import load
 from ibtpo.config.keys import ConfigError, flatten, nearest_key
 from ibtpo.config.resolve import resolve
-from ibtpo.errors import UserError
+from ibtpo.errors import RunFailure, UserError
 
 _PACKAGE = __name__.split(".")[0]
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
@@ -180,9 +180,9 @@ def run(
     """Entry point of every command: main(config, workdir) with the command line's configuration.
 
     What `main` returns is the program's exit code (None: 0). A UserError, of the command line or raised by `main`, is
-    printed in one line and ends the program with code 2; any other exception keeps its traceback. The command's flags
-    are those of the module where `main` is defined and of the one that is run. `--help` prints the program's docstring,
-    its flags and, with --config, every key. See `parse_flags` for the options.
+    printed in one line and ends the program with code 2, a RunFailure with code 1; any other exception keeps its
+    traceback. The command's flags are those of the module where `main` is defined and of the one that is run. `--help`
+    prints the program's docstring, its flags and, with --config, every key. See `parse_flags` for the options.
     """
     parsed: list[Any] = []
 
@@ -197,6 +197,6 @@ def run(
 
     try:
         app.run(lambda _: main(*parsed), flags_parser=parser)
-    except UserError as error:
+    except (UserError, RunFailure) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)

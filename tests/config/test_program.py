@@ -17,6 +17,8 @@ def main(config, workdir):
         raise config_lib.ConfigError("found by the program")
     if config.train.seed == 14:
         raise errors.UserError("a file that\\n  cannot be used")
+    if config.train.seed == 16:
+        raise errors.RunFailure("the disk is full")
     if config.train.seed == 15:
         raise ValueError("a fault of the program")
     print(json.dumps({"config": config_lib.flatten(config), "workdir": workdir, "jax": "jax" in sys.modules}))
@@ -58,6 +60,11 @@ def test_program_stops_with_one_line_and_code_2(arguments, part):
     result = command(*arguments)
     assert result.returncode == 2 and result.stdout == ""
     assert re.fullmatch(r"error: .*\n", result.stderr) and part in result.stderr
+
+
+def test_a_failed_machine_is_one_line_and_code_1():
+    result = command(f"--config={TINY}", "--workdir=w", "--config.train.seed=16")
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", "error: the disk is full\n")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
