@@ -3,10 +3,11 @@
     python -m benchmarks.faults [--parts=inputs,damage] [--quick] [--json]
 
 Each part is a module of this package with `run(quick=..., say=...)`, which returns its goals and what was measured.
-docs/reliability.md says what a run promises, with the figures of the last whole campaign. Exit code 1: a goal is missed.
+docs/reliability.md says what a run promises, with the figures of the last campaign. Exit code 1: a goal is missed.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import sys
@@ -23,6 +24,11 @@ PARTS = {
 }
 
 
+def _say(part: str, began: float, text: str) -> None:
+    minutes, seconds = divmod(int(time.monotonic() - began), 60)
+    print(f"[{part} {minutes}:{seconds:02}] {text}", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="separated by commas: " + ", ".join(PARTS))
@@ -35,12 +41,7 @@ def main() -> int:
             parser.error(f"--parts: {name!r} is none of {', '.join(PARTS)}")
     goals, figures = [], {}
     for number, name in enumerate(names, 1):
-        began = time.monotonic()
-
-        def say(text: str) -> None:
-            minutes, seconds = divmod(int(time.monotonic() - began), 60)
-            print(f"[{number}/{len(names)} {name} {minutes}:{seconds:02}] {text}", file=sys.stderr, flush=True)
-
+        say = functools.partial(_say, f"{number}/{len(names)} {name}", time.monotonic())
         say(PARTS[name])
         found = importlib.import_module(f"benchmarks.faults.{name}").run(quick=arguments.quick, say=say)
         goals += [goal | {"name": f"{name}: {goal['name']}"} for goal in found["goals"]]
