@@ -38,6 +38,7 @@ class Simulation:
                 _decode(draft, plans[draft.index])
                 if self.growth.stopped(draft):
                     draft.reward = float(draft.tokens[-1] == RIGHT)
+                q.done(draft)
         return self.growth.result(q)
 
 
