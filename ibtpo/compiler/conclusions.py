@@ -46,9 +46,10 @@ def decode_step(check: Check) -> dict[str, float] | None:
     if not check.model.tie_embeddings:
         # Of the table that is only looked up a step reads a row per slot.
         weights -= check.serving_bytes(only="embedding")
-    pool = check.pool_shape()
+    model = check.model
     slots = check.config.sampling.slots // check.sampler.capacity.num_shards
-    cache = 2.0 * slots * check.work.mean_length * pool[0] * pool[1] * check.model.head_dim * check.dtype.itemsize
+    token = 2.0 * check.kv_heads_per_chip * model.num_layers * model.head_dim * check.dtype.itemsize
+    cache = slots * check.work.mean_length * token
     seconds, bound = roofline(flops, measured, loop.body.sent, check.chip)
     return {
         "bytes": measured,
