@@ -154,8 +154,8 @@ def _goals(check: Check) -> str:
     return _table(["goal (at most)", "value", "goal", "met"], rows)
 
 
-def as_json(check: Check) -> dict[str, Any]:
-    """The whole report as plain numbers: bytes, FLOPs, seconds."""
+def as_json(check: Check, steps: Sequence[Step] = ()) -> dict[str, Any]:
+    """The whole report as plain numbers: bytes, FLOPs, seconds. steps: those predicted."""
     work = dataclasses.asdict(check.work)
     del work["subtree_end"]
     programs = {}
@@ -185,6 +185,11 @@ def as_json(check: Check) -> dict[str, Any]:
         "update": update_flops(check),
         "decode_step": decode_step(check),
         "capacity": capacity(check),
+        "steps": [
+            dataclasses.asdict(s)
+            | {"responses_per_s": s.responses_per_s, "tokens_per_s_per_chip": s.tokens_per_s_per_chip}
+            for s in steps
+        ],
         "pool_copies": [dict(zip(("program", "shape", "bytes", "calls"), c)) for c in pool_copies(check)],
         "advice": advice(check),
         "goals": goals(check),

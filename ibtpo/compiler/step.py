@@ -72,6 +72,12 @@ def decode_price(check: Check) -> DecodePrice:
     )
 
 
+def can_price(check: Check) -> bool:
+    """Whether all programs of a step are compiled, and fit."""
+    reports = [check.reports.get(name) for name in (*PROGRAMS, *check.plan.log_probs_of)]
+    return all(report is not None and report.program is not None for report in reports)
+
+
 def _compiled(check: Check, name: str) -> Report:
     report = check.reports.get(name)
     if report is None or report.program is None:
