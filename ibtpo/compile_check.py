@@ -5,10 +5,10 @@
 The real update and the real programs of the sampler go through the real TPU compiler (pip install -r
 requirements-tpu.txt; any x86 Linux machine). No weights are read: config.model.path needs its config.json at most.
 Everything is per chip. FLOPs and bytes are counted in the compiled programs (ibtpo/compiler/costs.py), times are what
-the chip's published peaks allow at best, and memory is the compiler's own. A whole step is the
-scheduler on a simulated device, each program at its price, beside the step of 8 and of 12 independent responses; lengths
-are those of the paper's figures, or with --lengths=RUN those of an earlier run. Goals are at the end; with --json the last
-line holds everything. The exit code is 0 if everything fits, 1 if not.
+the chip's published peaks allow at best, and memory is the compiler's own. A whole step is the scheduler on a
+simulated device, each program at its price, beside the step of 8 and of 12 independent responses; lengths are those of
+the paper's figures, or with --lengths=RUN those of an earlier run. Goals are at the end; with --json the last line
+holds everything. The exit code is 0 if everything fits, 1 if not.
 """
 
 import json
