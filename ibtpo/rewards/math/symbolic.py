@@ -101,11 +101,13 @@ def _left_to_do(answer: Any, reference: Any) -> bool:
     """Whether an expression, right in value, still has to be evaluated: multiplying out and collecting terms makes it
     shorter, and no longer than its reference; or it uses functions, sums or integrals where its reference uses none, or
     more than twice as many; or it multiplies out a reference that is a product of sums; or roots stand within roots,
-    deeper than in the reference."""
+    deeper than in the reference; or its roots are not in simplest form, see `_roots_to_simplify`."""
     import sympy
 
     if not (isinstance(answer, sympy.Expr) and isinstance(reference, sympy.Expr)):
         return False
+    if _roots_to_simplify(answer, reference):
+        return True
     used, expected = _functions(answer), _functions(reference)
     if _depth_of_roots(answer) > max(1, _depth_of_roots(reference)):
         return True
@@ -134,6 +136,52 @@ def _depth_of_roots(expression: Any) -> int:
     """How many roots stand within one another at most."""
     depth = max(map(_depth_of_roots, expression.args), default=0)
     return depth + bool(expression.is_Pow and expression.exp.is_Rational and not expression.exp.is_Integer)
+
+
+def _roots_to_simplify(answer: Any, reference: Any) -> bool:
+    r"""Whether an answer has yet to simplify its roots: a number under one has a factor to be taken out (\sqrt{242} for
+    11\sqrt2, 3/\sqrt{27} for \sqrt3/3) or is a calculation (\sqrt{2\cdot121}), unless the reference's are no better; or
+    roots of numbers are left to be multiplied or added (\sqrt3\sqrt6). 1/\sqrt3 and \sqrt3/3 are both in simplest
+    form."""
+    mine, other = _roots(answer), _roots(reference)
+    if not all(map(_is_simplest, mine)) and all(map(_is_simplest, other)):
+        return True
+    if _power_of_roots(answer) and not _power_of_roots(reference):
+        return True
+    return len(mine) > len(other) and len(mine) > len(_roots(evaluated(answer)))
+
+
+def _roots(expression: Any) -> list:
+    """All roots in an expression as it stands."""
+    import sympy
+
+    parts = sympy.preorder_traversal(expression)
+    return [part for part in parts if part.is_Pow and part.exp.is_Rational and not part.exp.is_Integer]
+
+
+def _power_of_roots(expression: Any) -> bool:
+    """Whether a constant with roots stands to a whole power in an expression."""
+    import sympy
+
+    powers = (part for part in sympy.preorder_traversal(expression) if part.is_Pow)
+    return any(part.exp.is_Integer and part.exp > 1 and part.base.is_number and _roots(part.base) for part in powers)
+
+
+def _is_simplest(root: Any) -> bool:
+    """Whether no number can be taken out from under a root, and none is left to be calculated there."""
+    import sympy
+
+    base = root.base
+    if base.is_Pow and base.exp == -1:
+        base = base.base
+    if base.is_number and base.is_rational and not base.is_Rational:
+        return False
+    number = base.as_coeff_Mul()[0]
+    for part in (abs(number.p), number.q) if number.is_Rational else ():
+        factor, rest = sympy.Pow(part, sympy.Rational(1, root.exp.q)).as_coeff_Mul()
+        if part != 1 and (factor != 1 or not rest.is_Pow or rest.exp.q != root.exp.q):
+            return False
+    return True
 
 
 def _sums_multiplied(expression: Any) -> int:
