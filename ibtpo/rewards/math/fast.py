@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ibtpo.errors import UserError
 from ibtpo.rewards.math import shapes
 from ibtpo.rewards.math.numbers import Number, equal_numbers, read_number
-from ibtpo.rewards.math.spelling import ALL_TEXT, normalise, spelling_of, split_label
-from ibtpo.rewards.math.units import convert, plain_unit, read_unit
+from ibtpo.rewards.math.spelling import ALL_TEXT, DEGREES_BEHIND, normalise, spelling_of, split_label
+from ibtpo.rewards.math.units import convert, is_angle, plain_unit, read_unit
 from ibtpo.rewards.math.words import FUNCTIONS, GREEK, HEDGES, SCALE_WORDS, opposite, phrase_of
 
 Formula = Callable[[str, str], bool | None]  # whether two formulas are equal: None, not looked at
@@ -30,19 +30,20 @@ class _Side:
 
     text: str
     spelling: str
+    degrees: bool = False  # whether a degree sign, which normalising removes, ends it
 
     @functools.cached_property
     def number(self) -> Number | None:
         return read_number(self.text)
 
 
-def _side(text: str) -> _Side:
-    return _Side(text, spelling_of(text))
+def _side(text: str, degrees: bool = False) -> _Side:
+    return _Side(text, spelling_of(text), degrees)
 
 
 @functools.lru_cache(8192)  # one reference serves all responses to its question
 def _expected(reference: str) -> _Side:
-    return _side(shapes.with_base(normalise(reference)))
+    return _side(shapes.with_base(normalise(reference)), DEGREES_BEHIND.search(reference) is not None)
 
 
 def fast_grade(answer_text: str | None, reference: str, *, unevaluated: bool = False) -> bool | None:
@@ -88,11 +89,16 @@ def decide(answer_text: str | None, reference: str, formula: Formula, unevaluate
     label, value = split_label(answer, expected.text)
     if label and re.fullmatch("[A-E]", expected.spelling):
         return label == expected.spelling and _CHANGING.isdisjoint(re.findall("[a-z]+", value.lower()))
-    return _compare(_side(shapes.with_base(value if label else answer)), expected, formula, unevaluated)
+    degrees = ("circ" in answer_text or "°" in answer_text) and DEGREES_BEHIND.search(answer_text) is not None
+    return _compare(_side(shapes.with_base(value if label else answer), degrees), expected, formula, unevaluated)
 
 
 def _compare(answer: _Side, expected: _Side, formula: Formula, unevaluated: bool, depth: int = 0) -> bool | None:
     """The grade of two sides; `depth` of nested shapes."""
+    if answer.degrees != expected.degrees:
+        other = (expected if answer.degrees else answer).number
+        if other and other.words and not is_angle(other.unit):  # of 36° and $36 the signs go unread
+            return False
     if answer.spelling == expected.spelling:
         return True
     if answer.number and expected.number:

@@ -14,6 +14,7 @@ from ibtpo.rewards.math.units import (
     currency,
     plain_unit,
     read_unit,
+    sum_of_units,
 )
 from ibtpo.rewards.math.words import FRACTION_WORDS, SCALE_WORDS, opposite, read_number_words
 
@@ -39,19 +40,23 @@ _CURRENCY_OF = {"usd": "$", "eur": "€", "gbp": "£", "jpy": "¥", "inr": "₹"
 _HALF_OF_DAY = re.compile(r"[ap]\. ?m\b|[ap]m\b", re.IGNORECASE)
 _SAME_IN_WORDS = re.compile(r" ?\(([A-Za-z -]+)\)$")
 _ABOUT = re.compile(r"(?:about|approximately|roughly|around) (?=[-$\d.\\])", re.IGNORECASE)
+_SUM = re.compile(r"\d+(?:\.\d+)? ?[A-Za-z]+\.?(?:,? (?:and )?\d+(?:\.\d+)? ?[A-Za-z]+\.?){1,3}")
+_PART = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)")
+_FEET = re.compile(r"(\d+)' ?(\d+(?:\.\d+)?) ?(?:\"|'')")
 _DIGITS = 30  # of a rounded value, more than any answer has
 
 
 @dataclass(frozen=True)
 class Number:
     """A number as written. value: exact, of a percentage the number before the sign; places: of its decimals, 0 for a
-    whole number or a fraction; unit: if it is known; words: all behind the number."""
+    whole number or a fraction; unit: if it is known; words: all behind the number; summed: of several units, "5 feet 6 inches", in the first one."""
 
     value: Fraction
     places: int = 0
     percent: bool = False
     unit: Unit | None = None
     words: frozenset[str] = frozenset()
+    summed: bool = False
 
 
 def read_number(text: str) -> Number | None:
@@ -88,7 +93,7 @@ def read_number(text: str) -> Number | None:
     unit: Unit | None = currency(start.group(2)) if start.group(2) else None
     read = _read_rest(rest, value, whole=not places and value.denominator == 1)
     if read is None:
-        return None
+        return _read_sum(text)
     factor, percent, counted, words = read
     if unit is not None and counted is not None and counted.powers != unit.powers:
         # "$5 per hour"
@@ -99,6 +104,19 @@ def read_number(text: str) -> Number | None:
             return None
         counted = Unit(unit.worth * counted.worth, tuple(sorted((n, p) for n, p in product.items() if p)))
     return Number(value * factor, places, percent, counted or unit, words)
+
+
+def _read_sum(text: str) -> Number | None:
+    """A value with several units, "5 feet 6 inches", "$3 and 50 cents"; else None."""
+    if "'" in text:
+        text = _FEET.sub(r"\1 feet \2 inches", text)
+    plain = re.sub(r" +", " ", ALL_TEXT.sub(r" \1 ", text)).strip()
+    if plain.startswith("$"):
+        plain = re.sub(r"^\$ ?(\d+) ", r"\1 dollars ", plain)
+    if not _SUM.fullmatch(plain):
+        return None
+    total = sum_of_units([(Fraction(count), name) for count, name in _PART.findall(plain)])
+    return None if total is None else Number(total[0], 6, unit=total[1], summed=True)
 
 
 def _whole(text: str | None) -> int:
@@ -196,6 +214,10 @@ def equal_numbers(answer: Number, expected: Number) -> bool:
         return False
     rate = convert(answer.unit, expected.unit)
     if rate is None:
+        return False
+    if (answer.summed and not expected.unit) or (expected.summed and not answer.unit):
+        return False
+    if answer.percent != expected.percent and (expected.unit if answer.percent else answer.unit):
         return False
     if rate == 1 and answer.value == expected.value and answer.percent == expected.percent:
         return True

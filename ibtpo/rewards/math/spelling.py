@@ -63,6 +63,7 @@ _NAMES = [
 ]
 _DEGREE = r"(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degrees?(?![a-zA-Z]))"
 _DEGREES = re.compile(rf"\s*{_DEGREE}")
+DEGREES_BEHIND = re.compile(rf"{_DEGREE}\s*[.$]*\s*$")
 _TEMPERATURE = re.compile(rf"\s*{_DEGREE}\s*(?:\\text\s*\{{\s*([CF])\s*\}}|([CF])(?![A-Za-z]))")
 _ANGLE = re.compile(
     rf"\\?(?<![A-Za-z])(sin|cos|tan|cot|sec|csc)(?![a-z])(\s*\^\s*\{{?\d\}}?)?\s*[({{]?\s*(-?\d+(?:\.\d+)?)\s*{_DEGREE}\s*[)}}]?"
@@ -72,6 +73,7 @@ _LEADING = re.compile(r"(?:[\s=:]|\\(?:therefore|implies|Rightarrow|Longrightarr
 _ANNOUNCED = re.compile(r"\\text\s*\{\s*(?:the )?(?:final )?answer(?: is|:)?:?\s*([^{}]*)\}\s*", re.IGNORECASE)
 TEXT = r"\\text\s*\{([^{}]*)\}"
 ALL_TEXT = re.compile(TEXT)
+_MINUS = re.compile(r"\\text\s*\{\s*(?:minus|negative)\s*\}\s*(?=[\d.\\])")
 _CHOICE = re.compile(r"\(([A-Z])\)")
 # Of a multiple-choice answer with its value: "\textbf{(B)} 27".
 _LABEL = re.compile(
@@ -113,6 +115,8 @@ def normalise(text: str) -> str:
     if text.startswith("\\text") and (announced := _ANNOUNCED.match(text)):
         said = f"\\text{{{announced.group(1)}}}" if announced.group(1) else ""
         text = said + text[announced.end() :]
+    if text.startswith("\\text") and (minus := _MINUS.match(text)):
+        text = f"-{text[minus.end() :]}"
     text = _without_braces(text)
     if text.endswith((",", ";")):
         text = text[:-1].rstrip()

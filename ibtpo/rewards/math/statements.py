@@ -19,7 +19,7 @@ _BEGUN = re.compile(
 )
 _MARKUP = " \t\r\n*:`"
 _SENTENCE_END = re.compile(
-    r"(?<!\bi\.e)(?<!\be\.g)(?<!\b[ap]\.m)\.(?=[\s`]|$)|。|(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)"  # not of "i.e. 5"
+    r"(?<!\bi\.e)(?<!\be\.g)(?<!\b[ap]\.m)(?<!\.)\.(?=[\s`]|$)|。|(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)"  # not of "i.e. 5"
 )
 _LIST_ITEM = re.compile(r"\d+[.)] ")
 _EXPLANATION = re.compile(r",? \(?(?:because|since)\b", re.IGNORECASE)
@@ -31,6 +31,21 @@ _REMARK = re.compile(
     r"|checked|sensible|unique|independent|accurate|justified|expected|rounded|close|within|in (?:line|agreement|the)"
     r"|because|since|clear|complete|explained|dependent|determined)\b", re.IGNORECASE
 )  # fmt: skip
+# Before "answer is", in its clause: nothing is stated.
+_DISCLAIMED = re.compile(
+    r"\b(?:not(?! only)|never|maybe|perhaps|possibly|unlikely|neither|nor|(?<!no )(?<!a )(?<!any )doubt)\b|"
+    r"n['’]t (?:think|believe|suppose|say|mean|know|imply|claim)\b|"
+    r"\b(?:if|whether|unless|wrong|incorrect|false|tempting|naive)(?: the| my| our)?(?: final| correct)? *\Z",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[.!?;:,\n]|\b(?:but|so|hence|thus|therefore)\b", re.IGNORECASE)
+
+
+def _disclaimed(text: str, start: int) -> bool:
+    """Whether the clause before an announcement denies or doubts it: "I don't think the answer is"."""
+    clause = text[max(0, start - 80) : start]
+    begin = max((match.end() for match in _CLAUSE.finditer(clause)), default=0)
+    return _DISCLAIMED.search(clause, begin) is not None
 
 
 def _announced(text: str, match: re.Match, end: int) -> tuple[str, bool] | None:
@@ -72,7 +87,10 @@ def _announcements(text: str) -> list[tuple[int, str]]:
     """
     matches = list(_ANSWER_IS.finditer(text))
     ends = [*(match.start() for match in matches[1:]), len(text)]
-    found = [(match, _announced(text, match, end)) for match, end in zip(matches, ends)]
+    found = [
+        (match, None if _disclaimed(text, match.start()) else _announced(text, match, end))
+        for match, end in zip(matches, ends)
+    ]
     remarks = [bool(match.group(1) and _REMARK.match(text, match.end())) for match in matches]
     given = [(match.start(), *answer, remark) for (match, answer), remark in zip(found, remarks) if answer]
     for certain, remark in ((True, False), (False, False), (True, True), (False, True)):

@@ -19,6 +19,8 @@ from ibtpo.rewards.math.spelling import normalise, split_label
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d{1,30})?\.(\d{1,30})(?![\d.])")
 
+_EXPONENT = re.compile(r"^(-?\d*\.?\d+)[eE]([+-]?\d{1,3})$")
+
 
 def load() -> None:
     """Prepares a worker: imports Math-Verify, silences its warnings, and fills its parser's tables
@@ -54,7 +56,7 @@ def _parse(text: str) -> list:
         boxed_match_priority=0,
         normalization_config=dataclasses.replace(options.normalization_config, units=False),
     )
-    text = _DECIMAL.sub(_fraction, normalise(text))
+    text = _DECIMAL.sub(_fraction, _EXPONENT.sub(r"\1\\cdot 10^{\2}", normalise(text)))
     return math_verify.parse(f"\\boxed{{{text}}}", [options], parsing_timeout=None, raise_on_error=True)
 
 
@@ -199,4 +201,5 @@ def _size(expression: Any) -> int:
     """Numbers and variables in an expression as it stands, signs not counted."""
     if not expression.args:
         return 0 if expression == -1 else 1
-    return sum(map(_size, expression.args))
+    base = expression.func.__name__ == "exp"  # e^x, like every other power
+    return base + sum(_size(arg) for arg in expression.args if not (arg == 1 and expression.is_Mul))
