@@ -12,10 +12,12 @@ from ibtpo.rewards.thinking import visible_start
 TAIL_CHARACTERS = 8192
 
 _HASHES = re.compile(r"####+[ \t]*([^\n]+)")
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TAGS = re.compile(r"</?answer>")
 _ANSWER_IS = re.compile(r"\banswers?(?:[ \t]+(is|are)\b|[ \t]*[:=])[ \t]*:?", re.IGNORECASE)
 # The end of a text that breaks off within the words that announce an answer.
 _BEGUN = re.compile(
-    r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4})[ \t]*$", re.IGNORECASE
+    r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4}|<a(?:n(?:s(?:w(?:e(?:r>?)?)?)?)?)?)[ \t]*$", re.IGNORECASE
 )
 _MARKUP = " \t\r\n*:`"
 _SENTENCE_END = re.compile(
@@ -124,7 +126,8 @@ def extract_answer(text: str) -> str | None:
     r"""The answer a response states, as written, or None.
 
     Nothing before the last `</think>` is read, and nothing at all while a `<think>` is open; of the rest, only the last
-    `TAIL_CHARACTERS` characters. In this order:
+    `TAIL_CHARACTERS` characters; of these only what the last `<answer> ... </answer>` holds, if there is one: all of it
+    if it is a line without any of 1 to 3. In this order:
 
     1. the content of the `\boxed{...}` (or `\fbox{...}`) that closes last and is not empty, braces balanced, nested
        boxes included, or of several that name one answer together (see `find_boxes`); a box left open (a truncated
@@ -143,6 +146,29 @@ def extract_answer(text: str) -> str | None:
       The answer without surrounding blanks; None where there is none.
     """
     text = text[visible_start(text) :][-TAIL_CHARACTERS:]
+    if "<answer>" in text:
+        return _of_tags(text)
+    return _of_text(text)
+
+
+def _of_tags(text: str) -> str | None:
+    """The answer of the last <answer> ... </answer>, of two with nothing but "or" or "and" between them both."""
+    tags = list(_TAG.finditer(text))
+    if not tags:
+        return _of_text(_TAGS.sub(" ", text))
+    first = len(tags) - 1
+    while first and re.fullmatch(r"\W*(?:or|and)\W*", text[tags[first - 1].end() : tags[first].start()]):
+        first -= 1
+    contents = dict.fromkeys(tag.group(1).strip() for tag in tags[first:])
+    content = ", ".join(contents)
+    bare = "\n" not in content and len(content) <= _LINE_CHARACTERS and not _HASHES.search(content)
+    if bare and not BOX.search(content) and not _ANSWER_IS.search(content):
+        return (value_of_sentence(content) if len(contents) == 1 else content) or None
+    return _of_text(content)
+
+
+def _of_text(text: str) -> str | None:
+    """The answer of a text without tags."""
     content, end = find_boxes(text, alternatives=True)
     if content is not None:
         return content.strip() or None
@@ -161,5 +187,5 @@ def find_statement(text: str) -> int:
     """
     start = visible_start(text)
     seen = text[start:]
-    found = [match.start() for match in (BOX.search(seen), _HASHES.search(seen), _BEGUN.search(seen)) if match]
+    found = [match.start() for match in (BOX.search(seen), _HASHES.search(seen), _TAG.search(seen), _BEGUN.search(seen)) if match]
     return start + min([*found, *(begin for begin, _ in _announcements(seen)[:1]), len(seen)])
