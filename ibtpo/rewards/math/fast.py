@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ibtpo.errors import UserError
-from ibtpo.rewards.math import shapes
+from ibtpo.rewards.math import inequalities, shapes
 from ibtpo.rewards.math.numbers import Number, equal_numbers, read_number
 from ibtpo.rewards.math.spelling import ALL_TEXT, DEGREES_BEHIND, normalise, spelling_of, split_label
 from ibtpo.rewards.math.units import convert, is_angle, plain_unit, read_unit
@@ -106,6 +106,8 @@ def _compare(answer: _Side, expected: _Side, formula: Formula, unevaluated: bool
         if not same and "," in answer.text and (listed := _as_lists(answer.text, expected.text)):
             return _compare_shapes(*listed, formula, unevaluated, depth)
         return same
+    if not expected.number and (ranges := _as_intervals(answer.text, expected.text)):
+        return _compare_intervals(*ranges, formula, unevaluated, depth)
     left, right = shapes.strip_member(answer.text), shapes.strip_member(expected.text)
     (left_name, left), (right_name, right) = _value_of(left), _value_of(right)
     special = _compare_special(left, right)
@@ -146,6 +148,40 @@ def _as_lists(answer: str, expected: str) -> tuple[shapes.Shape, shapes.Shape] |
     left = left or (shapes.three_digit_list(answer) if right else None)
     right = right or (shapes.three_digit_list(expected) if left else None)
     return (left, right) if left and right else None
+
+
+def _as_intervals(answer: str, expected: str) -> tuple[list, list] | None:
+    """The intervals that both sides are, where one is an inequality or all numbers and the other is written otherwise."""
+    relations = [inequalities.has_relation(side) for side in (answer, expected)]
+    if not any(relations) and "real" not in answer + expected and "mathbb" not in answer + expected:
+        return None
+    if all(relations) and not re.search(r"\b(?:than|at)\b", answer + expected):
+        return None
+    left, right = inequalities.read_intervals(answer), inequalities.read_intervals(expected)
+    if left is None or right is None or (left[0] and right[0] and left[0] != right[0]):
+        return None
+    return left[1], right[1]
+
+
+def _compare_intervals(mine: list, other: list, formula: Formula, unevaluated: bool, depth: int) -> bool | None:
+    """Interval by interval, in any order: brackets and both ends."""
+    if len(mine) != len(other):
+        return False
+    free, open_pair = list(mine), False
+    for expected in other:
+        grades = []
+        for given in free:
+            ends = [(given.low, expected.low), (given.high, expected.high)]
+            ends = [_compare(_side(a), _side(b), formula, unevaluated, depth + 1) for a, b in ends]
+            same = given.kind == expected.kind and False not in ends
+            grades.append(False if not same else None if None in ends else True)
+        if True in grades:
+            free.pop(grades.index(True))
+        elif None in grades:
+            open_pair = True
+        else:
+            return False
+    return None if open_pair else True
 
 
 def _compare_special(answer: str, expected: str) -> bool | None:

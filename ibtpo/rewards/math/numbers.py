@@ -39,6 +39,7 @@ _CODES = re.compile(r"^(?:\\text ?\{ ?)?(usd|eur|gbp|jpy|cny|inr|rs\.?)(?: ?\})?
 _CURRENCY_OF = {"usd": "$", "eur": "€", "gbp": "£", "jpy": "¥", "inr": "₹", "rs": "₹"}
 _HALF_OF_DAY = re.compile(r"[ap]\. ?m\b|[ap]m\b", re.IGNORECASE)
 _SAME_IN_WORDS = re.compile(r" ?\(([A-Za-z -]+)\)$")
+_NEGATIVE_TOP = re.compile(r"\(-(\d+)\)(?=/\d)")
 _ABOUT = re.compile(r"(?:about|approximately|roughly|around) (?=[-$\d.\\])", re.IGNORECASE)
 _SUM = re.compile(r"\d+(?:\.\d+)? ?[A-Za-z]+\.?(?:,? (?:and )?\d+(?:\.\d+)? ?[A-Za-z]+\.?){1,3}")
 _PART = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)")
@@ -70,6 +71,8 @@ def read_number(text: str) -> Number | None:
     if "\\" in text and (command := ALL_TEXT.fullmatch(text)):
         text = command.group(1).strip()
     words = frozenset[str]()
+    if text[:2] == "(-" and (negative := _NEGATIVE_TOP.match(text)):
+        text = text[negative.end() :].join((f"-{negative.group(1)}", ""))
     if text[:1] in "aArR" and (about := _ABOUT.match(text)):
         text = text[about.end() :]
     if code := _CODES.match(text):

@@ -29,6 +29,8 @@ _LOOSE_BLANK = re.compile(r" (?!(?<=\d )\d)")
 _BRACED_COMMA = re.compile(r"\{ ?, ?\}")
 _PLAIN = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
+_PLAIN_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt(?=\s*\{)")
+_OVER = re.compile(r"\{?\s*([^{}\\=,]{1,50}?)\s*\\over(?![a-zA-Z])\s*([^{}\\=,]{1,50})\s*\}?")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
 # "\\" starts a matrix row: the second of the two never begins a command.
 _COMMAND = r"(?<!\\)\\"
@@ -101,7 +103,9 @@ def normalise(text: str) -> str:
         if text.count("$") == 1 and re.match(r"-? ?\$ ?[\d.]", text):
             text = text.replace("$", _CURRENCY)
         text = text.replace("$", "").replace(_CURRENCY, "$")
-    text = BOLD.sub("", text)
+    text = _PLAIN_ROOT.sub(r"\\sqrt", BOLD.sub("", text)) if "sqrt" in text else BOLD.sub("", text)
+    if "\\over" in text:
+        text = _OVER.sub(r"\\frac{\1}{\2}", text)
     if "\\" in text or "~" in text:
         text = _without_commands(text)
     if "circ" in text or "°" in text or "\\degree" in text:

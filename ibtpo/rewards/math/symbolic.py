@@ -19,6 +19,7 @@ from ibtpo.rewards.math.spelling import normalise, split_label
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d{1,30})?\.(\d{1,30})(?![\d.])")
 
+_POWER = re.compile(r"(?<=[\w)}]) ?\*\* ?(-?\w+)")
 _EXPONENT = re.compile(r"^(-?\d*\.?\d+)[eE]([+-]?\d{1,3})$")
 
 
@@ -57,6 +58,7 @@ def _parse(text: str) -> list:
         normalization_config=dataclasses.replace(options.normalization_config, units=False),
     )
     text = _DECIMAL.sub(_fraction, _EXPONENT.sub(r"\1\\cdot 10^{\2}", normalise(text)))
+    text = _POWER.sub(r"^{\1}", text)
     return math_verify.parse(f"\\boxed{{{text}}}", [options], parsing_timeout=None, raise_on_error=True)
 
 
@@ -146,9 +148,11 @@ def _roots_to_simplify(answer: Any, reference: Any) -> bool:
     roots of numbers are left to be multiplied or added (\sqrt3\sqrt6). 1/\sqrt3 and \sqrt3/3 are both in simplest
     form."""
     mine, other = _roots(answer), _roots(reference)
+    if _to_collect(answer) and not _to_collect(reference):
+        return True
     if not all(map(_is_simplest, mine)) and all(map(_is_simplest, other)):
         return True
-    if _power_of_roots(answer) and not _power_of_roots(reference):
+    if _power_of_constants(answer) and not _power_of_constants(reference):
         return True
     return len(mine) > len(other) and len(mine) > len(_roots(evaluated(answer)))
 
@@ -161,12 +165,43 @@ def _roots(expression: Any) -> list:
     return [part for part in parts if part.is_Pow and part.exp.is_Rational and not part.exp.is_Integer]
 
 
-def _power_of_roots(expression: Any) -> bool:
-    """Whether a constant with roots stands to a whole power in an expression."""
+def _power_of_constants(expression: Any) -> bool:
+    """Whether a constant with roots, or with an imaginary part, stands to a whole power, or one of those below a line."""
     import sympy
 
-    powers = (part for part in sympy.preorder_traversal(expression) if part.is_Pow)
-    return any(part.exp.is_Integer and part.exp > 1 and part.base.is_number and _roots(part.base) for part in powers)
+    for part in sympy.preorder_traversal(expression):
+        if not (part.is_Pow and part.exp.is_Integer and {symbol.name for symbol in part.base.free_symbols} <= {"i"}):
+            continue
+        imaginary = bool(part.base.free_symbols) or part.base.has(sympy.I)
+        if (part.exp > 1 and _roots(part.base)) or (imaginary and part.exp != 1):
+            return True
+    return False
+
+
+def _to_collect(expression: Any) -> bool:
+    """Whether like terms stand in a sum, numbers or powers of one variable in a product, or powers of numbers in it."""
+    import sympy
+
+    for part in sympy.preorder_traversal(expression):
+        if part.is_Add:
+            terms = _flat(part, sympy.Add)
+            if len(terms) > len(sympy.Add.make_args(sympy.Add(*(term.doit() for term in terms)))):
+                return True
+        if part.is_Mul:
+            factors = [factor.as_base_exp() for factor in _flat(part, sympy.Mul)]
+            pairs = [tuple(map(int, pair)) for pair in factors if all(side.is_Integer for side in pair)]
+            whole = [exponent for base, exponent in pairs if abs(base) > 1 and exponent > 0]
+            names = [base for base, _ in factors if base.is_Symbol]
+            if len(whole) > 1 or any(exponent > 1 for exponent in whole) or len(set(names)) < len(names):
+                return True
+    return False
+
+
+def _flat(expression: Any, kind: Any) -> list:
+    """The terms of a sum within sums, or the factors of a product within products."""
+    if not isinstance(expression, kind):
+        return [expression]
+    return [part for arg in expression.args for part in _flat(arg, kind)]
 
 
 def _is_simplest(root: Any) -> bool:
