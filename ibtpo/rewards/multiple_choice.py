@@ -31,7 +31,8 @@ _BE = rf"(?:(?:is|=)(?!\w)|(?:would|should|must|will|has\s+to)\s+{_SURELY}?be\b)
 # "answer is C", "option: C", "answer - C"; without such a link only under a heading, in a line of its own, or after
 # "correct" ("the correct option C"): "option C needs more energy" states nothing.
 _STATED = re.compile(
-    rf"\b(?:answers?|option|choice|(?<=my )(?:pick|guess)|(?:^|(?<=\n))[*# ]*correct(?=\s*:))(?:\s+(?:choice|option|letter))?(?:\s+to\s+(?:this|the)\s+(?:question|problem))?[ \t]*"
+    rf"\b(?:answers?|option|choice|(?<=my )(?:pick|guess)|(?:^|(?<=\n))[*# ]*correct(?=\s*:))"
+    rf"(?:\s+(?:choice|option|letter))?(?:\s+to\s+(?:this|the)\s+(?:question|problem))?[ \t]*"
     rf"(?:{_BE}[ \t]*[:=]?|:|=|[-–—]+>?[ \t]|→)\s{{0,4}}{_SURELY}?"
     rf"(?:(?:the\s+|an?\s+)?(?:correct\s+)?{_NOUN}\s+)?{_LETTER}",
     re.IGNORECASE,
@@ -43,8 +44,8 @@ _HEADED = re.compile(
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(
-    rf"\b(?:[Ll]et['’]?s|[Ll]et us|(?:I|we)(?:['’](?:d|ll|m)|\s+(?:would|will|am))?)\s+{_SURELY}?(?:choos(?:e|ing)|chose|pick|select|go(?:ing)?\s+(?:with|"
-    rf"for)|say|answer)\s+(?:the\s+)?(?:{_NOUN}\s+)?{_LETTER}"
+    rf"\b(?:[Ll]et['’]?s|[Ll]et us|(?:I|we)(?:['’](?:d|ll|m)|\s+(?:would|will|am))?)\s+{_SURELY}?"
+    rf"(?:choos(?:e|ing)|chose|pick|select|go(?:ing)?\s+(?:with|for)|say|answer)\s+(?:the\s+)?(?:{_NOUN}\s+)?{_LETTER}"
 )
 _IT_IS = re.compile(
     rf"(?:^|(?<=[.,;:!?\n—] )|(?<=\n)|\b(?:so|hence|thus|therefore|then|but|that)\s+)(?:it|this)(?:['’]s|\s+{_BE})\s+"
@@ -256,7 +257,8 @@ def extract_answer(text: str) -> str | None:
     2. the last "answer is C", "Answer: (C)", "I choose C", "option **C** is correct" and the like that is asserted:
        not asked, denied or conditional; none where it names several letters or is taken back later ("C is wrong");
     3. the one letter that the last line names ("**C**", "(C)", "C. 5 m/s", "so C is right");
-    4. a small letter that is all of the response, or the letter that a short response begins with, before its option's text ("A Peter").
+    4. a small letter that is all of the response, or the letter that a short response begins with, before its option's
+       text ("A Peter").
     """
     text = text[visible_start(text) :][-TAIL_CHARACTERS:]
     content, end = find_boxes(text, alternatives=True)

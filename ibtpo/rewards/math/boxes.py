@@ -15,14 +15,14 @@ _ALTERNATIVE = re.compile(
     r"\b(?:or|alternatively|maybe|perhaps|possibly|vs|versus)\b|[/|]|\\l?or\b|\\vee\b", re.IGNORECASE
 )
 # Behind each of two boxes: one for each case.
-_CASE = re.compile(r"[\s$]*(?:,\s*)?(?:if|when|for|where|in case|otherwise|else)\b|[\s$]*\(?(?:if|when|for|otherwise)\b")
+_CASE = re.compile(r"[\s$]*(?:,\s*|\()?(?:if|when|for|where|in case|otherwise|else)\b")
 _SENTENCE_END = re.compile(r"(?<!\bvs)[.!?](?:\s|\$|$)|\n\s*\n|\bhence\b|\bso\b|\bthus\b|\btherefore\b", re.IGNORECASE)
 _EMPTY = re.compile(r"(?:\s|\\[,;:! ]|~|\.\.\.|\\[lc]?dots|\\(?:text|ldots)\s*\{\s*\}|\\q?quad)*")
 _MAX_JOINT_CHARACTERS = 60
 
 
 def _joins(gap: str, behind: str, alternatives: bool) -> bool:
-    """Whether the text between two boxes, and behind the second, makes them one answer, or two of which one is meant."""
+    """Whether the text between two boxes and behind the second makes them one answer, or two of which one is meant."""
     if len(gap) > _MAX_JOINT_CHARACTERS:
         return False
     if _JOINT.fullmatch(gap):
@@ -38,8 +38,8 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
 
     Boxes with nothing but a comma, a wide space or "and" between them ("$x=\boxed{1}$ and $x=\boxed{2}$"), or that are
     the items of a list, are one answer, their different contents with commas between. With `alternatives`, so are boxes
-    with "or" in the words between, or with a condition behind each: a reference solution may write its answer twice, but
-    a response that names several values has not named one of them. An empty box hides none before it.
+    with "or" in the words between, or with a condition behind each: a reference solution may write its answer twice,
+    but a response that names several values has not named one of them. An empty box hides none before it.
     """
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 from ibtpo.errors import UserError
 from ibtpo.rewards.math import inequalities, shapes
-from ibtpo.rewards.math.numbers import Number, equal_numbers, read_number
-from ibtpo.rewards.math.spelling import ALL_TEXT, DEGREES_BEHIND, normalise, spelling_of, split_label
+from ibtpo.rewards.math.numbers import Number, equal_numbers, is_rounded, read_number
+from ibtpo.rewards.math.spelling import (
+    ALL_TEXT,
+    DEGREES_BEHIND,
+    normalise,
+    spelling_of,
+    split_approximation,
+    split_label,
+)
 from ibtpo.rewards.math.units import convert, is_angle, plain_unit, read_unit
 from ibtpo.rewards.math.words import FUNCTIONS, GREEK, HEDGES, SCALE_WORDS, opposite, phrase_of
 
@@ -86,11 +93,28 @@ def decide(answer_text: str | None, reference: str, formula: Formula, unevaluate
     answer = normalise(answer_text)
     if not answer:
         return False
+    if "\\approx" in answer and "\\approx" not in expected.text:
+        answer = _without_approximation(answer, expected)
     label, value = split_label(answer, expected.text)
     if label and re.fullmatch("[A-E]", expected.spelling):
         return label == expected.spelling and _CHANGING.isdisjoint(re.findall("[a-z]+", value.lower()))
     degrees = ("circ" in answer_text or "°" in answer_text) and DEGREES_BEHIND.search(answer_text) is not None
     return _compare(_side(shapes.with_base(value if label else answer), degrees), expected, formula, unevaluated)
+
+
+def _without_approximation(answer: str, expected: _Side) -> str:
+    r"""The value of "x \approx 5" or "\frac{22}{7} \approx 3.14", the rounded one where that is the reference; the
+    answer as it stands where its values differ, or only symbolic comparison can tell."""
+    parts = split_approximation(answer)
+    if parts is None:
+        return answer
+    value = shapes.strip_name(parts[0])[1] if "=" in parts[0] else parts[0]
+    if shapes.is_name(value) and "\\pi" not in value:
+        return answer[answer.index("\\approx") + len("\\approx") :].strip()
+    exact, rounded = read_number(value), read_number(parts[1])
+    if exact is None or rounded is None or not is_rounded(exact.value, rounded):
+        return answer
+    return parts[1] if expected.number and equal_numbers(rounded, expected.number) else value
 
 
 def _compare(answer: _Side, expected: _Side, formula: Formula, unevaluated: bool, depth: int = 0) -> bool | None:
@@ -151,7 +175,7 @@ def _as_lists(answer: str, expected: str) -> tuple[shapes.Shape, shapes.Shape] |
 
 
 def _as_intervals(answer: str, expected: str) -> tuple[list, list] | None:
-    """The intervals that both sides are, where one is an inequality or all numbers and the other is written otherwise."""
+    """The intervals that both sides are, one being an inequality or all numbers and the other written otherwise."""
     relations = [inequalities.has_relation(side) for side in (answer, expected)]
     if not any(relations) and "real" not in answer + expected and "mathbb" not in answer + expected:
         return None
@@ -165,16 +189,20 @@ def _as_intervals(answer: str, expected: str) -> tuple[list, list] | None:
 
 def _compare_intervals(mine: list, other: list, formula: Formula, unevaluated: bool, depth: int) -> bool | None:
     """Interval by interval, in any order: brackets and both ends."""
-    if len(mine) != len(other):
-        return False
-    free, open_pair = list(mine), False
-    for expected in other:
-        grades = []
-        for given in free:
-            ends = [(given.low, expected.low), (given.high, expected.high)]
-            ends = [_compare(_side(a), _side(b), formula, unevaluated, depth + 1) for a, b in ends]
-            same = given.kind == expected.kind and False not in ends
-            grades.append(False if not same else None if None in ends else True)
+
+    def grade(a: inequalities.Interval, b: inequalities.Interval) -> bool | None:
+        ends = [(_side(a.low), _side(b.low)), (_side(a.high), _side(b.high))]
+        grades = [_compare(*end, formula, unevaluated, depth + 1) for end in ends]
+        return False if a.kind != b.kind or False in grades else None if None in grades else True
+
+    return len(mine) == len(other) and _in_any_order(mine, other, grade)
+
+
+def _in_any_order(mine: list, other: list, grade: Callable) -> bool | None:
+    """Whether each of the others has one of mine for itself."""
+    open_pair, free = False, list(mine)
+    for b in other:
+        grades = [grade(a, b) for a in free]
         if True in grades:
             free.pop(grades.index(True))
         elif None in grades:
@@ -217,6 +245,8 @@ def _against_number(left: str, right: str, number: Number, formula: Formula, une
     stated = read_number(last.strip()) if equals and _ARITHMETIC.fullmatch(head) else None
     if stated:  # "9*2 = 18"
         return formula(last, head) if equal_numbers(stated, number) else False
+    if equals and (first := read_number(head.strip())) and (same := read_number(last.strip())):  # "5/8 = 0.625"
+        return equal_numbers(first, same) and equal_numbers(same, number)
     if not unevaluated or several or _words_of(left) or equals:
         return False
     return formula(left, right)
@@ -265,16 +295,7 @@ def _compare_shapes(mine: shapes.Shape, other: shapes.Shape, formula: Formula, u
     if in_order:
         grades = [grade(a, b) for a, b in zip(left, right)]
         return False if False in grades else None if None in grades else True
-    open_pair, free = False, list(left)
-    for b in right:
-        grades = [grade(a, b) for a in free]
-        if True in grades:
-            free.pop(grades.index(True))
-        elif None in grades:
-            open_pair = True
-        else:
-            return False
-    return None if open_pair else True
+    return _in_any_order(left, right, grade)
 
 
 def _part(text: str) -> tuple[str, _Side]:

@@ -7,7 +7,9 @@ from ibtpo.rewards.math.numbers import read_number
 from ibtpo.rewards.math.shapes import flat, read_shape, strip_member
 
 _MAX_CHARACTERS = 300
-_RELATION = re.compile(r"[<>]|\\(?:leq?s?(?:lant)?|geq?s?(?:lant)?|neq?|lt|gt)(?![a-zA-Z])|\b(?:than|at (?:least|most))\b")
+_RELATION = re.compile(
+    r"[<>]|\\(?:leq?s?(?:lant)?|geq?s?(?:lant)?|neq?|lt|gt)(?![a-zA-Z])|\b(?:than|at (?:least|most))\b"
+)
 _SIGNS = [
     (re.compile(r"\\leq?s?(?:lant)?(?![a-zA-Z])|<=|=<"), "≤"),
     (re.compile(r"\\geq?s?(?:lant)?(?![a-zA-Z])|>=|=>"), "≥"),
@@ -23,7 +25,9 @@ _WORDS = [
     (re.compile(_THAN % "less|smaller|fewer"), "<"),
 ]
 _ALL = re.compile(r"\\mathbb ?\{? ?r ?\}?|all real (?:numbers|values)|all reals|all (?:real )?x")
-_OF_NUMBERS = re.compile(r"^(?:all )?(?:real )?(?:numbers|values)(?: of)? ?(?:that are )?(?=[a-z] |[<>≤≥≠])|^all (?=[a-z] )")
+_OF_NUMBERS = re.compile(
+    r"^(?:all )?(?:real )?(?:numbers|values)(?: of)? ?(?:that are )?(?=[a-z] |[<>≤≥≠])|^all (?=[a-z] )"
+)
 _BUILDER = re.compile(r"\\\{ ?[a-z](?: ?\\in ?\\mathbb ?\{? ?r ?\}?)? ?(?::|\||\\mid) ?(.+?) ?\\\}")
 _OR = re.compile(r"(?<![a-z\\])or(?![a-z])|\\l?or(?![a-z])|\\vee(?![a-z])")
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
@@ -48,11 +52,13 @@ def has_relation(text: str) -> bool:
 
 
 def read_intervals(text: str) -> tuple[str, list[Interval]] | None:
-    """(its variable or "", the intervals that are joined) of an inequality, an interval or a union of them; else None."""
-    if len(text) > _MAX_CHARACTERS or "," in text and has_relation(text):
+    """(its variable or "", the intervals that are joined) of an inequality, an interval, or a union; else None."""
+    if len(text) > _MAX_CHARACTERS:
         return None
     if not has_relation(text):
         return _of_union(text)
+    if "," in text:
+        return None
     text = flat(text)
     if builder := _BUILDER.fullmatch(text):
         text = builder.group(1)
@@ -99,7 +105,7 @@ def _of_inequality(text: str) -> tuple[str, list[Interval]] | None:
     name = left.strip("| ")
     if not right or (name and not _VARIABLE.fullmatch(name)):
         return None
-    open_, close = _BRACKETS.get(sign, "()")
+    open_, close = tuple(_BRACKETS.get(sign, "()"))
     below, above = Interval(f"({close}", _MINUS_INFINITY, right), Interval(f"{open_})", right, _INFINITY)
     if left.startswith("|"):
         number = read_number(right)

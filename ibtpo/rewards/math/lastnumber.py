@@ -26,8 +26,10 @@ _UNSURE = re.compile(
     r"|don't know|do not know|no idea|unclear|undetermined)\b", re.IGNORECASE
 )  # fmt: skip
 _NEGATED = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|(?<!no )(?<!a )(?<!any )doubt)\b|\b(?:is|are|was|(?:ca|could|would)(?=n['’]t be))n['’]t\b|"
-    r"(?:^|\s)(?:if|unless|whether) (?:it|this|the (?:final |correct )?answer)\b|n['’]t (?:think|believe|suppose)\b|\b(?:wrong|incorrect|false) (?:answer|result|value|number|solution)",
+    r"\b(?:not|never|neither|nor|cannot|(?<!no )(?<!a )(?<!any )doubt)\b|"
+    r"\b(?:is|are|was|(?:ca|could|would)(?=n['’]t be))n['’]t\b|"
+    r"(?:^|\s)(?:if|unless|whether) (?:it|this|the (?:final |correct )?answer)\b|"
+    r"n['’]t (?:think|believe|suppose)\b|\b(?:wrong|incorrect|false) (?:answer|result|value|number|solution)",
     re.IGNORECASE,
 )
 # Directly before a number: it is only what another value is made of.
@@ -46,8 +48,8 @@ _SCALED = re.compile(
 # Before a number, up to it: the values it is listed with, "x = 2, x = 3 or x = ", "2 to "; "from 2 to 3" lists none.
 _VALUE = r"\$?(?:[A-Za-z]\w{0,3} ?= ?)?[-−–]?[\w\\{}^.]*\d[\w\\{}^./%]*\$?"
 _LISTED = re.compile(
-    rf"(?<!\S)(?<![-+*/×÷=–] )({_VALUE}(?:, ?{_VALUE}){{0,8}}(?: [a-z]{{2,}}){{0,3}}),? or (?:(?:maybe|perhaps|possibly|even|else|just|"
-    r"only|about) ){0,2}\Z"
+    rf"(?<!\S)(?<![-+*/×÷=–] )({_VALUE}(?:, ?{_VALUE}){{0,8}}(?: [a-z]{{2,}}){{0,3}}),? or "
+    r"(?:(?:maybe|perhaps|possibly|even|else|just|only|about) ){0,2}\Z"
 )
 _NAMED_LIST = re.compile(r"(?<!\S)\$?[A-Za-z]\w{0,3} ?= ?[^\s,;]{1,60}(?:,| and|, and) \Z")
 _RATIO = re.compile(r"(?<!\S)(?<!from )\d[\d.]* to \Z")
@@ -121,8 +123,8 @@ def _with_others(text: str, begin: int, end: int, run: str, value: str) -> str:
     named = states_a_name(run) != run
     others = _RATIO.search(before) or (_NAMED_LIST.search(before) if named else None)
     if not others and (named or "=" not in run) and (listed := _LISTED.search(before)):
-        same = [read_number(normalise(side)) for side in (listed.group(1), value)]  # "0.6 or 60%"
-        others = None if same[0] and same[1] and equal_numbers(*same) else listed
+        first, second = (read_number(normalise(side)) for side in (listed.group(1), value))
+        others = None if first and second and equal_numbers(first, second) else listed  # "0.6 or 60%"
     return f"{others.group().replace('$', '')}{run}" if others else value
 
 

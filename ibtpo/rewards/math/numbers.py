@@ -50,7 +50,8 @@ _DIGITS = 30  # of a rounded value, more than any answer has
 @dataclass(frozen=True)
 class Number:
     """A number as written. value: exact, of a percentage the number before the sign; places: of its decimals, 0 for a
-    whole number or a fraction; unit: if it is known; words: all behind the number; summed: of several units, "5 feet 6 inches", in the first one."""
+    whole number or a fraction; unit: if it is known; words: all behind the number; summed: of several
+    units, "5 feet 6 inches", in the first one."""
 
     value: Fraction
     places: int = 0
@@ -235,6 +236,11 @@ def equal_numbers(answer: Number, expected: Number) -> bool:
         if k == 1 and rate == 1 and (rounds_to(left, right, expected.places) or rounds_to(right, left, answer.places)):
             return True
     return False
+
+
+def is_rounded(exact: Fraction, rounded: Number) -> bool:
+    """Whether a number as written is a value rounded, or cut off, at its last digit."""
+    return abs(exact - rounded.value) < Fraction(1, 10**rounded.places)
 
 
 def rounds_to(exact: Fraction, rounded: Fraction, places: int) -> bool:

@@ -60,6 +60,11 @@ def strip_name(text: str) -> tuple[str, str]:
     return head.replace(" ", ""), last.strip()
 
 
+def is_name(text: str) -> bool:
+    """Whether a text is a name that a value may be given."""
+    return _NAME.fullmatch(text) is not None
+
+
 def strip_member(text: str) -> str:
     r"""What x is in, of "x \in [0, 1]"."""
     match = _MEMBER.match(text)

@@ -30,6 +30,7 @@ _BRACED_COMMA = re.compile(r"\{ ?, ?\}")
 _PLAIN = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 _PLAIN_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt(?=\s*\{)")
+_BARE_RADICAND = re.compile(r"(\\sqrt ?\[ ?\w+ ?\]) ?(\w)")
 _OVER = re.compile(r"\{?\s*([^{}\\=,]{1,50}?)\s*\\over(?![a-zA-Z])\s*([^{}\\=,]{1,50})\s*\}?")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
 # "\\" starts a matrix row: the second of the two never begins a command.
@@ -81,6 +82,7 @@ _CHOICE = re.compile(r"\(([A-Z])\)")
 _LABEL = re.compile(
     r"(\\text\s*\{\s*)?\(([A-E])\)(?(1)\s*\}|(?!\())\s*(?=-?[\w\\({\[.$])(?!\\(?:cup|cap|cdot|times|pm)\b)"
 )
+_APPROXIMATION = re.compile(r"((?:(?!\\approx).)+)\\approx ?\$?(-?\d[\d,]*(?:\.\d+)?)(?: ?\\?%| ?\\text ?\{[^{}]*\})?")
 _CURRENCY = "\x00"  # a dollar sign that is money, not a delimiter
 
 
@@ -103,7 +105,9 @@ def normalise(text: str) -> str:
         if text.count("$") == 1 and re.match(r"-? ?\$ ?[\d.]", text):
             text = text.replace("$", _CURRENCY)
         text = text.replace("$", "").replace(_CURRENCY, "$")
-    text = _PLAIN_ROOT.sub(r"\\sqrt", BOLD.sub("", text)) if "sqrt" in text else BOLD.sub("", text)
+    text = BOLD.sub("", text)
+    if "sqrt" in text:
+        text = _BARE_RADICAND.sub(r"\1{\2}", _PLAIN_ROOT.sub(r"\\sqrt", text))
     if "\\over" in text:
         text = _OVER.sub(r"\\frac{\1}{\2}", text)
     if "\\" in text or "~" in text:
@@ -163,6 +167,12 @@ def _without_commands(text: str) -> str:
         for pattern, name in _NAMES:
             text = pattern.sub(name, text)
     return text
+
+
+def split_approximation(text: str) -> tuple[str, str] | None:
+    r"""("2\sqrt3", "3.46") of "2\sqrt3 \approx 3.46", also with a unit behind; None without such an end."""
+    match = _APPROXIMATION.fullmatch(text) if "\\approx" in text else None
+    return (match.group(1).strip(), match.group(2)) if match else None
 
 
 def _without_braces(text: str) -> str:

@@ -13,11 +13,14 @@ TAIL_CHARACTERS = 8192
 
 _HASHES = re.compile(r"####+[ \t]*([^\n]+)")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPEN_TAG = re.compile(r"<answer>")
 _TAGS = re.compile(r"</?answer>")
 _ANSWER_IS = re.compile(r"\banswers?(?:[ \t]+(is|are)\b|[ \t]*[:=])[ \t]*:?", re.IGNORECASE)
 # The end of a text that breaks off within the words that announce an answer.
 _BEGUN = re.compile(
-    r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4}|<a(?:n(?:s(?:w(?:e(?:r>?)?)?)?)?)?)[ \t]*$", re.IGNORECASE
+    r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4}|"
+    r"<a(?:n(?:s(?:w(?:e(?:r>?)?)?)?)?)?)[ \t]*$",
+    re.IGNORECASE,
 )
 _MARKUP = " \t\r\n*:`"
 _SENTENCE_END = re.compile(
@@ -153,7 +156,7 @@ def extract_answer(text: str) -> str | None:
 
 def _of_tags(text: str) -> str | None:
     """The answer of the last <answer> ... </answer>, of two with nothing but "or" or "and" between them both."""
-    tags = list(_TAG.finditer(text))
+    tags = list(_TAG.finditer(text, 0, text.rfind("</answer>") + len("</answer>")))  # each that is opened is closed
     if not tags:
         return _of_text(_TAGS.sub(" ", text))
     first = len(tags) - 1
@@ -187,5 +190,5 @@ def find_statement(text: str) -> int:
     """
     start = visible_start(text)
     seen = text[start:]
-    found = [match.start() for match in (BOX.search(seen), _HASHES.search(seen), _TAG.search(seen), _BEGUN.search(seen)) if match]
+    found = [match.start() for pattern in (BOX, _HASHES, _OPEN_TAG, _BEGUN) if (match := pattern.search(seen))]
     return start + min([*found, *(begin for begin, _ in _announcements(seen)[:1]), len(seen)])

@@ -14,8 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 from ibtpo.rewards.math.exact import evaluated, exact_comparison
-from ibtpo.rewards.math.numbers import read_number, rounds_to
-from ibtpo.rewards.math.spelling import normalise, split_label
+from ibtpo.rewards.math.numbers import is_rounded, read_number, rounds_to
+from ibtpo.rewards.math.spelling import normalise, split_approximation, split_label
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d{1,30})?\.(\d{1,30})(?![\d.])")
 
@@ -78,16 +78,32 @@ def symbolic_grade(answer: str, reference: str, *, unevaluated: bool = False) ->
     """
     try:
         label, value = split_label(normalise(answer), normalise(reference))
-        expected, given = _parse_reference(reference), _parse(value if label else answer)
+        value = value if label else normalise(answer)
+        approximation = split_approximation(value)
+        value = approximation[0] if approximation else value
+        expected, given = _parse_reference(reference), _parse(value)
         math_verify = _math_verify()
         with exact_comparison(math_verify.grader):
             if not math_verify.verify(expected, given, timeout_seconds=None, raise_on_error=True):
-                return _rounds(value if label else normalise(answer), expected[0])
+                return _rounds(value, expected[0])
+        if approximation and not _is_close(expected[0], approximation[1]):
+            return False
         return unevaluated or not _left_to_do(given[0], expected[0])
     except MemoryError:  # let the worker report that its limit was hit
         raise
     except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
         return False
+
+
+def _is_close(exact: Any, rounded: str) -> bool:
+    """Whether a constant comes to a number as rounded."""
+    import sympy
+
+    number = read_number(rounded)
+    if number is None or not isinstance(exact, sympy.Expr) or exact.free_symbols:
+        return False
+    value = exact.doit().evalf(40)
+    return bool(value.is_real) and is_rounded(Fraction(str(sympy.Rational(value))), number)
 
 
 def _rounds(answer: str, reference: Any) -> bool:
@@ -166,7 +182,7 @@ def _roots(expression: Any) -> list:
 
 
 def _power_of_constants(expression: Any) -> bool:
-    """Whether a constant with roots, or with an imaginary part, stands to a whole power, or one of those below a line."""
+    """Whether a constant with roots, or with an imaginary part, stands to a whole power, the latter below a line."""
     import sympy
 
     for part in sympy.preorder_traversal(expression):

@@ -44,9 +44,9 @@ FUNCTIONS = frozenset(
 # They say that a value is not the answer, or not for certain.
 DOUBTS = frozenset(
     "or nor and not no never none neither either but except unless without instead rather versus vs maybe perhaps "
-    "possibly probably likely might may could cannot if else otherwise whether unknown unsure unclear uncertain guess "
-    "fails wait incorrect wrong false untrue impossible invalid isn isnt ain aint doesn dont don wasn aren undefined pending tbd "
-    "alternatively".split()
+    "possibly probably likely might may could cannot if else otherwise whether unknown unsure unclear uncertain "
+    "guess fails wait incorrect wrong false untrue impossible invalid isn isnt ain aint doesn dont don wasn "
+    "aren undefined pending tbd alternatively".split()
 )
 # They make another value, a bound or a range of the one beside them.
 _OPERATIONS = frozenset(
@@ -87,7 +87,7 @@ _PHRASES = {
     phrase: phrases.split("|")[0]
     for phrases in (
         r"no solution|no solutions|\emptyset|\varnothing|none|empty set|\{\}", "does not exist|dne|d.n.e",
-        r"\mathbb{r}|all real numbers|all reals|all real x|(-\infty,\infty)",
+        r"\infty|infinity|+\infty|infinite", r"\mathbb{r}|all real numbers|all reals|all real x|(-\infty,\infty)",
     )
     for phrase in phrases.split("|")
 }  # fmt: skip

@@ -26,6 +26,8 @@ HOSTILE = [
     "_aaaaa", "1,", "x=", "for $x$ ", "a a", r"1 \pm ", r"\boxed{1}\, ", "1:", "1 2 ", "is ", r"\text{ or }", r"\bf ",
     "√(", "10^", "1.000", "five ", "i.e. ", "(1,", r"\{1,", "#### 1\n", r"\circ C", "<think>",
     r"\frac{1}{2}", r"\! ", "~", "1 m/", "√", "π", r"\boxed{1} or ", "% ",
+    "<answer>", "</answer>", "<answer>1</answer>", "1 or ", "x = 1 and ", r"1 \approx ", "maybe ", "x < ", "$5 and ",
+    "5 feet ", r"1 \over ", "1 to ", "sqrt{", "n't think ", "if it ", r"\sqrt[3]", "(-1", "than ", "|x| > ",
 ]  # fmt: skip
 
 
