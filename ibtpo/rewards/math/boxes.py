@@ -32,6 +32,16 @@ def _joins(gap: str, behind: str, alternatives: bool) -> bool:
     return _ALTERNATIVE.search(gap) is not None or (_CASE.match(gap) is not None and _CASE.match(behind) is not None)
 
 
+def first_box(text: str) -> re.Match | None:
+    """The first match of BOX, which is slow to search for in a text without one."""
+    begin = text.find("box")
+    if begin < 0:
+        return None
+    while begin and text[begin - 1] in "f\\":
+        begin -= 1
+    return BOX.search(text, begin)
+
+
 def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, int]:
     r"""The content of the last complete \boxed{...} (or \fbox, \box), None without one; and where the first box left
     open begins, the length of the text if none is. Braces balance; escaped ones do not count.
@@ -44,7 +54,7 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []
     boxes: list[tuple[int, int, str]] = []  # (begin, end, content) of complete boxes that no later one encloses
-    first = BOX.search(text) if "box" in text else None  # braces before it close after its own or not at all
+    first = first_box(text)  # braces before it close after its own or not at all
     for match in _BRACE.finditer(text, first.start()) if first else ():
         token = match.group()
         if token in ("\\\\", "\\{", "\\}"):

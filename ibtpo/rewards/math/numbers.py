@@ -44,6 +44,7 @@ _ABOUT = re.compile(r"(?:about|approximately|roughly|around) (?=[-$\d.\\])", re.
 _SUM = re.compile(r"\d+(?:\.\d+)? ?[A-Za-z]+\.?(?:,? (?:and )?\d+(?:\.\d+)? ?[A-Za-z]+\.?){1,3}")
 _PART = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)")
 _FEET = re.compile(r"(\d+)' ?(\d+(?:\.\d+)?) ?(?:\"|'')")
+_ONE = Fraction(1)
 _DIGITS = 30  # of a rounded value, more than any answer has
 
 
@@ -95,7 +96,8 @@ def read_number(text: str) -> Number | None:
     if not rest and not start.group(2):
         return Number(value, places)
     unit: Unit | None = currency(start.group(2)) if start.group(2) else None
-    read = _read_rest(rest, value, whole=not places and value.denominator == 1)
+    needed = value if "(" in rest or _ORDINAL.match(rest) else None
+    read = _read_rest(rest, needed, whole=not places and value.denominator == 1)
     if read is None:
         return _read_sum(text)
     factor, percent, counted, words = read
@@ -107,7 +109,7 @@ def read_number(text: str) -> Number | None:
         if not any(power < 0 for _, power in counted.powers):
             return None
         counted = Unit(unit.worth * counted.worth, tuple(sorted((n, p) for n, p in product.items() if p)))
-    return Number(value * factor, places, percent, counted or unit, words)
+    return Number(value if factor is _ONE else value * factor, places, percent, counted or unit, words)
 
 
 def _read_sum(text: str) -> Number | None:
@@ -158,22 +160,24 @@ def _value(match: re.Match) -> tuple[Fraction, int] | None:
         return None
     decimals = part["decimals"] or part["only"] or ""
     exponent = int(part["e"] or part["power"] or part["short"] or 0)
-    value = Fraction(int(f"{_whole(part['units'])}{decimals}"), 10 ** len(decimals))
+    units = _whole(part["units"])
+    value = Fraction(int(f"{units}{decimals}"), 10 ** len(decimals)) if decimals else Fraction(units)
     value = value * Fraction(10) ** exponent if exponent else value
     return value, max(0, len(decimals) - exponent) if decimals.strip("0") else 0
 
 
 @functools.lru_cache(4096)  # few units, many numbers
 def _read_rest(
-    rest: str, value: Fraction, *, whole: bool
+    rest: str, value: Fraction | None, *, whole: bool
 ) -> tuple[Fraction, bool, Unit | None, frozenset[str]] | None:
-    """(factor, whether a percentage, unit, words) of what stands behind a number; None where it is no unit."""
-    factor, none = Fraction(1), frozenset[str]()
+    """(factor, whether a percentage, unit, words) of what stands behind a number; None where it is no unit. The value
+    is needed of one in words too or with an ending, "5 (five)", "5th"."""
+    factor, none = _ONE, frozenset[str]()
     if in_words := _SAME_IN_WORDS.match(rest):
         return (factor, False, None, none) if read_number_words(in_words.group(1)) == value else None
     percent = bool(match := _PERCENT.match(rest))
     rest = rest[match.end() :] if match else rest
-    if whole and value >= 0 and (match := _ORDINAL.match(rest)):
+    if whole and value is not None and value >= 0 and (match := _ORDINAL.match(rest)):
         if match.group(1) != ordinal_ending(int(value)):
             return None
         rest = rest[match.end() :]
@@ -223,7 +227,8 @@ def equal_numbers(answer: Number, expected: Number) -> bool:
         return False
     if answer.percent != expected.percent and (expected.unit if answer.percent else answer.unit):
         return False
-    if rate == 1 and answer.value == expected.value and answer.percent == expected.percent:
+    equal = answer.value.as_integer_ratio() == expected.value.as_integer_ratio()
+    if equal and answer.percent == expected.percent and rate == 1:
         return True
     if not (answer.percent or expected.percent or answer.places or expected.places or rate != 1):
         return False

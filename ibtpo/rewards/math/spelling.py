@@ -35,6 +35,8 @@ _OVER = re.compile(r"\{?\s*([^{}\\=,]{1,50}?)\s*\\over(?![a-zA-Z])\s*([^{}\\=,]{
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
 # "\\" starts a matrix row: the second of the two never begins a command.
 _COMMAND = r"(?<!\\)\\"
+# Any command but these few, which stay as they are.
+_OTHER_COMMAND = re.compile(r"\\(?!(?:text|frac|sqrt|pi|cdot|times|circ|infty)(?![a-zA-Z]))|~")
 _SPACING = re.compile(rf"\s*{_COMMAND}!\s*|{_COMMAND}(?:[,;: >]|(?:q?quad|enspace|thinspace)(?![a-zA-Z]))|~")
 _SIZED_SPACE = re.compile(rf"{_COMMAND}(?:hspace|vspace|phantom|hphantom|tag|label)\*? ?\{{[^{{}}]*\}}")
 _DECORATION = re.compile(
@@ -91,10 +93,13 @@ def normalise(text: str) -> str:
     outside of a function, a leading equals sign, a comma or full stop at the end; spells symbols as LaTeX commands and
     text commands as \text. A dollar sign that is left is money."""
     text = text if text.isascii() else _to_ascii(text)
-    text = _BLANKS.sub(" ", text).strip()
+    text = " ".join(text.split())
     if _PLAIN.fullmatch(text):
         return text.rstrip(",")
-    text = _PI.sub(r"\\pi", _BRACED_COMMA.sub(",", text) if "{" in text else text)
+    if "{" in text:
+        text = _BRACED_COMMA.sub(",", text)
+    if "pi" in text:
+        text = _PI.sub(r"\\pi", text)
     while text.startswith("\\boxed{"):
         content, _ = find_boxes(text)
         if content is None or len(content) != len(text) - len("\\boxed{}"):
@@ -105,7 +110,8 @@ def normalise(text: str) -> str:
         if text.count("$") == 1 and re.match(r"-? ?\$ ?[\d.]", text):
             text = text.replace("$", _CURRENCY)
         text = text.replace("$", "").replace(_CURRENCY, "$")
-    text = BOLD.sub("", text)
+    if "**" in text:
+        text = BOLD.sub("", text)
     if "sqrt" in text:
         text = _BARE_RADICAND.sub(r"\1{\2}", _PLAIN_ROOT.sub(r"\\sqrt", text))
     if "\\over" in text:
@@ -115,10 +121,12 @@ def normalise(text: str) -> str:
     if "circ" in text or "°" in text or "\\degree" in text:
         text = _TEMPERATURE.sub(lambda match: f"\\text{{ {_SCALES[match.group(1) or match.group(2)]}}}", text)
         text = _DEGREES.sub("", _ANGLE.sub(r"\\\1\2(\\frac{\3\\pi}{180})", text))
-    text = re.sub(r" +", " ", _ONE_IN_BRACES.sub(r"\1\2", text)).strip().replace(":=", "=")
+    if "{" in text and ("_" in text or "^" in text):
+        text = _ONE_IN_BRACES.sub(r"\1\2", text)
+    text = (re.sub(r" +", " ", text) if "  " in text else text).strip().replace(":=", "=")
     if "+" in text:
         text = re.sub(r"(?<=[\w)}]) ?\+ ?-(?=[\d.\\])", " - ", text)
-    if leading := _LEADING.match(text):
+    if text[:1] in "\\=:" and (leading := _LEADING.match(text)):
         text = text[leading.end() :]
     if text.startswith("\\text") and (announced := _ANNOUNCED.match(text)):
         said = f"\\text{{{announced.group(1)}}}" if announced.group(1) else ""
@@ -158,6 +166,8 @@ def _root(match: re.Match) -> str:
 
 def _without_commands(text: str) -> str:
     """Without commands that carry no value, and with one name for those that are the same."""
+    if not _OTHER_COMMAND.search(text):
+        return text
     text = _ROW_GAP.sub(r"\\\\", text)
     text = _SPACING.sub(lambda match: "" if "!" in match.group() else " ", text)
     text = _DECORATION.sub("", _SIZED_SPACE.sub("", text))
@@ -199,8 +209,10 @@ def spelling_of(text: str) -> str:
     """The form in which two answers are compared as strings: text commands unwrapped, no money signs, no blanks but
     between digits, "(C)" as "C"."""
     text = ALL_TEXT.sub(r"\1", text) if "\\" in text else text
-    text = _LOOSE_BLANK.sub("", _BLANKS.sub(" ", text.replace("$", "")).strip())
-    choice = _CHOICE.fullmatch(text)
+    text = text.replace("$", "")
+    if " " in text:
+        text = _LOOSE_BLANK.sub("", " ".join(text.split()))
+    choice = _CHOICE.fullmatch(text) if text.startswith("(") else None
     return choice.group(1) if choice else text
 
 

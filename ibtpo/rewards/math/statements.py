@@ -43,13 +43,16 @@ _DISCLAIMED = re.compile(
     r"\b(?:if|whether|unless|wrong|incorrect|false|tempting|naive)(?: the| my| our)?(?: final| correct)? *\Z",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"[.!?;:,\n]|\b(?:but|so|hence|thus|therefore)\b", re.IGNORECASE)
+_TURN = re.compile(r"\b(?:but|so|hence|thus|therefore)\b", re.IGNORECASE)
 
 
 def _disclaimed(text: str, start: int) -> bool:
     """Whether the clause before an announcement denies or doubts it: "I don't think the answer is"."""
     clause = text[max(0, start - 80) : start]
-    begin = max((match.end() for match in _CLAUSE.finditer(clause)), default=0)
+    clause = clause[max(map(clause.rfind, ".!?;:,\n")) + 1 :]
+    if not _DISCLAIMED.search(clause):
+        return False
+    begin = max((match.end() for match in _TURN.finditer(clause)), default=0)
     return _DISCLAIMED.search(clause, begin) is not None
 
 

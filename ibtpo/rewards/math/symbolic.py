@@ -162,7 +162,14 @@ def _roots_to_simplify(answer: Any, reference: Any) -> bool:
     r"""Whether an answer has yet to simplify its roots: a number under one has a factor to be taken out (\sqrt{242} for
     11\sqrt2, 3/\sqrt{27} for \sqrt3/3) or is a calculation (\sqrt{2\cdot121}), unless the reference's are no better; or
     roots of numbers are left to be multiplied or added (\sqrt3\sqrt6). 1/\sqrt3 and \sqrt3/3 are both in simplest
-    form."""
+    form; a square root that is all of the answer may keep the least factor, 4 (\sqrt8 for 2\sqrt2)."""
+    import sympy
+
+    factors = [factor for factor in _flat(answer, sympy.Mul) if factor != -1]
+    lone = factors[0] if len(factors) == 1 else answer
+    if lone.is_Pow and lone.exp == sympy.Rational(1, 2) and lone.base.is_Integer and lone.base % 4 == 0:
+        if _is_simplest(sympy.Pow(lone.base / 4, lone.exp, evaluate=False)):
+            return False
     mine, other = _roots(answer), _roots(reference)
     if _to_collect(answer) and not _to_collect(reference):
         return True
