@@ -286,6 +286,8 @@ def _compare_shapes(mine: shapes.Shape, other: shapes.Shape, formula: Formula, u
     left, right = [_part(part) for part in mine.parts], [_part(part) for part in other.parts]
     named = [all(name for name, _ in side) for side in (left, right)]
     in_order = mine.ordered or other.ordered or (any(named) and not all(named) and _names_differ(left + right))
+    if any(named) and not all(named):  # coordinates have an order of their own: "y = 2, x = 1" for "(1, 2)"
+        left, right = (sorted(s, key=lambda p: p[0]) if {p[0] for p in s} <= set("xyz") else s for s in (left, right))
     if not all(named):  # "x = 1, y = 2" for "1, 2"
         left, right = ([("", value) for _, value in side] for side in (left, right))
 

@@ -110,6 +110,8 @@ def normalise(text: str) -> str:
         if text.count("$") == 1 and re.match(r"-? ?\$ ?[\d.]", text):
             text = text.replace("$", _CURRENCY)
         text = text.replace("$", "").replace(_CURRENCY, "$")
+    if text.startswith('"') and text.count('"') == 2 and text.rstrip(".").endswith('"'):
+        text = text.replace('"', "")
     if "**" in text:
         text = BOLD.sub("", text)
     if "sqrt" in text:
