@@ -63,7 +63,8 @@ def fast_grade(answer_text: str | None, reference: str, *, unevaluated: bool = F
     2. times, ratios and numerals in a base are compared as such, never as quotients or plain numbers;
     3. a reference that is a number is answered by a number: exact values decide, see `numbers.equal_numbers`. An
        expression that would have to be evaluated is wrong, or left open with `unevaluated`;
-    4. lists, sets, pairs, intervals and matrices are compared part by part;
+    4. lists, sets, pairs, intervals and matrices are compared part by part; an inequality in one variable is an
+       interval;
     5. where one side has words beside or instead of a value, both must have the same;
     6. other formulas are left open.
 
