@@ -29,7 +29,8 @@ _NEGATED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|(?<!no )(?<!a )(?<!any )doubt)\b|"
     r"\b(?:is|are|was|(?:ca|could|would)(?=n['’]t be))n['’]t\b|"
     r"(?:^|\s)(?:if|unless|whether) (?:it|this|the (?:final |correct )?answer)\b|"
-    r"n['’]t (?:think|believe|suppose)\b|\b(?:wrong|incorrect|false) (?:answer|result|value|number|solution)",
+    r"n['’]t (?:think|believe|suppose|mean|say|imply|claim)\b|"
+    r"\b(?:wrong|incorrect|false) (?:answer|result|value|number|solution)",
     re.IGNORECASE,
 )
 # Directly before a number: it is only what another value is made of.

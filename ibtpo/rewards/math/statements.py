@@ -38,8 +38,9 @@ _REMARK = re.compile(
 )  # fmt: skip
 # Before "answer is", in its clause: nothing is stated.
 _DISCLAIMED = re.compile(
-    r"\b(?:not(?! only)|never|maybe|perhaps|possibly|unlikely|neither|nor|(?<!no )(?<!a )(?<!any )doubt)\b|"
-    r"n['’]t (?:think|believe|suppose|say|mean|know|imply|claim)\b|"
+    r"\b(?:maybe|perhaps|possibly|unlikely|(?<!no )(?<!a )(?<!any )doubt)\b|"
+    r"(?:\b(?:not|never|neither|nor)|n['’]t)(?:\s+(?:true|correct|right|sure|certain|clear|likely|possible|case|know|think|"
+    r"believe|suppose|say|mean|imply|claim|follow|that|whether|if|the|my|an?|final|yet|really|necessarily))*\s*\Z|"
     r"\b(?:if|whether|unless|wrong|incorrect|false|tempting|naive)(?: the| my| our)?(?: final| correct)? *\Z",
     re.IGNORECASE,
 )
