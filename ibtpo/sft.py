@@ -155,7 +155,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
     if config.model.path:
-        decoder = hf.load(config.model.path, **dtypes)
+        decoder = hf.load(config.model.path, **dtypes, finite=True)
     else:
         architecture = ModelConfig(vocab_size=len(tokenizer), **config.model.architecture)
         decoder = Decoder(architecture, rngs=nnx.Rngs(config.train.seed), **dtypes)

@@ -5,9 +5,10 @@ import json
 import os
 import traceback
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from ibtpo.config.keys import ConfigError
+from ibtpo.errors import one_line
 
 
 def load(path: str) -> ConfigDict:
@@ -16,7 +17,11 @@ def load(path: str) -> ConfigDict:
     Raises:
       ConfigError: no such file, or the file fails; with the line that failed.
     """
+    if "\0" in path:
+        raise ConfigError(f"--config={path!r}: a file name has no zero byte in it")
     name, *argument = [path] if os.path.isfile(path) else path.split(":", 1)
+    if os.path.isdir(name):
+        raise ConfigError(f"--config={path}: that is a folder; give the path of a config in it, e.g. configs/tiny.py")
     if not os.path.isfile(name):
         raise ConfigError(
             f"--config={path}: no such file (looked in {os.getcwd()}); give the path of a config, e.g. configs/tiny.py"
@@ -32,12 +37,13 @@ def load(path: str) -> ConfigDict:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             config = module.get_config(*argument)
+        if isinstance(config, FrozenConfigDict):
+            config = ConfigDict(config)
         if not isinstance(config, ConfigDict):
             raise TypeError(f"get_config() returned {type(config).__name__}, not a ConfigDict; is `return` missing?")
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end with sys.exit()
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == os.path.abspath(name)]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         place = f"{name}, line {line}" if line else name
-        message = " ".join(str(error).split())
-        raise ConfigError(f"--config={path}: {place}: {type(error).__name__}: {message}") from error
+        raise ConfigError(f"--config={path}: {place}: {one_line(error)}: correct the file") from error
     return config

@@ -86,13 +86,13 @@ class _Server:
         """Serves until the program closes the connection, and leaves no process behind."""
         try:
             while True:
-                ready, _, _ = select.select([self.control, self.children], [], [])
+                ready, _, _ = select.select([self.control.fileno(), self.children], [], [])
                 if self.children in ready:
                     with contextlib.suppress(BlockingIOError):
                         while os.read(self.children, 4096):
                             pass
                     self.bury()
-                if self.control in ready:
+                if self.control.fileno() in ready:
                     request = self.control.recv(REQUEST.size, socket.MSG_WAITALL)
                     if len(request) < REQUEST.size:
                         return
