@@ -84,12 +84,7 @@ def load_policy(
     model = hf.read_config(folder)
     if preset:
         _check_preset(model, preset, folder)
-    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
-    if longest > model.max_positions:
-        raise UserError(
-            f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {folder} has "
-            f"{model.max_positions} positions: lower one of the two"
-        )
+    _check_positions(config, model, folder)
     if check is not None:
         check(config, model)
     ends = {name: read_token_ids(folder / name, "eos_token_id") for name in ("config.json", "generation_config.json")}
@@ -123,6 +118,15 @@ def load_policy(
             find_answer=find_statement(config.reward.kind),
         ),
     )
+
+
+def _check_positions(config: Any, model: ModelConfig, folder: pathlib.Path) -> None:
+    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    if longest > model.max_positions:
+        raise UserError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {folder} has "
+            f"{model.max_positions} positions: lower one of the two"
+        )
 
 
 def _check_preset(model: ModelConfig, preset: str, folder: pathlib.Path) -> None:

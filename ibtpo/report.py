@@ -7,13 +7,14 @@ Draws `workdir/metrics.jsonl` of each run into one figure and prints the last an
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ibtpo import metrics as metrics_lib
+from ibtpo.arguments import Parser
+from ibtpo.errors import UserError, one_line
 
 Series = tuple[np.ndarray, np.ndarray]
 Style = Literal["-", "--"]
@@ -273,7 +274,7 @@ def summarize(workdir: str | os.PathLike, name: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a missing file ends it with one line and code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ibtpo.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", action="append", required=True, help="folder of a run; repeat to compare runs")
@@ -281,19 +282,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="the PNG; default: learning_curve.png in the first workdir")
     arguments = parser.parse_args(argv)
     names = arguments.name or run_names(arguments.workdir)
+    out = arguments.out or os.path.join(arguments.workdir[0], "learning_curve.png")
     try:
-        out = learning_curve(
-            arguments.workdir,
-            arguments.out or os.path.join(arguments.workdir[0], "learning_curve.png"),
-            names=names,
+        for workdir in arguments.workdir:
+            if not metrics_lib.exist(workdir):
+                raise UserError(
+                    f"{os.path.join(workdir, metrics_lib.FILE_NAME)}: no such file; --workdir names the folder of a run"
+                )
+        out = learning_curve(arguments.workdir, out, names=names)
+        table = summary_table([summarize(workdir, name) for workdir, name in zip(arguments.workdir, names)])
+    except UserError as error:
+        parser.fail(str(error))
+    except OSError as error:
+        parser.fail(f"--out={out} cannot be written ({error.strerror or error}): name another file")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        parser.fail(
+            f"--workdir={', '.join(arguments.workdir)}: metrics.jsonl or an option cannot be used ({one_line(error)})"
         )
-    except FileNotFoundError as error:
-        print(f"error: {error.filename}: no such file; --workdir names the folder of a run", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(summary_table([summarize(workdir, name) for workdir, name in zip(arguments.workdir, names)]))
+    print(table)
     print(f"\nfigure: {out}")
 
 

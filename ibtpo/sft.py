@@ -137,7 +137,7 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
 
 
 def _check(config: ConfigDict) -> None:
-    """Raises UserError for settings that would fail late."""
+    """Raises UserError for settings that would fail late; the command line checks all of them (`SFT_RULES`)."""
     remats = ("none", *REMAT)
     if config.model.remat not in remats:
         raise UserError(f"model.remat={config.model.remat!r} is none of {', '.join(remats)}")
@@ -151,6 +151,7 @@ def _check(config: ConfigDict) -> None:
 def main(config: ConfigDict, workdir: str) -> None:
     """Trains for config.train.steps updates and writes the model directory config.output."""
     _check(config)
+    config_lib.check_folder("output", config.output)
     enable_compilation_cache(config)
     tokenizer = load_tokenizer(config.tokenizer)
     dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
@@ -202,4 +203,4 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    config_lib.run(main, resolve=None)
+    config_lib.run(main, resolve=config_lib.resolve_by(config_lib.SFT_RULES, "configs/tiny_sft.py"))

@@ -49,7 +49,8 @@ def _check_override(config: ConfigDict, no: bool, key: str, value: str | None, a
     try:
         parser.parse(value)
     except (ValueError, TypeError):
-        raise ConfigError(f"{argument}: {key} needs {words}, not {shown(value)}; e.g. --config.{key}={example}") from None
+        given = f"{argument}: {key} needs {words}, not {shown(value)}"
+        raise ConfigError(f"{given}; e.g. --config.{key}={example}") from None
 
 
 def _split_command_line(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -131,7 +131,9 @@ def _formats_question(template: str) -> bool:
 RULES: dict[str, Rule] = {
     "method": _one_of(*METHODS),
     "compilation_cache": _TEXT,
-    "model.path": Rule(str, lambda x: bool(x.strip()) and is_text(x), "a folder in Hugging Face format, e.g. assets/qwen3-tiny"),
+    "model.path": Rule(
+        str, lambda x: bool(x.strip()) and is_text(x), "a folder in Hugging Face format, e.g. assets/qwen3-tiny"
+    ),
     "model.preset": Rule(str, lambda x: x == "" or x in PRESETS, f'"" or one of {", ".join(PRESETS)}', tuple(PRESETS)),
     "model.dtype": _DTYPE,
     "model.param_dtype": _DTYPE,

@@ -103,7 +103,8 @@ class Grader:
 
         Returns:
           A future of the reward. It holds a float in [0, 1] whatever the text does to its worker. It raises UserError
-          if the reward function returns anything outside [0, 1] or no worker can be started at all, and is cancelled by `close`.
+          if the reward function returns anything outside [0, 1] or no worker can be started at all, and is cancelled by
+          `close`.
 
         Raises:
           RuntimeError: the grader is closed.

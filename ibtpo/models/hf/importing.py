@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, Sharding
 from ibtpo import parallel
 from ibtpo.errors import UserError
 from ibtpo.models.decoder import Decoder
-from ibtpo.models.hf.files import check_weights, open_weights, read_config
+from ibtpo.models.hf.files import WeightFile, check_weights, open_weights, read_config
 from ibtpo.models.hf.layout import Tensors, abstract, tensor_shapes, tensors_of
 
 _ALIGNMENT = 64  # bytes, of host arrays that JAX's CPU devices take as they are
@@ -75,6 +75,12 @@ def load(
         shardings = shardings(params)
     trees = (params,) if shardings is None else (params, shardings)
     read_params = jax.tree.map_with_path(read, *trees)
+    _refuse_infinite(found, checkpoint)
+    return nnx.merge(graphdef, read_params)
+
+
+def _refuse_infinite(found: list[tuple[Tensors, np.ndarray]], checkpoint: dict[str, WeightFile]) -> None:
+    """found: parameters, and for each of their tensors whether it is finite."""
     bad = [name for group, flags in found for name, right in zip(group.names, np.atleast_1d(flags)) if not right]
     if bad:
         others = f" (and in {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
@@ -82,7 +88,6 @@ def load(
             f"{checkpoint[bad[0]].path} holds NaN or infinite numbers in {bad[0]}{others}: fetch the weights again, or "
             "another checkpoint of the model"
         )
-    return nnx.merge(graphdef, read_params)
 
 
 @functools.partial(jax.jit, static_argnums=1)
