@@ -8,6 +8,7 @@ directory to JSON lines with a question and a solution.
 """
 
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
@@ -174,13 +175,15 @@ def main(config: ConfigDict, workdir: str) -> None:
         examples = (tokenize(*pair) for pair in pairs)
         yield from pack(examples, rows=config.train.rows, row_tokens=config.train.row_tokens)
 
+    batches: Iterator[TokenBatch] = read_batches()
+    batches = itertools.chain([next(batches)], batches)  # what is wrong with the data is said before a file is made
     start = time.monotonic()
     with (
         MetricWriter(workdir, config.log.tensorboard, resume_step=0) as writer,
         Progress(config.train.steps, description="sft") as progress,
     ):
         total, count, tokens = 0.0, 0, 0
-        for step, batch in zip(range(1, config.train.steps + 1), read_batches()):
+        for step, batch in zip(range(1, config.train.steps + 1), batches):
             params, opt_state, loss = update(params, opt_state, batch)
             total, count, tokens = total + loss, count + 1, tokens + int(batch.weight.sum())
             if step % config.log.every == 0 or step == config.train.steps:

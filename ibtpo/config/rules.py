@@ -118,6 +118,11 @@ def _num_groups(pattern: str) -> int:
         return -1
 
 
+def _are_terms(text: str) -> bool:
+    weights = parse_terms(text)
+    return weights is not None and all(abs(weight) <= 1e6 for weight in weights.values())
+
+
 def _formats_question(template: str) -> bool:
     """Whether {question} is in it, and no other field or format of one."""
     try:
@@ -238,8 +243,8 @@ RULES: dict[str, Rule] = {
     "reward.unevaluated": _SWITCH,
     "reward.terms": Rule(
         str,
-        lambda x: parse_terms(x) is not None,
-        f'names with weights, "format:0.1,length:-0.05", of {", ".join(choices.TERMS)}, or "" for none',
+        _are_terms,
+        f'names with weights, "format:0.1,length:-0.05", of {", ".join(choices.TERMS)}, of 1e6 at most, or "" for none',
     ),
     "reward.overlong_share": _real(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "reward.overlong_penalty": _POSITIVE,
