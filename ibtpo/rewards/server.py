@@ -39,6 +39,7 @@ READY, FAILED, STARTED, ENDED = b"R", b"E", b"W", b"D"
 
 _PR_SET_CHILD_SUBREAPER = 36
 _ORPHAN_SECONDS = 5.0
+_LOOK_SECONDS = 0.5
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from ibtpo.rewards.server import main; main()"
 
 
@@ -86,7 +87,8 @@ class _Server:
         """Serves until the program closes the connection, and leaves no process behind."""
         try:
             while True:
-                ready, _, _ = select.select([self.control.fileno(), self.children], [], [])
+                ready, _, _ = select.select([self.control.fileno(), self.children], [], [], _LOOK_SECONDS)
+                self.kill_orphans()  # a daemon comes here without a signal
                 if self.children in ready:
                     with contextlib.suppress(BlockingIOError):
                         while os.read(self.children, 4096):

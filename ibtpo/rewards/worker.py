@@ -67,11 +67,12 @@ def serve(connection: socket.socket, memory_mb: int, server: int) -> None:
     """Answers calls until the connection ends. server: the process id of the parent.
 
     A call is [module, name, text, reference, timeout, whether it is a reward]. It is answered twice: by null when it
-    was taken, and by [result], or [] where the function failed. A worker in which something is still running
-    afterwards ends, so that the next answer has a clean one.
+    was taken, and by [result], or [] where the function failed. A worker that is left with threads, children or other
+    surroundings ends, so that the next answer has a clean one.
     """
     own = os.getpid()
     _prepare(memory_mb)
+    before = _surroundings()
     if os.getppid() != server:  # it died before this process asked to be told
         return
     while True:
@@ -91,7 +92,7 @@ def serve(connection: socket.socket, memory_mb: int, server: int) -> None:
             with contextlib.suppress(Exception):
                 stream.flush()
         send(connection, outcome)
-        if threading.active_count() > 1 or _has_children():
+        if _surroundings() != before:
             return
 
 
@@ -105,6 +106,17 @@ def _prepare(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if IS_LINUX:  # macOS refuses this limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20,) * 2)
+
+
+def _surroundings() -> list[Any]:
+    """What a function should leave as it was, as far as it is cheap to tell."""
+    try:
+        place = os.getcwd()
+    except OSError:  # it was removed
+        place = ""
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD)]
+    limits = [resource.getrlimit(n) for n in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_CPU)]
+    return [threading.active_count(), _has_children(), place, dict(os.environ), sys.getrecursionlimit(), handlers, limits]
 
 
 def _has_children() -> bool:
