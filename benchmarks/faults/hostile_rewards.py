@@ -101,6 +101,7 @@ HAZARDS: dict[str, tuple[Callable[[], Any], float | str]] = {
     "segfault": (lambda: ctypes.string_at(0), "crashed"),
     "kill the group": (lambda: os.killpg(0, signal.SIGKILL), "crashed"),
     "overflow the stack": (_overflow_the_stack, "crashed"),
+    "kill the server": (lambda: os.kill(os.getppid(), signal.SIGKILL), "crashed"),
     "sleep": (_sleep, "timeout"),
     "stop": (lambda: os.kill(os.getpid(), signal.SIGSTOP), "timeout"),
     "deaf spin": (_deaf_spin, "timeout"),

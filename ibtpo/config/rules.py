@@ -251,7 +251,7 @@ RULES: dict[str, Rule] = {
     "reward.workers": _whole(1, 1024),  # processes
     # Below, a loaded machine would decide which answers are right.
     "reward.timeout": _real(lambda x: x > 0, "of seconds above 0", least=0.01, most=86_400),
-    "reward.memory_mb": _whole(1),
+    "reward.memory_mb": _whole(256),  # the imports of a worker take 130 of them
     "optimizer.learning_rate": _real(lambda x: x > 0, "above 0", most=1e9),
     "optimizer.schedule": _one_of(*choices.SCHEDULES),
     "optimizer.warmup_steps": _whole(0),

@@ -87,13 +87,12 @@ class _Server:
         """Serves until the program closes the connection, and leaves no process behind."""
         try:
             while True:
+                # A daemon comes here without a signal, so that the timeout counts.
                 ready, _, _ = select.select([self.control.fileno(), self.children], [], [], _LOOK_SECONDS)
-                self.kill_orphans()  # a daemon comes here without a signal
-                if self.children in ready:
-                    with contextlib.suppress(BlockingIOError):
-                        while os.read(self.children, 4096):
-                            pass
-                    self.bury()
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(self.children, 4096):
+                        pass
+                self.bury()
                 if self.control.fileno() in ready:
                     request = self.control.recv(REQUEST.size, socket.MSG_WAITALL)
                     if len(request) < REQUEST.size:
@@ -107,17 +106,19 @@ class _Server:
             for pid in self.workers:
                 _kill_group(pid)
             self.workers = set()
-            self.kill_orphans()
+            until = time.monotonic() + _ORPHAN_SECONDS
+            while self.kill_orphans() and time.monotonic() < until:
+                time.sleep(0.001)
 
     def fork(self) -> None:
-        ours, theirs = socket.socketpair()
+        ours, theirs, own = *socket.socketpair(), os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
                 signal.set_wakeup_fd(-1)
                 self.control.close()
                 theirs.close()
-                worker.serve(ours, self.memory_mb, os.getppid())
+                worker.serve(ours, self.memory_mb, own)
             finally:
                 os._exit(1)  # whatever was raised: this is no second server
         ours.close()
@@ -126,28 +127,26 @@ class _Server:
         theirs.close()
 
     def bury(self) -> None:
-        """Ends what belongs to workers that have ended, and reports them."""
-        ended = []
+        """Reports the workers that have ended, and ends what belonged to them."""
         for pid in sorted(self.workers):
             # It is left a zombie until its group is killed, so that its number cannot be another's.
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 _kill_group(pid)
                 _, status = os.waitpid(pid, 0)
-                ended.append((pid, os.waitstatus_to_exitcode(status)))
                 self.workers.discard(pid)
+                self.control.sendall(REPORT.pack(ENDED, pid, os.waitstatus_to_exitcode(status)))
         self.kill_orphans()
-        for pid, code in ended:
-            self.control.sendall(REPORT.pack(ENDED, pid, code))
 
-    def kill_orphans(self) -> None:
-        """Kills every child that is no worker; what it leaves behind comes here and follows it."""
-        end = time.monotonic() + _ORPHAN_SECONDS
-        while (orphans := set(_children()) - self.workers) and time.monotonic() < end:
-            for pid in orphans:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
+    def kill_orphans(self) -> bool:
+        """Kills every child that is no worker, and says whether there were any: what one leaves behind comes here when
+        it has ended, which is a signal."""
+        orphans = set(_children()) - self.workers
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        return bool(orphans)
 
 
 def _kill_group(pid: int) -> None:

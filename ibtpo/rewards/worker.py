@@ -116,7 +116,8 @@ def _surroundings() -> list[Any]:
         place = ""
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD)]
     limits = [resource.getrlimit(n) for n in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_CPU)]
-    return [threading.active_count(), _has_children(), place, dict(os.environ), sys.getrecursionlimit(), handlers, limits]
+    here = [place, dict(os.environ), sys.getrecursionlimit()]
+    return [threading.active_count(), _has_children(), here, handlers, limits]
 
 
 def _has_children() -> bool:
