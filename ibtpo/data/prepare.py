@@ -26,7 +26,8 @@ def prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.D
         # others, whose rename fails, find the same data there.
         with quiet():
             builder = make_builder()
-        if not builder.is_prepared():
+            prepared = builder.is_prepared()
+        if not prepared:
             raise
     return builder
 
