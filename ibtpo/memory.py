@@ -5,6 +5,7 @@ not, so a run that passes may still not fit (`ibtpo.compile_check` compiles it a
 refused could never run.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable
@@ -62,11 +63,11 @@ def check_training(config: Any, model: ModelConfig) -> None:
     weights = _weights(config, model)
     tree = TreeOptions.from_config(config)
     plan = RunPlan.from_config(config)
-    sampling = [*weights, *_sampler(config, model, tree)]
+    sampling = [*weights, *_sampler(config, model, tree, config.train.questions_per_step)]
     if config.eval.every:
         evaluation = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
-        # The pool of the evaluation is no larger than that of training unless one question needs it (`evaluation.run`).
-        sampling += _sampler(config, model, evaluation, one_question=True, samples=True)
+        # Its pool is no larger than that of training unless one question needs it (`evaluation.run`).
+        sampling = max(sampling, [*weights, *_sampler(config, model, evaluation, 1, samples=True)], key=_total)
     _check(config, sampling, [*weights, *_update(config, model, plan)], _trees(config, plan))
 
 
@@ -78,7 +79,7 @@ def check_evaluation(config: Any, model: ModelConfig) -> None:
     """
     tree = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
     weights = Part("the weights", _num_params(config, model) * _bytes(config.model.param_dtype), ("model.path",))
-    _check(config, [weights, *_sampler(config, model, tree, one_question=True, samples=True)], [], [])
+    _check(config, [weights, *_sampler(config, model, tree, 1, samples=True)], [], [])
 
 
 def _check(config: Any, sampling: list[Part], update: list[Part], host: list[Part]) -> None:
@@ -145,14 +146,17 @@ def _weights(config: Any, model: ModelConfig) -> list[Part]:
 
 
 def _sampler(
-    config: Any, model: ModelConfig, tree: TreeOptions, *, one_question: bool = False, samples: bool = False
+    config: Any, model: ModelConfig, tree: TreeOptions, questions: int, *, samples: bool = False
 ) -> list[Part]:
-    """one_question: whether the pool is counted for one question only. samples: whether eval.samples of them are."""
-    capacity = Capacity.of(SamplerOptions.from_config(config), tree, parallel.num_row_shards())
+    """questions: the fewest of a call. samples: whether eval.samples is the number of responses."""
+    options = dataclasses.replace(SamplerOptions.from_config(config), questions=questions)
+    capacity = Capacity.of(options, tree, parallel.num_row_shards())
     longest = ("sampling.max_new_tokens", "data.max_prompt_tokens")
     in_flight = "sampling.questions_in_flight" if config.sampling.questions_in_flight else "sampling.slots"
     group = ("eval.samples",) if samples else ("tree.initial", "tree.rounds", "tree.top_k", "tree.branch")
     group = group if samples or not tree.extra_rounds else (*group, "tree.extra_rounds")
+    if not samples:
+        group = (*group, "train.questions_per_step")
     pages = ("sampling.pages",) if config.sampling.pages else (in_flight, *group, *longest)
     token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * _bytes(config.model.dtype)
     kv = capacity.page_size * token / (_split("tensor") if model.num_kv_heads % _split("tensor") == 0 else 1)
@@ -161,7 +165,7 @@ def _sampler(
     return [
         Part(
             "pages of keys and values",
-            (capacity.least if one_question else capacity.num_pages) * kv,
+            capacity.num_pages * kv,
             (*pages, "sampling.page_size"),
         ),
         Part("the page table", table, (in_flight, *group, *longest)),

@@ -1,5 +1,5 @@
-"""What is installed is what was locked, and nothing that a run reads is run: no pickle, no code of a checkpoint, a model
-or a data set."""
+"""What is installed is what was locked, and nothing that a run reads is run: no pickle, no code of a checkpoint, model
+or data set."""
 
 import ast
 import json
@@ -157,7 +157,7 @@ def test_a_chat_template_stays_in_its_sandbox(template):
 
 
 def test_the_saved_configuration_of_a_run_is_data(tmp_path, canary):
-    """A folder of a run may come from others: its config.json is JSON, whatever it holds, and a config.py is ignored."""
+    """A run's folder may come from others: its config.json is JSON, whatever it holds, and a config.py is ignored."""
     (tmp_path / "config.py").write_text(f"open({str(canary)!r}, 'w')\n")
     (tmp_path / "config.json").write_text(f"open({str(canary)!r}, 'w')\n")
     with pytest.raises(ConfigError, match="is damaged"):

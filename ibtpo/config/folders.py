@@ -3,16 +3,19 @@
 import contextlib
 import datetime
 import os
+import random
 import shlex
+import stat
 import sys
 import tempfile
+import time
 import traceback
 
 from ibtpo.config.keys import ConfigError, shown
 
 ERROR_LOG = "error.log"
 _MOST_BYTES = 2**22  # of a log that is added to
-_TRIES = 5
+_TRIES = 50
 
 
 def check_folder(flag: str, path: str) -> None:
@@ -35,32 +38,45 @@ def check_folder(flag: str, path: str) -> None:
         try:
             _probe(path)
             return
-        except (FileNotFoundError, FileExistsError) as error:
+        except FileNotFoundError as error:
             # Another process may have removed what it made to probe the same folder.
             if attempt == _TRIES - 1:
                 raise ConfigError(f"{name} cannot be made ({_reason(error)}): {way_out}") from None
+            time.sleep(random.uniform(0.001, 0.02))
         except OSError as error:
             raise ConfigError(f"{name} cannot be written to ({_reason(error)}): {way_out}") from None
 
 
 def _probe(path: str) -> None:
     path, missing = os.path.abspath(path), []
-    while not os.path.isdir(path):
-        if os.path.lexists(path):
-            raise NotADirectoryError(f"{path} is no folder")
+    while not _is_folder(path):
         missing.append(path)
         path = os.path.dirname(path)
     made = []
     try:
         for folder in reversed(missing):
-            os.mkdir(folder)
-            made.append(folder)
+            with contextlib.suppress(FileExistsError):  # another process has made it meanwhile
+                os.mkdir(folder)
+                made.append(folder)
         with tempfile.NamedTemporaryFile(dir=missing[0] if missing else path, prefix=".probe"):
             pass
     finally:
         with contextlib.suppress(OSError):  # others have begun to use them
             for folder in reversed(made):
                 os.rmdir(folder)
+
+
+def _is_folder(path: str) -> bool:
+    """False where nothing is there."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not os.path.islink(path):
+            return False
+        mode = 0
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(f"{path} is no folder")
+    return True
 
 
 def _reason(error: OSError) -> str:
