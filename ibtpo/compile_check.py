@@ -59,4 +59,4 @@ def main(config, workdir: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    config_lib.run(main, needs_workdir=False)
+    config_lib.run(main, needs_workdir=False, writes_workdir=False)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from ibtpo import checkpoints, parallel
+from ibtpo import checkpoints, memory, parallel
 from ibtpo import config as config_lib
 from ibtpo.advantages import AdvantageOptions, at_tokens, by_token, compute_advantages, group_is_uniform
 from ibtpo.choices import TOKEN_ADVANTAGES
@@ -55,7 +55,7 @@ class Trainer:
     def __init__(self, config: Any):
         self.config, self.mesh = config, parallel.use_mesh(config.mesh)
         config_lib.check_split(config, parallel.num_row_shards())
-        self.policy = load_policy(config, mesh=self.mesh)
+        self.policy = load_policy(config, mesh=self.mesh, check=memory.check_training)
         self.problems = load_training(config.data, self.policy.tokenizer)
         self.held_out = load_held_out(config, self.policy.tokenizer)
         self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
