@@ -1,0 +1,65 @@
+"""What is damage to a checkpoint, and what is another fault: of the storage, of the machine, of this program."""
+
+import os
+import re
+
+import jax
+
+from ibtpo.errors import RunFailure, UserError, one_line
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was saved. The message names the file, within the checkpoint, and what is wrong."""
+
+
+# Status codes of TensorStore (those of absl) that are about access to a file, not about its content.
+_ACCESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
+_CONTENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether an error of reading or writing files is about access to them: permission, space, network, a package."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _CONTENT)
+    return isinstance(error, ImportError) or str(error).startswith(_ACCESS)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of reading the files of a checkpoint says that they are not as they were saved. Readers of files
+    raise errors of any kind about them; those that tell of something else are few."""
+    others = (UserError, RunFailure, MemoryError, jax.errors.JaxRuntimeError)  # the last: no room on a device
+    return isinstance(error, Exception) and not isinstance(error, others) and not is_storage_fault(error)
+
+
+def cause_of_failed_write(error: BaseException) -> BaseException | None:
+    """The error of the storage behind an error of writing files; None where there is none, which is then a fault of
+    the program. TensorStore's errors are of the type ValueError and begin with a status code."""
+    while error is not None:
+        if isinstance(error, OSError | ImportError) or re.match(r"[A-Z][A-Z_]{4,}: ", str(error)):
+            return error
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """An error of the storage in a few words."""
+    text = " ".join(str(error).split())
+    if code := re.search(r"os_error_code='?(\d+)", text):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(error)
+
+
+def describe(error: BaseException, place: object) -> UserError | RunFailure:
+    """The error of one line for a storage fault while checkpoints at `place` are read."""
+    if isinstance(error, ImportError):
+        return UserError(
+            f"{place} cannot be read here ({error}): install requirements-tpu.txt, or copy the checkpoints to a folder "
+            "checkpoints in the workdir"
+        )
+    if isinstance(error, PermissionError) or str(error).startswith(_ACCESS[:2]):
+        return UserError(f"{place} cannot be read ({reason(error)}): give this user the right to read it")
+    return RunFailure(
+        f"{place} cannot be read ({reason(error)}); nothing in it was changed: run again when the storage works"
+    )
