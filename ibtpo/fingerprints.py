@@ -1,13 +1,13 @@
 """Fingerprints of what a run is made from: the problems, the model and the tokenizer.
 
-They are saved with every checkpoint and compared when the run is resumed (docs/resuming.md), since a path may name other
-content than it did.
+They are saved with every checkpoint and compared when the run is resumed (docs/resuming.md), since a path may come to
+name other content.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ibtpo.checkpoints import sums
@@ -57,13 +57,13 @@ def _words(saved: str | None, now: str) -> str:
     return f"{saved or 'not recorded'} then, {now} now"
 
 
-def _of_problems(problems: Iterable[Problem]) -> str:
+def _of_problems(problems: Sequence[Problem]) -> str:
     """Of questions, answers, reward kinds and prompts in their order, whatever file they came from."""
-    found, number = hashlib.blake2b(digest_size=8), 0
-    for number, problem in enumerate(problems, 1):
+    found = hashlib.blake2b(digest_size=8)
+    for problem in problems:
         fields = [problem.question, problem.answer, problem.kind, problem.prompt]
         found.update(json.dumps(fields).encode() + b"\n")
-    return f"{number} problems {found.hexdigest()}"
+    return f"{len(problems)} problems {found.hexdigest()}"
 
 
 def _of_model(policy: Policy) -> str:

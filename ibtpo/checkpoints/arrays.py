@@ -6,7 +6,6 @@ layers.q), so that no file depends on a Python class; the PRNG key is saved as i
 
 import asyncio
 import concurrent.futures
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ibtpo.checkpoints import sums
+from ibtpo.checkpoints import quiet, sums
 from ibtpo.checkpoints.damage import Damaged, describe, is_damage, is_storage_fault
 from ibtpo.errors import UserError
 from ibtpo.state import TrainState
-
-# Orbax reports every phase of every save, and its failures with a traceback; they come as exceptions too.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def items(state: TrainState) -> dict[str, dict[str, Any]]:
@@ -80,6 +76,7 @@ class Writer:
     """
 
     def __init__(self, folder: epath.Path, flat: Mapping[str, Any]):
+        quiet.hush()
         self._folder, self._handler = folder, ocp.PyTreeCheckpointHandler()
         args = ocp.args.PyTreeSave(dict(flat))
         # In a thread of its own, for a notebook's may have an event loop that runs already.
@@ -107,6 +104,7 @@ def read(folder: epath.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
     target = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)) for name, x in flat.items()
     }
+    quiet.hush()
     args = ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
     try:
         return ocp.PyTreeCheckpointHandler().restore(folder, args=args)

@@ -1,9 +1,9 @@
 """Checksums of arrays, the same whatever devices and hosts they are split over.
 
-Element i with the bits b_i counts as h_i = mix(b_i ^ mix(i)), i its place in the whole array in row-major order; the sum
-is two words of 32 bits, sum_i h_i and sum_i mix(h_i ^ c), both modulo 2^32. `mix` is the last step of MurmurHash3
-(A. Appleby, public domain), a bijection: another value of one element always changes the first word, and other changes,
-of many elements or of their order, go unnoticed with probability 2^-64. A sum does not depend on the order of its parts,
+Element i with the bits b_i counts as h_i = mix(b_i ^ mix(i)), i its place in the whole array in row-major order. The
+sum is two words of 32 bits, sum_i h_i and sum_i mix(h_i ^ c), both modulo 2^32. `mix` is the last step of MurmurHash3
+(A. Appleby, public domain), a bijection: another value of one element always changes the first word; other changes, of
+many elements or of their order, go unnoticed with probability 2^-64. A sum does not depend on the order of its parts,
 so every device adds up what it holds; a run may be saved by four hosts and checked by one. The host sees two words per
 array.
 """

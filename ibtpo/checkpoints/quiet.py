@@ -1,0 +1,34 @@
+"""What Orbax and TensorStore print besides raising it: every phase of a save and, where a write fails, a traceback for
+each array that was under way with it. The error reaches the program as an exception, which is said in one line."""
+
+import functools
+import logging
+import sys
+import traceback
+from types import TracebackType
+
+
+def _of_orbax(record: logging.LogRecord) -> bool:
+    """Whether asyncio tells of a task of Orbax whose exception nobody asked for: that of another array was raised."""
+    frames = traceback.walk_tb(record.exc_info[2] if record.exc_info else None)
+    return any("orbax" in frame.f_code.co_filename for frame, _ in frames)
+
+
+def _is_late_answer(error: BaseException | None, where: TracebackType | None) -> bool:
+    """Whether a write of TensorStore ended after the loop that had waited for it, because another had failed first."""
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(where)]
+    return isinstance(error, RuntimeError) and "closed" in str(error) and names[:1] == ["call_soon_threadsafe"]
+
+
+@functools.cache
+def hush() -> None:
+    """Drops those messages from now on."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: not _of_orbax(record))
+    before = sys.unraisablehook  # which TensorStore's C++ calls
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not _is_late_answer(unraisable.exc_value, unraisable.exc_traceback):
+            before(unraisable)
+
+    sys.unraisablehook = hook
