@@ -4,6 +4,7 @@
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
 # make test-gpu   what needs the GPU compiler (no GPU), in an environment of its own, .venv-gpu (several GB)
 # make test-peers our losses against those of Tunix and TRL, each in an environment of its own (several GB)
+# make faults     kills, damaged files, lost hosts, hostile rewards and bad input against real runs (an hour)
 # make lint       ruff and mypy               make clean       remove what was built (not .venv, not runs)
 #
 # PYTHON=...  the interpreter of the environment (3.11 or 3.12)
@@ -12,7 +13,7 @@
 # TEST_JOBS=N test processes (0: one, no workers)
 
 .DELETE_ON_ERROR:
-.PHONY: env test-env demo test test-slow test-tpu test-gpu test-peers lint clean help
+.PHONY: env test-env demo test test-slow test-tpu test-gpu test-peers faults lint clean help
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -21,6 +22,7 @@ DEMO_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
 PEERS_ARGS ?=
+FAULTS_ARGS ?=
 
 # The first interpreter that runs and has a version the project supports: a name on the PATH may be a launcher for a
 # version that is not installed, so each is asked rather than looked up.
@@ -31,7 +33,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,12p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,13p'
 
 env: $(VENV)/.env
 test-env: $(VENV)/.test-env
@@ -80,6 +82,10 @@ $(VENV)/.gpu-env: requirements.txt requirements-test.txt requirements-gpu.txt | 
 # Not a part of the test suite: it installs other libraries. PEERS_ARGS=... e.g. "--quick --peers=trl"
 test-peers: env
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/losses.py $(PEERS_ARGS)
+
+# FAULTS_ARGS=... e.g. "--quick --parts=kills"
+faults: test-env
+	$(BIN)/python -m benchmarks.faults $(FAULTS_ARGS)
 
 lint: test-env
 	$(BIN)/python -m ruff check .

@@ -101,6 +101,9 @@ def get_config() -> config_dict.ConfigDict:
     sampling.page_size = 64  # tokens per page, a power of two
     sampling.chunk = 64  # steps decoded between two visits of the host
     sampling.questions_in_flight = 0  # questions whose trees grow at the same time; 0: two per slot
+    # Whether the sampler waits for rewards at fixed points, so that the time of grading decides no batch: two runs are
+    # then equal bit for bit (docs/reliability.md).
+    sampling.deterministic = False
 
     config.loss = loss = config_dict.ConfigDict()
     # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo | treeadv | tempo

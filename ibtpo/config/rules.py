@@ -164,6 +164,7 @@ RULES: dict[str, Rule] = {
     "sampling.page_size": Rule(int, lambda x: x >= 1 and x & (x - 1) == 0, "a power of two"),
     "sampling.chunk": _whole(1),
     "sampling.questions_in_flight": _whole(0),
+    "sampling.deterministic": _SWITCH,
     "loss.advantage": _one_of(*choices.ADVANTAGES),
     "loss.clip_low": _real(lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "loss.clip_high": _POSITIVE,

@@ -96,7 +96,8 @@ class TreeSampler:
         seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         device = DecoderDevice(self.programs, params, key, sampling)
         growth = Growth(self.tree, self.codec, seed)
-        trees, stats = Run(device, self.capacity, growth, Grades(grade), Chunks(began), questions, on_finished).run()
+        grades = Grades(grade, deterministic=self.options.deterministic)
+        trees, stats = Run(device, self.capacity, growth, grades, Chunks(began), questions, on_finished).run()
         stats.seconds = time.perf_counter() - began
         return trees, stats
 
