@@ -33,12 +33,17 @@ def is_damage(error: BaseException) -> bool:
 
 def cause_of_failed_write(error: BaseException) -> BaseException | None:
     """The error of the storage behind an error of writing files; None where there is none, which is then a fault of
-    the program. TensorStore's errors are of the type ValueError and begin with a status code."""
+    the program."""
     while error is not None:
-        if isinstance(error, OSError | ImportError) or re.match(r"[A-Z][A-Z_]{4,}: ", str(error)):
+        if isinstance(error, OSError | ImportError) or is_tensorstore(error):
             return error
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return None
+
+
+def is_tensorstore(error: BaseException | None) -> bool:
+    """Whether it is an error of TensorStore, which has the type ValueError and begins with a status code."""
+    return isinstance(error, ValueError) and re.match(r"[A-Z][A-Z_]{4,}: ", str(error)) is not None
 
 
 def reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ deleted passes through the same forms, so that no half of a checkpoint ever look
 `<step>.damaged` and never touched again.
 """
 
+import contextlib
 import os
 import re
 
@@ -127,14 +128,16 @@ def probe(path: epath.Path, process: int) -> None:
         file.write_bytes(content)
         if file.read_bytes() != content:
             raise OSError("what was written is not what is read")
-        file.unlink()
     except Exception as error:
-        way_out = "install requirements-tpu.txt, or" if isinstance(error, ImportError) else ""
+        way_out = "install requirements-tpu.txt, " if isinstance(error, ImportError) else ""
         why = "a file is in its place" if isinstance(error, FileExistsError | NotADirectoryError) else reason(error)
         raise UserError(
-            f"no checkpoint can be written to {path} ({why}): {way_out} make it a folder with room in which this user "
+            f"no checkpoint can be written to {path} ({why}): {way_out}make it a folder with room in which this user "
             "may write, or name another in checkpoint.dir"
         ) from error
+    finally:
+        with contextlib.suppress(Exception):
+            file.unlink(missing_ok=True)
 
 
 def _is_step(name: str) -> bool:

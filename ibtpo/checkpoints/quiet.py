@@ -5,13 +5,17 @@ import functools
 import logging
 import sys
 import traceback
+import warnings
 from types import TracebackType
+
+from ibtpo.checkpoints.damage import is_tensorstore
 
 
 def _of_orbax(record: logging.LogRecord) -> bool:
     """Whether asyncio tells of a task of Orbax whose exception nobody asked for: that of another array was raised."""
-    frames = traceback.walk_tb(record.exc_info[2] if record.exc_info else None)
-    return any("orbax" in frame.f_code.co_filename for frame, _ in frames)
+    _, error, where = record.exc_info or (None, None, None)
+    frames = traceback.walk_tb(where)
+    return is_tensorstore(error) or any("orbax" in frame.f_code.co_filename for frame, _ in frames)
 
 
 def _is_late_answer(error: BaseException | None, where: TracebackType | None) -> bool:
@@ -25,6 +29,7 @@ def hush() -> None:
     """Drops those messages from now on."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda record: not _of_orbax(record))
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize", RuntimeWarning)  # of writes that were not begun
     before = sys.unraisablehook  # which TensorStore's C++ calls
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
