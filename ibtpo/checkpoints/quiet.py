@@ -15,7 +15,7 @@ def _of_orbax(record: logging.LogRecord) -> bool:
     """Whether asyncio tells of a task of Orbax whose exception nobody asked for: that of another array was raised."""
     _, error, where = record.exc_info or (None, None, None)
     frames = traceback.walk_tb(where)
-    return is_tensorstore(error) or any("orbax" in frame.f_code.co_filename for frame, _ in frames)
+    return "/orbax/" in record.getMessage() or is_tensorstore(error) or any("orbax" in frame.f_code.co_filename for frame, _ in frames)
 
 
 def _is_late_answer(error: BaseException | None, where: TracebackType | None) -> bool:
