@@ -2,10 +2,10 @@
 
 Three checkpoints of a small state are saved, with everything that a run's have. Each damage is done to a fresh copy and
 the run restored from it: it must name the step and the file, and go on from the step before with exactly what was
-saved. The whole is done a second time with the limit up to which files have checksums of their own below the size of
-the data files, as it is for a large model, where the sums of the arrays alone must tell: a flip that changes no array is
-then no damage. Readers (evaluation, export) are tried on the same damage. At last whole processes: a damaged run that is
-resumed, and a save that finds the disk full.
+saved. Then once more with the limit up to which files have checksums of their own below the size of the data files, as
+it is for a large model, where the sums of the arrays alone must tell: a flip that changes no array is then no damage.
+Readers (evaluation, export) are tried on the same damage. At last whole processes: a damaged run that is resumed, and a
+save that finds the disk full.
 """
 
 import concurrent.futures

@@ -21,7 +21,7 @@ def is_storage_fault(error: BaseException) -> bool:
     """Whether an error of reading or writing files is about access to them: permission, space, network, a package."""
     if isinstance(error, OSError):
         return not isinstance(error, _CONTENT)
-    return isinstance(error, ImportError) or str(error).startswith(_ACCESS)
+    return isinstance(error, ImportError) or (is_tensorstore(error) and str(error).startswith(_ACCESS))
 
 
 def is_damage(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from ibtpo.checkpoints.damage import Damaged, describe, is_storage_fault
+from ibtpo.checkpoints.folders import MARK
 
 NAME = "manifest"
 MOST_CHECKED = 64 * 2**20
@@ -26,7 +27,7 @@ _THREADS = 16  # files looked at side by side, since each costs a round trip on 
 
 def write(folder: epath.Path, step: int, arrays: dict[str, dict[str, list]]) -> None:
     """Writes the manifest of a folder, in which everything else is there."""
-    files = list(_walk(folder, ""))
+    files = [name for name in _walk(folder, "") if name != MARK]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         facts = pool.map(lambda name: _facts(folder / name), files)
         content = {"step": step, "arrays": arrays, "files": dict(zip(files, facts))}

@@ -11,17 +11,22 @@ from types import TracebackType
 from ibtpo.checkpoints.damage import is_tensorstore
 
 
+def _is_orbax(where: TracebackType | None) -> bool:
+    return any("/orbax/" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(where))
+
+
 def _of_orbax(record: logging.LogRecord) -> bool:
     """Whether asyncio tells of a task of Orbax whose exception nobody asked for: that of another array was raised."""
     _, error, where = record.exc_info or (None, None, None)
-    frames = traceback.walk_tb(where)
-    return "/orbax/" in record.getMessage() or is_tensorstore(error) or any("orbax" in frame.f_code.co_filename for frame, _ in frames)
+    return "/orbax/" in record.getMessage() or is_tensorstore(error) or _is_orbax(where)
 
 
-def _is_late_answer(error: BaseException | None, where: TracebackType | None) -> bool:
-    """Whether a write of TensorStore ended after the loop that had waited for it, because another had failed first."""
+def _is_late(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> bool:
+    """Whether it comes of an array's task that was dropped, or answers after its loop was closed, since another failed
+    first."""
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(where)]
-    return isinstance(error, RuntimeError) and "closed" in str(error) and names[:1] == ["call_soon_threadsafe"]
+    late_answer = issubclass(kind, RuntimeError) and "closed" in str(error) and names[:1] == ["call_soon_threadsafe"]
+    return late_answer or (issubclass(kind, GeneratorExit | RuntimeError) and _is_orbax(where))
 
 
 @functools.cache
@@ -33,7 +38,7 @@ def hush() -> None:
     before = sys.unraisablehook  # which TensorStore's C++ calls
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not _is_late_answer(unraisable.exc_value, unraisable.exc_traceback):
+        if not _is_late(unraisable.exc_type, unraisable.exc_value, unraisable.exc_traceback):
             before(unraisable)
 
     sys.unraisablehook = hook
