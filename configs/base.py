@@ -83,6 +83,9 @@ def get_config() -> config_dict.ConfigDict:
     tree.surprise = 1.0  # of uucb: weight of the mean -log pi of the steps that follow [ours]
     # Rounds more, at most, for a question whose rewards are all equal so far (after InfoTree's adaptive budget).
     tree.extra_rounds = 0
+    # Rounds of which the next does not wait: round r is chosen from the unguided responses and those of rounds up to
+    # r - 1 - lag, so that lag + 1 rounds of a question are decoded side by side; not of fixed_width.
+    tree.lag = 0
     tree.min_new_tokens = 16  # a node with less room than this before max_new_tokens never branches [ours]
     tree.segment_tokens = 256  # tokens per segment; strategy fixed_width only
 

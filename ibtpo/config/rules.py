@@ -141,6 +141,7 @@ RULES: dict[str, Rule] = {
     "tree.explore": _NOT_NEGATIVE,
     "tree.surprise": _NOT_NEGATIVE,
     "tree.extra_rounds": _whole(0),
+    "tree.lag": _whole(0),
     "tree.root": _one_of(*choices.ROOTS),
     "tree.min_new_tokens": _whole(1),
     "tree.segment_tokens": _whole(1),
