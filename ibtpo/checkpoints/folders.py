@@ -50,8 +50,7 @@ def steps(path: epath.Path) -> list[int]:
         return []
     try:
         names = [child.name for child in path.iterdir() if _is_step(child.name) and child.is_dir()]
-        if not renames(path):
-            names = [name for name in names if not (path / name / MARK).exists()]
+        names = [name for name in names if not (path / name / MARK).exists()]
     except Exception as error:
         if is_storage_fault(error):
             raise describe(error, path) from error

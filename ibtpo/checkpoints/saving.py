@@ -28,7 +28,6 @@ class Saving:
       items: {item: {name: array}}.
       extra: JSON-able, saved beside the arrays.
       keep: newest checkpoints that stay when this one is complete; None: all.
-      with_sums: False leaves the sums of the arrays out, to measure what they cost; such a checkpoint is not read.
     """
 
     def __init__(
@@ -38,17 +37,15 @@ class Saving:
         items: dict[str, dict[str, Any]],
         extra: dict,
         keep: int | None,
-        *,
-        with_sums: bool = True,
     ):
         self.step, self._path, self._keep = step, path, keep
         self._error: Exception | None = None
         self._writers: dict[str, arrays.Writer] = {}
-        self._items, self._sums = items, {}
+        self._items = items
         text = json.dumps(extra)
         try:
             self._folder = epath.Path(hosts.from_first("save", lambda: _told(self._begin, text)))
-            self._sums = {name: sums.start(flat) for name, flat in items.items()} if with_sums else {}
+            self._sums = {name: sums.start(flat) for name, flat in items.items()}
             self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
             self._start_writing()
         except Exception as error:
@@ -112,8 +109,7 @@ class Saving:
             writer.finish()
         described = {}
         for name, flat in self._items.items():
-            found = sums.finish(flat, self._sums[name]) if self._sums else dict.fromkeys(flat, "")
-            described[name] = arrays.describe_arrays(flat, found)
+            described[name] = arrays.describe_arrays(flat, sums.finish(flat, self._sums[name]))
         manifest.write(self._folder, self.step, described)
         folders.complete(self._path, self.step, self._folder)
         if self._keep is not None:
