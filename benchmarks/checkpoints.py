@@ -2,12 +2,12 @@
 
     python benchmarks/checkpoints.py [--quick] [--json]
 
-A state of random numbers with the arrays of a run (parameters, Adam's two moments, a reference in bfloat16) is saved and
-restored in turn with and without checksums: without them it is Orbax alone that writes and reads the same arrays to the
-same file system. With them come the sums of the arrays, computed on the devices, before and after; the manifest; and the
-checksums of the files (`ibtpo/checkpoints/manifest.py`). Medians over rounds that alternate the order. Also reported:
-bytes on disk per checkpoint and per parameter, and how fast the devices add up arrays, from which docs/reliability.md
-computes the cost for a model of 7 billion parameters.
+A state of random numbers with the arrays of a run (parameters, Adam's two moments, a reference in bfloat16) is saved
+and restored in turn with and without checksums: without them it is Orbax alone that writes and reads the same arrays to
+the same file system. With them come the sums of the arrays, computed on the devices, before and after; the manifest;
+and the checksums of the files (`ibtpo/checkpoints/manifest.py`). Medians over rounds that alternate the order. Also
+reported: bytes on disk per checkpoint and per parameter, and how fast the devices add up arrays, from which
+docs/reliability.md computes the cost for a model of 7 billion parameters.
 
 --quick: 8 million parameters and three rounds, not 64 million and seven.
 """

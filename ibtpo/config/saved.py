@@ -34,7 +34,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "model.remat": (ROUNDING, "the parts that the backward pass computes again"),
     "data": (REFUSED, _PROMPTS),
     "data.files": (FREE, f"{_WHERE}; data.source names the set, and the problems themselves are compared"),
-    "data.check_rows": (FREE, "whether another number of rows is an error; the problems themselves are compared anyway"),
+    "data.check_rows": (FREE, "whether another number of rows is an error; the problems themselves are compared"),
     "data.dir": (FREE, f"{_WHERE}; the problems themselves are compared"),
     "data.eval_split": (FREE, "the problems evaluated"),
     "tree": (REFUSED, _ALGORITHM),
