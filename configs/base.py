@@ -103,7 +103,8 @@ def get_config() -> config_dict.ConfigDict:
     sampling.pages = 0  # pages of the key-value cache; 0: enough for the questions in flight
     sampling.page_size = 64  # tokens per page, a power of two
     sampling.chunk = 64  # steps decoded between two visits of the host
-    sampling.questions_in_flight = 0  # questions whose trees grow at the same time; 0: two per slot
+    # Questions whose trees grow at the same time; 0: as many as have two responses for each slot.
+    sampling.questions_in_flight = 0
     # Whether the sampler waits for rewards at fixed points, so that the time of grading decides no batch: two runs are
     # then equal bit for bit (docs/reliability.md).
     sampling.deterministic = False

@@ -108,6 +108,7 @@ class Growth:
 
     def __init__(self, tree: TreeOptions, codec: Codec, seed: Sequence[int]):
         self.tree, self.codec, self.seed = tree, codec, list(seed)
+        self.lag = 0 if tree.strategy == "fixed_width" else tree.lag  # whose rounds end where its paths pause
 
     def stopped(self, draft: Draft) -> bool:
         """To be called when a draft is decoded no further for now: whether it is finished (it ended or ran out of
@@ -148,7 +149,7 @@ class Growth:
         """The responses that the next round is chosen from: those of the rounds up to the last but `lag`, and of the
         first. None where one of them is not graded yet, or no round is to come."""
         if len(q.drafts) < num_responses(self.tree):
-            known = [d for d in q.drafts if d.round <= max(0, q.round - self.tree.lag)]
+            known = [d for d in q.drafts if d.round <= max(0, q.round - self.lag)]
         elif len(q.drafts) < most_responses(self.tree) and len({d.reward for d in q.drafts}) == 1:
             known = q.drafts  # rewards that are all equal earn an extra round
         else:

@@ -111,6 +111,15 @@ def most_responses(options: TreeOptions) -> int:
     return num_responses(options) + options.extra_rounds * options.top_k * options.branch
 
 
+def mean_in_flight(options: TreeOptions) -> float:
+    """Responses of a question that are decoded at the same time, in the mean over its life, where a branch is half as
+    long as an unguided response and all of a round take as long."""
+    if options.strategy in ("independent", "fixed_width"):
+        return num_responses(options)
+    branches, rounds = num_responses(options) - options.initial, (options.rounds - 1) / (1 + options.lag)
+    return (options.initial + branches / 2) / (1 + rounds / 2)
+
+
 def fill_round(ranked: Sequence[Fork], options: TreeOptions) -> list[Fork]:
     """The first top_k of `ranked`, gone through again if there are fewer; `branch` forks each."""
     chosen = [ranked[i % len(ranked)] for i in range(options.top_k)]

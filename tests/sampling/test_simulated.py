@@ -147,15 +147,16 @@ def sample(tree, options, shards, asked, device_class=SimulatedDevice, seed=0, s
     shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
     slots=st.integers(1, 9),
     shards=st.integers(1, 3),
-    in_flight=st.integers(1, 9),
+    in_flight=st.integers(0, 9),
     page_size=st.sampled_from([1, 2, 4, 8]),
     chunk=st.integers(1, 16),
     spare=st.integers(0, 40),
+    lag=st.integers(0, 3),
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=9),
     seed=st.integers(0, 99),
 )
 def test_every_question_finishes_whatever_the_sizes(
-    strategy, shape, slots, shards, in_flight, page_size, chunk, spare, lengths, seed
+    strategy, shape, slots, shards, in_flight, page_size, chunk, spare, lag, lengths, seed
 ):
     """No deadlock, no lost page, nothing starves for ever, and the responses depend on no size but the tree's."""
     initial, rounds, top_k, branch = shape
@@ -165,6 +166,7 @@ def test_every_question_finishes_whatever_the_sizes(
         rounds=1 if strategy == "independent" else rounds,
         top_k=top_k,
         branch=branch,
+        lag=lag,
         max_new_tokens=24,
         min_new_tokens=2,
         segment_tokens=6,
