@@ -1,7 +1,5 @@
 """The checkpoints of one working directory, for the run that writes them."""
 
-import contextlib
-import json
 import os
 import pathlib
 import time
@@ -14,13 +12,11 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ibtpo.checkpoints import arrays, folders, hosts, reading
+from ibtpo.checkpoints import arrays, folders, hosts, note, reading
 from ibtpo.checkpoints.damage import Damaged, describe, is_storage_fault
 from ibtpo.checkpoints.saving import Saving
 from ibtpo.errors import RunFailure, UserError
 from ibtpo.state import TrainState
-
-LAST_SAVED = "last_checkpoint.json"
 
 
 class Checkpoints:
@@ -97,7 +93,7 @@ class Checkpoints:
         saving.wait()
         self._steps = [*self._steps, saving.step][-(self._keep or 0) :]
         if jax.process_index() == 0:
-            self._note_saved(saving.step)
+            note.write(self._workdir, self.path, saving.step)
 
     def check(self) -> None:
         """Whether a save in the background has failed, without waiting for it. On several hosts all call this at the
@@ -208,41 +204,13 @@ class Checkpoints:
             many = "checkpoints are" if len(damaged) > 1 else "checkpoint is"
             print(f"Damaged {many} set aside in {self.path}: {said}. The run goes on from step {good}.", flush=True)
 
-    # A run that had saved is not begun anew without a word.
-
-    def _note_saved(self, step: int) -> None:
-        if self._workdir.is_dir():
-            note = self._workdir / LAST_SAVED
-            text = json.dumps({"step": step, "folder": os.fspath(self.path)})
-            try:
-                note.with_suffix(".tmp").write_text(text)
-                os.replace(note.with_suffix(".tmp"), note)
-            except OSError as error:
-                raise RunFailure(f"{note} could not be written ({error.strerror}): make room, and run again") from error
-
     def check_nothing_lost(self) -> None:
-        """For a run that finds no checkpoint.
+        """For a run that finds no checkpoint, on all hosts together.
 
         Raises:
           UserError: there were some.
         """
-
-        def check() -> None:
-            note, said = self._workdir / LAST_SAVED, ""
-            if note.exists():
-                said = f"{note} says that this run has saved some"
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                    saved = json.loads(note.read_text())
-                    said = f"the run in {self._workdir} had saved step {saved['step']} in {saved['folder']}"
-            elif aside := folders.set_aside(self.path):
-                said = f"damaged ones are set aside ({', '.join(aside)})"
-            if said:
-                raise UserError(
-                    f"{self.path} has no checkpoint, but {said}: bring them back, or start anew in another --workdir "
-                    f"(or delete {note.name if note.exists() else 'those'} to begin again in this one)"
-                )
-
-        hosts.from_first("restore", check)
+        hosts.from_first("restore", lambda: note.check_nothing_lost(self._workdir, self.path))
 
 
 def check_writable(workdir: str | os.PathLike, folder: str | os.PathLike = "") -> None:
