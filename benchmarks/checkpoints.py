@@ -25,6 +25,7 @@ from collections.abc import Callable
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOAL = 1.5  # on a CPU, where the sums are computed by the cores that also compress and write
 LAYERS = 4
+FULL, QUICK = (64_000_000, 7), (8_000_000, 3)  # parameters, rounds
 
 
 def make_items(parameters: int) -> dict:
@@ -54,12 +55,12 @@ def save_with(path, items: dict) -> None:
     Saving(path, 1, items, {"config": {}}, None).wait()
 
 
-def restore_with(path, items: dict) -> None:
+def restore_with(path, items: dict) -> dict:
     import jax
 
     from ibtpo.checkpoints import reading
 
-    jax.block_until_ready(reading.read(path / "1", items)[0])
+    return jax.block_until_ready(reading.read(path / "1", items)[0])
 
 
 def save_without(path, items: dict) -> None:
@@ -74,12 +75,12 @@ def save_without(path, items: dict) -> None:
         writer.finish()
 
 
-def restore_without(path, items: dict) -> None:
+def restore_without(path, items: dict) -> dict:
     import jax
 
     from ibtpo.checkpoints import arrays
 
-    jax.block_until_ready({name: arrays.read(path / "plain" / name, flat) for name, flat in items.items()})
+    return jax.block_until_ready({name: arrays.read(path / "plain" / name, flat) for name, flat in items.items()})
 
 
 def seconds(act: Callable, *arguments) -> float:
@@ -96,7 +97,8 @@ def run(*, quick: bool = False, log: Callable[[str], None] = print) -> dict:
     from benchmarks.goals import make_goal
     from ibtpo.checkpoints import manifest, sums
 
-    items = make_items(8_000_000 if quick else 64_000_000)
+    wanted, rounds = QUICK if quick else FULL
+    items = make_items(wanted)
     jax.block_until_ready(items)
     parameters = sum(x.size for x in items["params"].values())
     size = sum(x.nbytes for flat in items.values() for x in flat.values())
@@ -107,7 +109,7 @@ def run(*, quick: bool = False, log: Callable[[str], None] = print) -> dict:
         "without": {"save": save_without, "restore": restore_without},
     }
     with tempfile.TemporaryDirectory() as name:
-        for number in range(-1, 3 if quick else 7):  # the first compiles
+        for number in range(-1, rounds):  # the first compiles
             path = epath.Path(name) / str(number)
             path.mkdir()
             for how in ("with", "without") if number % 2 else ("without", "with"):
