@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ibtpo.checkpoints import quiet, sums
-from ibtpo.checkpoints.damage import Damaged, describe, is_damage, is_storage_fault
+from ibtpo.checkpoints.damage import Damaged, describe, is_damage, storage_fault
 from ibtpo.errors import UserError
 from ibtpo.state import TrainState
 
@@ -109,11 +109,11 @@ def read(folder: epath.Path, flat: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return ocp.PyTreeCheckpointHandler().restore(folder, args=args)
     except Exception as error:
-        if is_storage_fault(error):
-            raise describe(error, folder) from error
+        if fault := storage_fault(error):
+            raise describe(fault, folder) from error
         if not is_damage(error):
             raise
-        text = " ".join(str(error).split())
+        text = " ".join(str(error.__cause__ or error).split())
         raise Damaged(f"{folder.name}: its arrays cannot be read ({text[:200]})") from error
 
 

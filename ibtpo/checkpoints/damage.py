@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 
 import jax
 
@@ -17,28 +18,36 @@ _ACCESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCE
 _CONTENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def is_storage_fault(error: BaseException) -> bool:
-    """Whether an error of reading or writing files is about access to them: permission, space, network, a package."""
-    if isinstance(error, OSError):
-        return not isinstance(error, _CONTENT)
-    return isinstance(error, ImportError) or (is_tensorstore(error) and str(error).startswith(_ACCESS))
+def storage_fault(error: BaseException) -> BaseException | None:
+    """The error about access to files (permission, space, network, a package) that an error of reading them is, or
+    comes from; None where there is none. Orbax raises its own errors from the one that says what happened."""
+    for each in _chain(error):
+        if isinstance(each, OSError) and not isinstance(each, _CONTENT):
+            return each
+        if isinstance(each, ImportError) or (is_tensorstore(each) and str(each).startswith(_ACCESS)):
+            return each
+    return None
 
 
 def is_damage(error: BaseException) -> bool:
     """Whether an error of reading the files of a checkpoint says that they are not as they were saved. Readers of files
     raise errors of any kind about them; those that tell of something else are few."""
     others = (UserError, RunFailure, MemoryError, jax.errors.JaxRuntimeError)  # the last: no room on a device
-    return isinstance(error, Exception) and not isinstance(error, others) and not is_storage_fault(error)
+    is_other = any(isinstance(each, others) for each in _chain(error))
+    return isinstance(error, Exception) and not is_other and storage_fault(error) is None
 
 
 def cause_of_failed_write(error: BaseException) -> BaseException | None:
     """The error of the storage behind an error of writing files; None where there is none, which is then a fault of
     the program."""
+    return next((e for e in _chain(error) if isinstance(e, OSError | ImportError) or is_tensorstore(e)), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised from."""
     while error is not None:
-        if isinstance(error, OSError | ImportError) or is_tensorstore(error):
-            return error
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return None
+        yield error
+        error = error.__cause__
 
 
 def is_tensorstore(error: BaseException | None) -> bool:
@@ -57,7 +66,7 @@ def reason(error: BaseException) -> str:
 
 
 def describe(error: BaseException, place: object) -> UserError | RunFailure:
-    """The error of one line for a storage fault while checkpoints at `place` are read."""
+    """The error of one line for a storage fault (`storage_fault`) while checkpoints at `place` are read."""
     if isinstance(error, ImportError):
         return UserError(
             f"{place} cannot be read here ({error}): install requirements-tpu.txt, or copy the checkpoints to a folder "

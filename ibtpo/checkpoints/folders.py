@@ -12,7 +12,7 @@ import re
 
 from etils import epath
 
-from ibtpo.checkpoints.damage import describe, is_storage_fault, reason
+from ibtpo.checkpoints.damage import describe, reason, storage_fault
 from ibtpo.errors import UserError
 
 MARK = "unfinished"
@@ -39,8 +39,8 @@ def is_dir(path: epath.Path) -> bool:
     try:
         return path.is_dir()
     except Exception as error:
-        if is_storage_fault(error):
-            raise describe(error, path) from error
+        if fault := storage_fault(error):
+            raise describe(fault, path) from error
         return False
 
 
@@ -52,8 +52,8 @@ def steps(path: epath.Path) -> list[int]:
         names = [child.name for child in path.iterdir() if _is_step(child.name) and child.is_dir()]
         names = [name for name in names if not (path / name / MARK).exists()]
     except Exception as error:
-        if is_storage_fault(error):
-            raise describe(error, path) from error
+        if fault := storage_fault(error):
+            raise describe(fault, path) from error
         raise
     return sorted(map(int, names))
 

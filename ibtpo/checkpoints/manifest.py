@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from ibtpo.checkpoints.damage import Damaged, describe, is_storage_fault
+from ibtpo.checkpoints.damage import Damaged, describe, storage_fault
 from ibtpo.checkpoints.folders import MARK
 
 NAME = "manifest"
@@ -114,7 +114,7 @@ def _or_damaged(folder, name, act):
     try:
         return act()
     except Exception as error:
-        if is_storage_fault(error):
-            raise describe(error, folder / name) from error
+        if fault := storage_fault(error):
+            raise describe(fault, folder / name) from error
         what = "it is missing" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})"
         raise Damaged(f"{name}: {what}") from error

@@ -26,7 +26,7 @@ def _is_late(kind: type[BaseException], error: BaseException | None, where: Trac
     first."""
     names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(where)]
     late_answer = issubclass(kind, RuntimeError) and "closed" in str(error) and names[:1] == ["call_soon_threadsafe"]
-    return late_answer or (issubclass(kind, GeneratorExit | RuntimeError) and _is_orbax(where))
+    return late_answer or _is_orbax(where)
 
 
 @functools.cache

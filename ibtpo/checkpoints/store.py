@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ibtpo.checkpoints import arrays, folders, hosts, note, reading
-from ibtpo.checkpoints.damage import Damaged, describe, is_storage_fault
+from ibtpo.checkpoints.damage import Damaged, describe, storage_fault
 from ibtpo.checkpoints.saving import Saving
 from ibtpo.errors import RunFailure, UserError
 from ibtpo.state import TrainState
@@ -60,8 +60,8 @@ class Checkpoints:
         try:
             folders.remove_left_overs(self.path)
         except Exception as error:
-            if is_storage_fault(error):
-                raise describe(error, self.path) from error
+            if fault := storage_fault(error):
+                raise describe(fault, self.path) from error
             raise
 
     def __enter__(self) -> "Checkpoints":

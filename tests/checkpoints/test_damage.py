@@ -142,18 +142,21 @@ def test_a_fault_of_the_storage_is_no_damage(run, monkeypatch, error, kind, word
     [
         (ValueError("PERMISSION_DENIED: Error reading local file [os_error_code='13']"), UserError),
         (ValueError("UNAVAILABLE: Error reading gs://"), RunFailure),
-        (MemoryError(), MemoryError),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), jax.errors.JaxRuntimeError),
+        (MemoryError(), None),  # those are of the machine, not of the storage
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), None),
     ],
 )
 def test_arrays_that_cannot_be_read_now_are_not_damaged(run, monkeypatch, error, kind):
     import orbax.checkpoint as ocp
 
     def fail(*_, **__):
-        raise error
+        try:
+            raise error
+        except type(error) as cause:  # as Orbax does
+            raise Exception("Encountered error while reading array index") from cause
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", fail)
-    with Checkpoints(run[0]) as store, pytest.raises(kind):
+    with Checkpoints(run[0]) as store, pytest.raises(kind or Exception, match=None if kind else "Encountered error"):
         store.restore(small_state(0))
     assert (run[1] / "3").is_dir()
 
