@@ -27,6 +27,7 @@ def train(config: Any, workdir: str) -> None:
     config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
     enable_compilation_cache(config)
     parallel.initialize()
+    checkpoints.check_writable(workdir, config.checkpoint.dir)
     trainer = Trainer(config)
     first_host, total = jax.process_index() == 0, config.train.steps
     with (
@@ -74,6 +75,8 @@ def resume(trainer: Trainer, store: checkpoints.Checkpoints, workdir: str) -> bo
             f"checkpoint.dir={trainer.config.checkpoint.dir!r} has no checkpoint, and the run in {workdir} kept its "
             f"own in {checkpoints.find(workdir)}: give that one to continue it, or choose a new --workdir"
         )
+    if not resumed:
+        store.check_nothing_lost()
     return resumed
 
 
@@ -93,6 +96,7 @@ def run_updates(
         metrics["time/elapsed_s"] = trainer.position.seconds
         if step % config.log.every == 0 or step == total:
             writer.write(step, metrics)
+        store.check()
         check_skipped(trainer, workdir, step)
         shown = {"reward": "avg_rate_initial", "eff-rate": "eff_rate", "entropy": "entropy"}
         progress.update(
