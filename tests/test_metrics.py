@@ -160,28 +160,24 @@ def test_much_garbage_is_one_warning(tmp_path, caplog):
     assert record.getMessage().endswith("lines 1, 2, 3, 4, 6 and 3 more are no rows of metrics: left out")
 
 
-def test_an_evaluation_that_was_given_up_is_written_once(tmp_path):
-    """However often: before the row, after TensorBoard's part of it, after both."""
+def test_a_row_that_only_tensorboard_has_is_written_once(tmp_path):
+    """A run was killed between the two files, in the evaluation that it owed to the step it had resumed from."""
 
-    def write(resume_step, again, evaluated):
-        with MetricWriter(tmp_path, tensorboard=True, resume_step=resume_step, again=again) as writer:
-            if resume_step < 0:
-                writer.write(1, {"train/x": 1.0})
-                writer.write(2, {"train/x": math.inf})
-            if evaluated:
-                writer.write(2, {"eval/y": 0.5, "train/z": 4.0})
+    def write(resume_step, **rows):
+        with MetricWriter(tmp_path, tensorboard=True, resume_step=resume_step) as writer:
+            for step, row in rows.items():
+                writer.write(int(step[1:]), row)
 
-    write(-1, "", False)
-    write(2, "eval/", True)
-    with MetricWriter(tmp_path, tensorboard=True, resume_step=2, again="eval/") as writer:
-        writer._events.write(2, {"eval/y": 0.5, "train/z": 4.0})  # killed before the line of metrics.jsonl
-    write(2, "eval/", True)
-    whole = [{"step": 1, "train/x": 1.0}, {"step": 2, "train/x": None}, {"step": 2, "eval/y": 0.5, "train/z": 4.0}]
-    assert rows_of(tmp_path) == whole
+    write(-1, _1={"train/x": 1.0}, _2={"train/x": math.inf})
+    with MetricWriter(tmp_path, tensorboard=True, resume_step=2) as writer:
+        writer._events.write(2, {"eval/y": 0.5, "train/z": 4.0})
+    write(2, _2={"eval/y": 0.5, "train/z": 4.0})
+    write(2, _3={"train/x": 3.0})
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 2, 3]
     found = scalars(tmp_path)
     assert {name: found[name] for name in ("eval/y", "train/z")} == {"eval/y": [(2, 0.5)], "train/z": [(2, 4.0)]}
-    [(_, first), (step, second)] = found["train/x"]
-    assert (first, step) == (1.0, 2) and math.isnan(second)
+    [(_, first), (step, second), third] = found["train/x"]
+    assert (first, step, third) == (1.0, 2, (3, 3.0)) and math.isnan(second)
 
 
 KILLED = """

@@ -79,7 +79,6 @@ class MetricWriter:
       workdir: made if missing.
       tensorboard: write event files too.
       resume_step: the last step whose rows are kept, -1 for none; None: continue after the last row, whatever it is.
-      again: the run will write the rows of `resume_step` itself again that have a name with this beginning; "": none.
       active: False writes nothing at all: on every host of a run but the first.
 
     Raises:
@@ -92,7 +91,6 @@ class MetricWriter:
         tensorboard: bool = True,
         *,
         resume_step: int | None = None,
-        again: str = "",
         active: bool = True,
     ):
         self._file: Any = None
@@ -102,7 +100,7 @@ class MetricWriter:
             return
         try:
             os.makedirs(workdir, exist_ok=True)
-            rows = _continue(self._path, resume_step, again)
+            rows = _continue(self._path, resume_step)
             self._file = open(self._path, "a", encoding="utf-8")
             if tensorboard:
                 self._events = self._open_events(os.path.join(workdir, "tensorboard"), resume_step, rows)
@@ -111,8 +109,8 @@ class MetricWriter:
 
     @staticmethod
     def _open_events(folder: str, resume_step: int | None, rows: list[dict[str, Any]]) -> EventFile:
-        """The next file of the folder. Of `resume_step` itself everything is written once more: a row that comes again
-        may be there."""
+        """The next file of the folder. Of `resume_step` itself everything is written once more: a kill between the two
+        files leaves a row here that metrics.jsonl does not have and the run writes again."""
         if resume_step is None or not os.path.isdir(folder):
             return EventFile(folder)
         events = EventFile(folder, max(resume_step, 0))
@@ -158,20 +156,14 @@ class MetricWriter:
         self.close()
 
 
-def _continue(path: str, resume_step: int | None, again: str) -> list[dict[str, Any]]:
+def _continue(path: str, resume_step: int | None) -> list[dict[str, Any]]:
     """Leaves in the file the rows that a resumed run keeps, and returns them."""
     if not os.path.exists(path):
         return []
-    rows = [row for row in read(os.path.dirname(path)) if _is_kept(row, resume_step, again)]
+    rows = [row for row in read(os.path.dirname(path)) if resume_step is None or row["step"] <= resume_step]
     if not rows and os.path.getsize(path):
         os.replace(path, path + ".old")
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     os.replace(path + ".tmp", path)
     return rows
-
-
-def _is_kept(row: Mapping[str, Any], resume_step: int | None, again: str) -> bool:
-    if resume_step is None or row["step"] < resume_step:
-        return True
-    return row["step"] == resume_step and not (again and any(name.startswith(again) for name in row))
