@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ibtpo import native_messages
+from ibtpo import native_messages, parallel
 from ibtpo.errors import UserError, one_line
 from ibtpo.interruption import GIVE_UP, STOP, Interruption, at_end, end_now
 
@@ -36,26 +36,45 @@ _GO_ON = "run the same command on all hosts to continue from the newest checkpoi
 
 
 @contextlib.contextmanager
-def watched(timeout: float, interruption: Interruption) -> Iterator[None]:
-    """Watches the other processes of the run within it; does nothing where there is only one.
+def connected(timeout: float, interruption: Interruption) -> Iterator[None]:
+    """Connects the processes of the job and watches the others within it; nothing where there is only one.
 
     timeout: seconds without a sign of life after which a process is gone.
     """
-    if jax.process_count() == 1:
+    if parallel.job() is None:
         yield
         return
-    watch = _Watch(timeout, interruption)
-    with native_messages.taken(watch.aborted), at_end(watch.announce):
-        watch.start()
-        interruption.request = watch.request
+    with contextlib.ExitStack() as stack:
+        aborted = [_cannot_connect]  # what to do then
+        stack.enter_context(native_messages.taken(lambda report: aborted[0](report)))
+        parallel.initialize(timeout)
         if signal.getsignal(signal.SIGINT) not in (signal.SIG_DFL, signal.default_int_handler):
             interruption.install()  # jax.distributed has taken SIGTERM
+        if jax.process_count() == 1:
+            stack.close()
+            yield
+            return
+        watch = _Watch(timeout, interruption)
+        aborted[0] = watch.aborted
+        stack.enter_context(at_end(watch.announce))
+        watch.start()
+        interruption.request = watch.request
         try:
             yield
             watch.finish()
         except BaseException as error:
             watch.fail(error)
             raise
+
+
+def _cannot_connect(report: str) -> None:
+    """JAX aborts where the processes of a job do not all come."""
+    end_now(
+        1,
+        f"error: the {os.environ.get('JAX_NUM_PROCESSES', '')} processes of this job did not all connect to "
+        f"{os.environ.get('JAX_COORDINATOR_ADDRESS', 'the first one')} within {parallel.CONNECT_SECONDS} seconds: "
+        "start the same command on every host",
+    )
 
 
 def first_says(flag: bool) -> bool:
@@ -90,6 +109,8 @@ class _Watch:
         self._failed: dict[int, float] = {}  # when the end of another was read
         self._reached = self._judged = time.monotonic()  # the service; the last look
         self._ended = threading.Event()  # this process has told its end
+        self._own: tuple[int, str] | None = None  # exit code and line of its own error
+        self._silent = False  # the service is not to be asked any more
         self._over = threading.Event()  # all have finished
         self._answered: set[str] = set()
         self._holding = ""  # what is being agreed on, with the interruption's lock held
@@ -143,6 +164,10 @@ class _Watch:
 
     def aborted(self, report: str) -> None:
         """JAX's coordination client is about to abort this process."""
+        self._silent = True  # it holds the locks that a call of it would wait for
+        if self._own is not None:
+            time.sleep(3)  # this process is about to leave with an error of its own, unless it waits in such a call
+            end_now(*self._own)
         found = re.search(r"/task:(\d+)", report)
         end_now(1, f"error: {self.names.get(int(found[1]) if found else 0)} is gone; {_GO_ON}")
 
@@ -151,14 +176,20 @@ class _Watch:
     def announce(self, code: int, line: str) -> None:
         """Tells the others the end of this process; the first, which holds the service, stays until they know."""
         self._ended.set()
+        if self._silent:
+            return
         with contextlib.suppress(Exception):
             told = json.dumps({"code": code, "line": line})
             self.client.key_value_set(f"{_ROOT}end/{self.me}", told, allow_overwrite=True)
         until = time.monotonic() + _LINGER
         while time.monotonic() < until and not self._all_ended():
             time.sleep(0.1)
+        if self.me == 0 and not self._silent:
+            time.sleep(1.0)  # for the others to have seen it too
 
     def _all_ended(self) -> bool:
+        if self._silent:
+            return True
         with contextlib.suppress(Exception):
             ended = {int(key.rpartition("/")[2]) for key, _ in self.client.key_value_dir_get(f"{_ROOT}end/")}
             gone = {i for i, heard in self._heard.items() if time.monotonic() - heard > min(self.timeout, 5)}
@@ -191,7 +222,8 @@ class _Watch:
             time.sleep(self.timeout + 3 * self.interval)
         code = 2 if isinstance(error, UserError) else 1
         text = " ".join(str(error).split()) if type(error).__module__.startswith("ibtpo") else one_line(error)
-        self.announce(code, f"error: {text}")
+        self._own = code, f"error: {text}"
+        self.announce(*self._own)
         # JAX would wait at its own barrier for processes that have ended.
         atexit.register(_leave, code)
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 
 STOP, GIVE_UP = "stop", "give up"  # at the next update's end; in the middle of sampling
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_MOST = 10.0  # seconds that an end at once may take
 _ONE = 0.1  # seconds within which a signal that comes twice, from a terminal and from a launcher, is one
 
 
@@ -187,11 +188,17 @@ def end_now(code: int, line: str) -> None:
     with contextlib.suppress(Exception):
         stream = sys.stderr if code else sys.stdout
         print(line, file=stream, flush=True)
+    kill_workers()
+    actions = threading.Thread(target=_act, args=(code, line), daemon=True)
+    actions.start()
+    actions.join(_MOST)
+    os._exit(code)
+
+
+def _act(code: int, line: str) -> None:
     for action in reversed(on_end):
         with contextlib.suppress(Exception):
             action(code, line)
-    kill_workers()
-    os._exit(code)
 
 
 @contextlib.contextmanager

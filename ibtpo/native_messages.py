@@ -112,8 +112,6 @@ def taken(on_abort: Callable[[str], None]) -> Iterator[None]:
         pipe.close()
 
     atexit.register(give_back)
-    try:
-        yield
-    finally:
-        atexit.unregister(give_back)
-        give_back()
+    yield
+    atexit.unregister(give_back)  # after an error only then: an abort may still come
+    give_back()

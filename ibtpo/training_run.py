@@ -23,8 +23,7 @@ def run(config: Any, workdir: str, interruption: Interruption) -> None:
     """Runs `config` in `workdir` to its last update, or until it is asked to stop."""
     enable_compilation_cache(config)
     interruption.grace = config.checkpoint.grace_seconds
-    parallel.initialize(config.train.host_timeout)
-    with hosts.watched(config.train.host_timeout, interruption):
+    with hosts.connected(config.train.host_timeout, interruption):
         with parallel.together():
             config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
         with alone(config, workdir):

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -358,11 +358,22 @@ class _Remote:
 
 
 @contextlib.contextmanager
-def locked(folders: list[str], **options):
+def locked(
+    folders: list[str], *, say: Callable[[str], None] = print, on_lost: Callable[[str], None] | None = None
+) -> Iterator[Callable[[], None]]:
     """The locks of several folders, those that are the same once; see `FolderLock`. Yields a function that gives them
     back, for an end without leaving the context."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        """A run that is gone has left all of its locks: the first line says so."""
+        owner = line.partition(": took over ")[2] or line
+        if owner not in said:
+            said.add(owner)
+            say(line)
+
     different = {f if "://" in f else os.path.realpath(f): f for f in folders}
-    locks = [FolderLock(folder, **options) for folder in different.values()]
+    locks = [FolderLock(folder, say=say_once, on_lost=on_lost) for folder in different.values()]
 
     def release() -> None:
         for lock in locks:
