@@ -133,12 +133,15 @@ class FolderLock:
 
     def acquire(self) -> None:
         owner = Owner.this_process()
+        text = json.dumps(asdict(owner))
         try:
-            for _ in range(10):  # others may take or release it at the same time
-                if self._store.create(json.dumps(asdict(owner))):
+            for _ in range(20):  # others may take or release it at the same time
+                if self._store.create(text):
+                    time.sleep(self._store.settle)
+                if self._store.read() == text:
                     self._owner = owner
                     break
-                self._clear()
+                self._clear(text)
             else:
                 raise UserError(f"{self._store}: several runs start at once: start one alone")
         except OSError as error:
@@ -149,11 +152,11 @@ class FolderLock:
         self._thread = threading.Thread(target=self._renew, name="ibtpo-lock", daemon=True)
         self._thread.start()
 
-    def _clear(self) -> None:
+    def _clear(self, own: str) -> None:
         """Puts a stale lock away; raises UserError if the one that is there is not stale."""
         text = self._store.read()
-        if text is None:
-            return  # released just now
+        if text is None or text == own:
+            return  # released just now, or given back by another run that looked at it
         owner, age = Owner.parse(text), self._store.age()
         if age is None:
             return
@@ -214,6 +217,7 @@ class _Local:
     """A lock file in a folder that this system has mounted, perhaps over a network."""
 
     times = LOCAL
+    settle = 0.05  # seconds after which a run that took a stale lock for this one's has put it back
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = os.fspath(folder)
@@ -227,6 +231,13 @@ class _Local:
         os.makedirs(self.folder, exist_ok=True)
         draft = self._draft(text)
         try:
+            return self._appear(draft, text)
+        finally:
+            os.unlink(draft)
+            self._tidy()
+
+    def _appear(self, draft: str, text: str) -> bool:
+        try:
             os.link(draft, self._path)
         except FileExistsError:
             return False
@@ -237,9 +248,6 @@ class _Local:
                 return False
             with os.fdopen(file, "w") as opened:
                 opened.write(text)
-        finally:
-            os.unlink(draft)
-        self._tidy()
         return True
 
     def _tidy(self) -> None:
@@ -292,11 +300,10 @@ class _Local:
             return False
         try:
             with open(grave, encoding="utf-8", errors="replace") as file:
-                if file.read() == text:
-                    return True
-            with contextlib.suppress(OSError):  # a new one, taken in the meantime: it goes back
-                os.link(grave, self._path)
-            return False
+                found = file.read()
+            if found != text:  # a new one, taken in the meantime: it goes back
+                self._appear(grave, found)
+            return found == text
         finally:
             os.unlink(grave)
 
@@ -329,8 +336,7 @@ class _Remote:
             return False
         self._guarded(lambda: self._folder.mkdir(parents=True, exist_ok=True))
         self._guarded(lambda: self._path.write_text(text))
-        time.sleep(self.settle)
-        return self.read() == text
+        return True
 
     def read(self) -> str | None:
         return self._guarded(self._path.read_text)

@@ -207,9 +207,8 @@ def test_several_folders_each_once(tmp_path):
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
     """URLs bucket://... in a folder, with the times of remote storage but no waiting."""
-    from etils import epath
-
-    monkeypatch.setattr(workdir_lock.epath, "Path", lambda url: epath.PosixGPath(url.replace("bucket:/", str(tmp_path))))
+    real = workdir_lock.epath.Path
+    monkeypatch.setattr(workdir_lock.epath, "Path", lambda url: real(url.replace("bucket:/", str(tmp_path))))
     monkeypatch.setattr(workdir_lock._Remote, "settle", 0.05)
     return tmp_path
 
@@ -222,7 +221,7 @@ def test_a_url_has_a_lock_too(bucket):
             FolderLock(url).acquire()
     assert files(bucket / "run") == []
     place(bucket / "run", 200, machine="another")
-    with pytest.raises(UserError, match="last sign of life 200 seconds ago.*for 300 seconds"):
+    with pytest.raises(UserError, match=r"last sign of life 200 seconds ago.*for 300 seconds"):
         FolderLock(url).acquire()
     place(bucket / "run", 301, machine="another")
     with FolderLock(url, say=lambda line: None):
