@@ -83,6 +83,9 @@ def get_config() -> config_dict.ConfigDict:
     tree.surprise = 1.0  # of uucb: weight of the mean -log pi of the steps that follow [ours]
     # Rounds more, at most, for a question whose rewards are all equal so far (after InfoTree's adaptive budget).
     tree.extra_rounds = 0
+    # Rounds of which the next does not wait: round r is chosen from the unguided responses and those of rounds up to
+    # r - 1 - lag, so that lag + 1 rounds of a question are decoded side by side; not of fixed_width.
+    tree.lag = 0
     tree.min_new_tokens = 16  # a node with less room than this before max_new_tokens never branches [ours]
     tree.segment_tokens = 256  # tokens per segment; strategy fixed_width only
 
@@ -100,7 +103,11 @@ def get_config() -> config_dict.ConfigDict:
     sampling.pages = 0  # pages of the key-value cache; 0: enough for the questions in flight
     sampling.page_size = 64  # tokens per page, a power of two
     sampling.chunk = 64  # steps decoded between two visits of the host
-    sampling.questions_in_flight = 0  # questions whose trees grow at the same time; 0: two per slot
+    # Questions whose trees grow at the same time; 0: as many as have two responses for each slot.
+    sampling.questions_in_flight = 0
+    # Whether the sampler waits for rewards at fixed points, so that the time of grading decides no batch: two runs are
+    # then equal bit for bit (docs/reliability.md).
+    sampling.deterministic = False
 
     config.loss = loss = config_dict.ConfigDict()
     # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo | treeadv | tempo

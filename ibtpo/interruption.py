@@ -175,7 +175,7 @@ class Interruption:
 
 # The end of a process from any of its threads.
 
-on_end: list[Callable[[int, str], None]] = []  # called with exit code and line by `end_now`, the newest first
+on_end: list[Callable[[int, str], None]] = []  # called with exit code and line by `end_now`, each in a thread
 _ending = threading.Lock()
 
 
@@ -189,16 +189,14 @@ def end_now(code: int, line: str) -> None:
         stream = sys.stderr if code else sys.stdout
         print(line, file=stream, flush=True)
     kill_workers()
-    actions = threading.Thread(target=_act, args=(code, line), daemon=True)
-    actions.start()
-    actions.join(_MOST)
+    until = time.monotonic() + _MOST
+    actions = [threading.Thread(target=action, args=(code, line), daemon=True) for action in on_end]
+    threading.excepthook = lambda *_: None  # one line, and that is said
+    for thread in actions:
+        thread.start()
+    for thread in actions:
+        thread.join(max(0.0, until - time.monotonic()))
     os._exit(code)
-
-
-def _act(code: int, line: str) -> None:
-    for action in reversed(on_end):
-        with contextlib.suppress(Exception):
-            action(code, line)
 
 
 @contextlib.contextmanager

@@ -166,9 +166,12 @@ def _stop_ids(
     return tuple(sorted(ids))
 
 
-def make_sampler(policy: Policy, config: Any, *, pages: int | None = None, **changes: Any) -> TreeSampler:
-    """The sampler the config describes. pages: instead of sampling.pages; changes: fields of `TreeOptions`."""
-    options = SamplerOptions.from_config(config)
+def make_sampler(
+    policy: Policy, config: Any, *, questions: int = 0, pages: int | None = None, **changes: Any
+) -> TreeSampler:
+    """The sampler the config describes. questions: the most of a call; 0: any number. pages: instead of sampling.pages.
+    changes: fields of `TreeOptions`."""
+    options = dataclasses.replace(SamplerOptions.from_config(config), questions=questions)
     return TreeSampler(
         policy.graphdef,
         policy.model,

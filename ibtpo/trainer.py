@@ -63,8 +63,8 @@ class Trainer:
         self.held_out = load_held_out(config, self.policy.tokenizer)
         self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
 
-        self.sampler = make_sampler(self.policy, config)
-        self.eval_sampler = make_eval_sampler(self.policy, config)
+        self.sampler = make_sampler(self.policy, config, questions=config.train.questions_per_step)
+        self.eval_sampler = make_eval_sampler(self.policy, config, len(self.held_out))
         self.sampling = SamplingParams.from_config(config.sampling)
         self.grader = make_grader(config)
 

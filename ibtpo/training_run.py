@@ -52,6 +52,7 @@ def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
     first_host, total = jax.process_index() == 0, config.train.steps
     with (
         trainer.grader,
+        interruption_lib.at_end(lambda code, line: trainer.grader.close()),
         checkpoints.Checkpoints(workdir, folder=config.checkpoint.dir, keep=config.checkpoint.keep) as store,
     ):
         resumed = resume(trainer, store, workdir)

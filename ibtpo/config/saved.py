@@ -44,6 +44,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "sampling.page_size": (ROUNDING, "the pieces in which attention reads the cache"),
     "sampling.chunk": (ROUNDING, "how often the host looks in; a response that was put back is computed anew"),
     "sampling.questions_in_flight": (ROUNDING, _SHAPES),
+    "sampling.deterministic": (ROUNDING, "when a question's next round begins, and so which sequences share a batch"),
     "loss": (REFUSED, _ALGORITHM),
     "reward": (REFUSED, "which responses are right, and by how much"),
     "reward.workers": (FREE, "how many processes grade"),

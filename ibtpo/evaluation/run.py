@@ -19,15 +19,19 @@ from ibtpo.sampling import SampledTree, SamplingParams, TreeSampler
 EVALUATION_STREAM = 0x65766C
 
 
-def make_eval_sampler(policy: Policy, config) -> TreeSampler:
-    """The sampler of `evaluate`: eval.samples independent responses per question.
+def make_eval_sampler(policy: Policy, config, questions: int = 0) -> TreeSampler:
+    """The sampler of `evaluate`: eval.samples independent responses per question, of which a call has `questions` at
+    most (0: any number).
 
     Its pool is no larger than that of training, whose memory is known to suffice, unless one question needs more.
     """
     independent = dict(strategy="independent", initial=config.eval.samples, rounds=1)
-    sampler = make_sampler(policy, config, **independent)
-    pages = max(make_sampler(policy, config).total_pages, sampler.least_pages)
-    return make_sampler(policy, config, pages=pages, **independent) if pages < sampler.total_pages else sampler
+    sampler = make_sampler(policy, config, questions=questions, **independent)
+    trained = make_sampler(policy, config, questions=config.train.questions_per_step)
+    pages = max(trained.total_pages, sampler.least_pages)
+    if pages >= sampler.total_pages:
+        return sampler
+    return make_sampler(policy, config, questions=questions, pages=pages, **independent)
 
 
 def evaluate(

@@ -44,7 +44,7 @@ def evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
     identity = identify(checkpoint)
     policy = load_checkpoint(config, checkpoint)
     benchmarks = load_benchmarks(config, policy.tokenizer)
-    sampler = make_eval_sampler(policy, config)
+    sampler = make_eval_sampler(policy, config, max(map(len, benchmarks.values())))
     folder = pathlib.Path(workdir or pathlib.Path(checkpoint) / "evaluation")
     with make_grader(config) as grader:
         check_grading(benchmarks, grader)

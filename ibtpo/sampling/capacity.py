@@ -1,11 +1,12 @@
 """The room of one shard of the sampler: slots, rows and pages, and the pages that one question can need."""
 
+import math
 from dataclasses import dataclass
 
 from ibtpo.errors import UserError
 from ibtpo.sampling.interface import SamplerOptions
 from ibtpo.sampling.pages import pages_for
-from ibtpo.sampling.strategies import TreeOptions, most_responses
+from ibtpo.sampling.strategies import TreeOptions, mean_in_flight, most_responses
 
 STANDBY = 1  # sequences standing by for each slot
 
@@ -46,7 +47,8 @@ class Capacity:
                     f"to a multiple of {num_shards}, e.g. {-(-count // num_shards) * num_shards}"
                 )
         num_slots = options.slots // num_shards
-        num_blocks = -(-(options.questions_in_flight or 2 * options.slots) // num_shards)
+        in_flight = options.questions_in_flight or math.ceil(2 * options.slots / mean_in_flight(tree))
+        num_blocks = math.ceil(min(in_flight, options.questions or in_flight) / num_shards)
         least, group_size = worst_case_pages(options, tree), most_responses(tree)
         num_pages = options.pages // num_shards if options.pages else num_blocks * least
         if num_pages < least:

@@ -26,13 +26,11 @@ from ibtpo.models.attention import prompt_attend
 from ibtpo.models.decoder import Attend, Decoder
 from ibtpo.parallel import constrain, constrain_tree, current_mesh, num_row_shards, per_shard, replicate
 from ibtpo.sampling import pages as paging
-from ibtpo.sampling.device import Chunk
+from ibtpo.sampling.device import CHECK_EVERY, Chunk
 from ibtpo.sampling.logits import SamplingParams, sample
 from ibtpo.sampling.pages import POOL_AXES, PagePool
 from ibtpo.sampling.slots import QUEUE_AXES, SLOT_AXES, STATE_AXES, Queue, SamplerState, Slots, Starts, make_slots
 from ibtpo.sampling.stops import MATCHED
-
-CHECK_EVERY = 4  # decode steps on a mesh between two looks at whether any device has something to do
 
 _extend = per_shard(paging.extend, (POOL_AXES, ("rows",), ("rows",)), POOL_AXES)
 _fork = per_shard(paging.fork, (POOL_AXES, ("rows",), ("rows",), ("rows",)), (POOL_AXES, ("rows",)))

@@ -17,6 +17,11 @@ from ibtpo.sampling.pages import NO_ROW
 
 Array = jax.Array | np.ndarray
 
+CHECK_EVERY = 4  # decode steps on a mesh between two looks at whether any device has something to do
+RELEASE_BATCH = 8  # questions of each shard whose pages one call gives back
+PREFILL_BATCH = 8  # prompts per prefill call, or one per shard: two programs for each length
+SMALLEST_PREFILL = 32  # prompt lengths are rounded up to this times a power of two
+
 
 class Prompt(NamedTuple):
     """A prompt to be put into an empty row."""
@@ -104,3 +109,29 @@ class Device(Protocol):
 
     def pages_in_use(self) -> int:
         """Pages, of all shards, that some row refers to."""
+
+
+def prefill_batches(prompts: Sequence[Sequence[Prompt]]) -> Iterator[tuple[int, int, dict[int, Prompt]]]:
+    """The calls that put the prompts of each shard into the cache: (prompts of a shard, width in tokens, the prompts by
+    their place in the batch)."""
+    waiting = [list(of_shard) for of_shard in prompts]
+    while any(waiting):
+        per_shard = max(1, PREFILL_BATCH // len(waiting)) if max(map(len, waiting)) > 1 else 1
+        batch: dict[int, Prompt] = {}
+        for shard, of_shard in enumerate(waiting):
+            batch |= {shard * per_shard + i: prompt for i, prompt in enumerate(of_shard[:per_shard])}
+            del of_shard[:per_shard]
+        yield per_shard, prefill_width(max(len(prompt.tokens) for prompt in batch.values())), batch
+
+
+def prefill_width(num_tokens: int) -> int:
+    """Tokens of the program that prefills prompts of `num_tokens`."""
+    width = SMALLEST_PREFILL
+    while width < num_tokens:
+        width *= 2
+    return width
+
+
+def chunk_widths(num_slots: int) -> list[int]:
+    """The numbers of a shard's slots that a chunk can be run with; it is run by the fewest that hold its sequences."""
+    return sorted({max(1, num_slots // n) for n in (1, 2, 4, 8)})

@@ -82,8 +82,7 @@ class Run:
     def _admit(self) -> None:
         for q in self.admission.admit():
             self.shards[q.shard].queue.extend((q, draft) for draft in q.drafts if draft.wanted)
-            if not q.waiting:
-                self._advance(q)
+            self._advance(q)
 
     def _preempt(self) -> None:
         while self.chunks:
@@ -155,7 +154,7 @@ class Run:
     def _stopped(self, q: Growing, draft: Draft) -> None:
         """A sequence left its slot: it ended, ran out of tokens, or paused at a segment's end."""
         if not self.growth.stopped(draft):
-            self._done_waiting(q)
+            self._done(q, draft)
             return
         if any(map(math.isnan, draft.log_probs)):
             raise ValueError(
@@ -165,22 +164,22 @@ class Run:
         self.stats.responses += 1
         self.stats.response_tokens += len(draft.tokens)
         if self.grades.ask(q, draft):
-            self._done_waiting(q)
+            self._done(q, draft)
 
     def _collect_grades(self) -> None:
-        for q, _ in self.grades.collect():
-            self._done_waiting(q)
+        for q, draft in self.grades.collect():
+            self._done(q, draft)
 
-    def _done_waiting(self, q: Growing) -> None:
-        q.waiting -= 1
-        if not q.waiting and q.shard >= 0:  # one that has been preempted goes on when it is back
+    def _done(self, q: Growing, draft: Draft) -> None:
+        q.done(draft)
+        if q.shard >= 0:  # one that has been preempted goes on when it is back
             self._advance(q)
 
     def _advance(self, q: Growing) -> None:
-        """Opens the question's next round, or hands over its tree."""
-        drafts = self.growth.next_round(q)
-        self.shards[q.shard].queue.extend((q, draft) for draft in drafts)
-        if not drafts:
+        """Opens the rounds of the question that may begin, or hands over its tree."""
+        while drafts := self.growth.next_round(q):
+            self.shards[q.shard].queue.extend((q, draft) for draft in drafts)
+        if not q.waiting:
             self.admission.finish(q)
             result = self.results[q.order] = self.growth.result(q)
             if self.on_finished:

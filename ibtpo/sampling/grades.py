@@ -2,6 +2,9 @@
 
 With several processes each runs the same plan and knows the same responses. One of them grades a response, by its
 question and index, and tells the others; all go on with the same rewards, or all raise.
+
+When a reward comes decides when the question's next round begins, and so which sequences share a batch: the same
+formulas in other shapes, which differ by rounding. A deterministic schedule waits for every reward where it next looks.
 """
 
 import math
@@ -48,10 +51,14 @@ class _Pending:
 
 
 class Grades:
-    """Rewards that have been asked for and not been given yet."""
+    """Rewards that have been asked for and not been given yet.
 
-    def __init__(self, grade: Grade):
-        self._grade = grade
+    deterministic: all that have been asked for are waited for at the next `collect`, and none is given before it, so
+    that what the caller does next does not depend on how long grading took.
+    """
+
+    def __init__(self, grade: Grade, *, deterministic: bool = False):
+        self._grade, self._deterministic = grade, deterministic
         self._pending: list[_Pending] = []
 
     def ask(self, q: Growing, draft: Draft) -> bool:
@@ -67,7 +74,8 @@ class Grades:
                 # Raised when the others learn of it too: until then they count on this process.
                 pending.grade = Future()
                 pending.grade.set_exception(error)
-        if jax.process_count() == 1 and not math.isnan(reward := pending.reward()):
+        at_once = jax.process_count() == 1 and not self._deterministic
+        if at_once and not math.isnan(reward := pending.reward()):
             draft.reward = reward
             return True
         self._pending.append(pending)
@@ -75,9 +83,12 @@ class Grades:
 
     def wait(self) -> None:
         """Waits until one of those that this process grades is there, if it grades any."""
-        own = [p.grade for p in self._pending if isinstance(p.grade, Future)]
-        if own:
+        if own := self._own():
             wait(own, return_when=FIRST_COMPLETED)
+
+    def _own(self) -> list[Future]:
+        """Those under way that this process grades."""
+        return [p.grade for p in self._pending if isinstance(p.grade, Future)]
 
     def collect(self) -> list[tuple[Growing, Draft]]:
         """Those of which all processes know the reward since the last call, which is in `draft.reward`.
@@ -88,6 +99,8 @@ class Grades:
         """
         if not self._pending:
             return []
+        if self._deterministic:
+            wait(self._own())
         if jax.process_count() == 1:
             rewards = np.array([p.reward() for p in self._pending])
         else:

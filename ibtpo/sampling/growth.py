@@ -27,7 +27,13 @@ class Draft:
     wanted: bool = False  # to be decoded further, now or after its question is back
     finish: str = ""  # "" while it is unfinished, which includes paused at a segment's end
     reward: float = 0.0
+    graded: bool = False  # whether it is finished, and `reward` its reward
     answer_start: int | None = None  # of a finished one, once a fork is to be chosen
+
+    def place(self) -> Response:
+        """Where it forked, without its tokens."""
+        nothing = np.zeros(0)
+        return Response(self.index, self.parent, self.fork, self.round, nothing, nothing, "", 0.0)
 
     def finished(self) -> Response:
         return Response(
@@ -44,8 +50,8 @@ class Draft:
 
 @dataclass
 class Growing:
-    """A question from its turn to its end. `waiting` counts its responses queued, decoding or being graded; at
-    zero its round is over. It holds a block of rows of one shard while it is in flight (`shard` >= 0)."""
+    """A question from its turn to its end. `waiting` counts its responses queued, decoding or being graded. It holds a
+    block of rows of one shard while it is in flight (`shard` >= 0)."""
 
     order: int
     question: Question
@@ -55,6 +61,11 @@ class Growing:
     drafts: list[Draft] = field(default_factory=list)
     round: int = -1
     waiting: int = 0
+
+    def done(self, draft: Draft) -> None:
+        """To be called when a draft paused or, where it is finished, is graded."""
+        self.waiting -= 1
+        draft.graded = bool(draft.finish)
 
     def row(self, draft: Draft) -> int:
         """The draft's own row."""
@@ -97,6 +108,7 @@ class Growth:
 
     def __init__(self, tree: TreeOptions, codec: Codec, seed: Sequence[int]):
         self.tree, self.codec, self.seed = tree, codec, list(seed)
+        self.lag = 0 if tree.strategy == "fixed_width" else tree.lag  # whose rounds end where its paths pause
 
     def stopped(self, draft: Draft) -> bool:
         """To be called when a draft is decoded no further for now: whether it is finished (it ended or ran out of
@@ -108,21 +120,20 @@ class Growth:
         return True
 
     def next_round(self, q: Growing) -> list[Draft]:
-        """Opens the question's next round: the drafts to decode, old ones that paused and new ones. None of them where
-        the question is finished."""
-        finished = [d for d in q.drafts if d.finish]
-        paused = [d for d in q.drafts if not d.finish]
-        q.round += 1
+        """Opens the question's next round, if it may: the drafts to decode, old ones that paused and new ones. None of
+        them where others are waited for, or the question is finished (`Growing.waiting` tells the two apart)."""
+        paused: list[Draft] = []
         if not q.drafts:
             forks = [Fork(response=-1, position=0)] * self.tree.initial
-        elif paused:
+        elif paused := self._paused(q):
             active = [(d.index, len(d.tokens)) for d in paused]
             stated = [d.index for d in paused if self._answer_start(q, d) < len(d.tokens)]
-            forks = segment_forks(active, len(finished), self.tree, stated)
-        elif len(q.drafts) < num_responses(self.tree) or self._may_go_on(q):
-            forks = self._choose(q)
+            forks = segment_forks(active, len(q.drafts) - len(paused), self.tree, stated)
+        elif known := self._known(q):
+            forks = self._choose(q, known)
         else:
             return []
+        q.round += 1
         drafts = paused + [self._fork(q, fork) for fork in forks]
         for draft in drafts:
             draft.limit = self._limit(draft)
@@ -130,13 +141,24 @@ class Growth:
         q.waiting += len(drafts)
         return drafts
 
-    def _may_go_on(self, q: Growing) -> bool:
-        """Whether a question that has its responses gets another round: their rewards are all equal."""
-        return len(q.drafts) < most_responses(self.tree) and len({draft.reward for draft in q.drafts}) == 1
+    def _paused(self, q: Growing) -> list[Draft]:
+        """The drafts that wait at a segment's end for the others; none while those are under way."""
+        return [] if q.waiting else [d for d in q.drafts if not d.finish]
 
-    def result(self, q: Growing) -> SampledTree:
-        """The tree of a finished question."""
-        responses = [d.finished() for d in q.drafts]
+    def _known(self, q: Growing) -> list[Draft]:
+        """The responses that the next round is chosen from: those of the rounds up to the last but `lag`, and of the
+        first. None where one of them is not graded yet, or no round is to come."""
+        if len(q.drafts) < num_responses(self.tree):
+            known = [d for d in q.drafts if d.round <= max(0, q.round - self.lag)]
+        elif len(q.drafts) < most_responses(self.tree) and len({d.reward for d in q.drafts}) == 1:
+            known = q.drafts  # rewards that are all equal earn an extra round
+        else:
+            return []
+        return known if all(d.graded for d in known) else []
+
+    def result(self, q: Growing, drafts: Sequence[Draft] | None = None) -> SampledTree:
+        """The tree of a finished question, or of its first `drafts` so far."""
+        responses = [d.finished() for d in (q.drafts if drafts is None else drafts)]
         return SampledTree(q.question, build_tree(q.question.tokens, responses, self.codec.step_ends), responses)
 
     def _answer_start(self, q: Growing, draft: Draft) -> int:
@@ -147,12 +169,13 @@ class Growth:
         draft.answer_start = start if draft.finish else None
         return start
 
-    def _choose(self, q: Growing) -> list[Fork]:
-        """The strategy's choice."""
-        sampled = self.result(q)
-        rng = np.random.default_rng([*self.seed, q.question.id, q.round])
-        limits = [self._answer_start(q, d) for d in q.drafts]
-        return STRATEGIES[self.tree.strategy](sampled.tree, sampled.responses, self.tree, rng, limits)
+    def _choose(self, q: Growing, known: Sequence[Draft]) -> list[Fork]:
+        """The strategy's choice for the next round, from the first, finished responses."""
+        sampled = self.result(q, known)
+        rng = np.random.default_rng([*self.seed, q.question.id, q.round + 1])
+        limits = [self._answer_start(q, d) for d in known]
+        pending = [d.place() for d in q.drafts[len(known) :]]
+        return STRATEGIES[self.tree.strategy](sampled.tree, sampled.responses, self.tree, rng, limits, pending)
 
     def _fork(self, q: Growing, fork: Fork) -> Draft:
         """A new draft of the question."""

@@ -16,8 +16,10 @@ class SamplerOptions:
 
     slots: sequences decoded at once. pages: KV pages, 0 for as many as `questions_in_flight` questions
     can ever need. page_size: tokens per page. chunk: decode steps between two looks by the host.
-    max_prompt_tokens: longest prompt. questions_in_flight: most at once, 0 for two per slot; as many on each shard, so
-    rounded up to a multiple of the shards.
+    max_prompt_tokens: longest prompt. questions_in_flight: most at once, 0 for as many as have two responses per slot
+    at the same time; as many on each shard, so rounded up to a multiple of the shards. questions: the most that a call
+    has, so that no room is made for more; 0: any number. deterministic: the schedule waits for rewards at fixed points,
+    so that the time that grading takes decides no shape.
     """
 
     slots: int = 64
@@ -26,6 +28,8 @@ class SamplerOptions:
     chunk: int = 32
     max_prompt_tokens: int = 512
     questions_in_flight: int = 0
+    questions: int = 0
+    deterministic: bool = False
 
     @classmethod
     def from_config(cls, config: Any) -> "SamplerOptions":
@@ -38,6 +42,7 @@ class SamplerOptions:
             chunk=sampling.chunk,
             max_prompt_tokens=config.data.max_prompt_tokens,
             questions_in_flight=sampling.questions_in_flight,
+            deterministic=sampling.deterministic,
         )
 
 

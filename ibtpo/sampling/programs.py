@@ -14,13 +14,18 @@ from ibtpo.models.config import ModelConfig
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.decode import decode_chunk, prefill, recompute, release, start
-from ibtpo.sampling.device import Chunk, Prompt, Start
+from ibtpo.sampling.device import (
+    PREFILL_BATCH,
+    RELEASE_BATCH,
+    Chunk,
+    Prompt,
+    Start,
+    chunk_widths,
+    prefill_batches,
+    prefill_width,
+)
 from ibtpo.sampling.logits import SamplingParams
 from ibtpo.sampling.slots import STATE_AXES, SamplerState, Starts, make_queue, make_slots
-
-PREFILL_BATCH = 8  # prompts per prefill call, or one per shard: two programs for each length
-RELEASE_BATCH = 8  # questions of each shard whose pages one call gives back
-SMALLEST_PREFILL = 32  # prompt lengths are rounded up to this times a power of two
 
 # Compiled once per shape, whichever sampler asks. Donated: the pool is updated in place, never copied.
 _start = jax.jit(start, donate_argnums=0)
@@ -71,7 +76,7 @@ class Programs:
         self.initial_state = jax.jit(self._empty_state)
         # A chunk is run by the fewest of these slots that hold its sequences.
         shards = capacity.num_shards
-        self.widths = sorted({max(1, capacity.num_slots // n) * shards for n in (1, 2, 4, 8)})
+        self.widths = [width * shards for width in chunk_widths(capacity.num_slots)]
 
     def _empty_state(self) -> SamplerState:
         model, capacity, shards = self.model, self.capacity, self.capacity.num_shards
@@ -127,7 +132,7 @@ class Programs:
             jax.eval_shape(functools.partial(parallel.serving, dtype=self.dtype), params),
             parallel.shardings(params, mesh, parallel.SERVING_RULES),
         )
-        prompts = self.empty_prefill(_prefill_width(self.capacity.max_prompt_tokens))
+        prompts = self.empty_prefill(prefill_width(self.capacity.max_prompt_tokens))
         layers = jax.eval_shape(self.layers, params)
         return {
             "serve": serve,
@@ -194,25 +199,14 @@ class DecoderDevice:
         self._state = programs.initial_state()
 
     def prefill(self, prompts: Sequence[Sequence[Prompt]]) -> None:
-        waiting = [list(of_shard) for of_shard in prompts]
-        while any(waiting):
-            self._prefill(waiting)
-
-    def _prefill(self, waiting: list[list[Prompt]]) -> None:
-        """Takes one prefill's prompts off each shard's list and prefills them."""
-        per_shard = max(1, PREFILL_BATCH // len(waiting)) if max(map(len, waiting)) > 1 else 1
-        batch: dict[int, Prompt] = {}
-        for shard, of_shard in enumerate(waiting):
-            batch |= {shard * per_shard + i: prompt for i, prompt in enumerate(of_shard[:per_shard])}
-            del of_shard[:per_shard]
-        width = _prefill_width(max(len(prompt.tokens) for prompt in batch.values()))
-        tokens, lengths, rows = self._programs.empty_prefill(width, per_shard)
-        for i, prompt in batch.items():
-            lengths[i], rows[i] = len(prompt.tokens), prompt.row
-            tokens[i, : lengths[i]] = prompt.tokens
         programs = self._programs
-        pool = programs.compiled.prefill(programs.graphdef, self._params, self._state.pool, tokens, lengths, rows)
-        self._state = dataclasses.replace(self._state, pool=pool)
+        for per_shard, width, batch in prefill_batches(prompts):
+            tokens, lengths, rows = programs.empty_prefill(width, per_shard)
+            for i, prompt in batch.items():
+                lengths[i], rows[i] = len(prompt.tokens), prompt.row
+                tokens[i, : lengths[i]] = prompt.tokens
+            pool = programs.compiled.prefill(programs.graphdef, self._params, self._state.pool, tokens, lengths, rows)
+            self._state = dataclasses.replace(self._state, pool=pool)
 
     def start(self, sequences: Sequence[Sequence[Start]]) -> None:
         starts = self._programs.empty_starts()
@@ -265,10 +259,3 @@ class DecoderDevice:
 
     def pages_in_use(self) -> int:
         return int(_pages_in_use(self._state.pool))
-
-
-def _prefill_width(num_tokens: int) -> int:
-    width = SMALLEST_PREFILL
-    while width < num_tokens:
-        width *= 2
-    return width

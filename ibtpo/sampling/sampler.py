@@ -98,9 +98,8 @@ class TreeSampler:
         seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         device = DecoderDevice(self.programs, params, key, sampling)
         growth = Growth(self.tree, self.codec, seed)
-        run = Run(
-            device, self.capacity, growth, Grades(grade), Chunks(began), questions, on_finished, between_chunks
-        )
+        grades = Grades(grade, deterministic=self.options.deterministic)
+        run = Run(device, self.capacity, growth, grades, Chunks(began), questions, on_finished, between_chunks)
         trees, stats = run.run()
         stats.seconds = time.perf_counter() - began
         return trees, stats

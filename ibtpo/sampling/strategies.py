@@ -1,11 +1,12 @@
 """Where a tree branches next: one function per strategy, one signature, NumPy on the host.
 
-    strategy(tree, responses, options, rng, limits=None) -> list of Fork
+    strategy(tree, responses, options, rng, limits=None, pending=()) -> list of Fork
 
-chooses the forks of one round from a question's finished responses (`tree` is theirs, Q = 1). A
-round brings `top_k * branch` new responses, so every strategy spends the same budget: a question
-ends with G = initial + (rounds − 1)·top_k·branch responses (`num_responses`), or up to `extra_rounds` rounds later if
-their rewards are all equal until then.
+chooses the forks of one round from a question's finished responses (`tree` is theirs, Q = 1). `pending` are the
+responses of the rounds under way, of which no more is known than where they forked (with options.lag). A round brings
+`top_k * branch` new responses, so every strategy spends the same budget: a question ends with G = initial +
+(rounds − 1)·top_k·branch responses (`num_responses`), or up to `extra_rounds` rounds later if their rewards are all
+equal until then.
 
 Rules they share
 - A fork keeps a prefix of a finished response. A prefix qualifies if a continuation follows it in
@@ -58,6 +59,8 @@ class TreeOptions:
       sibling_penalty: α of "at2po".
       explore, surprise: weights of "uucb".
       extra_rounds: rounds more, at most, for a question whose rewards are all equal.
+      lag: rounds of which the next does not wait: round r is chosen from the responses of the first round and of those
+        up to r - 1 - lag. Not of "fixed_width", and not for extra rounds.
       min_new_tokens: a prefix with less of the budget left does not branch.
       max_new_tokens: most generated tokens of a response.
       segment_tokens: segment length of "fixed_width".
@@ -74,6 +77,7 @@ class TreeOptions:
     explore: float = 0.5
     surprise: float = 1.0
     extra_rounds: int = 0
+    lag: int = 0
     min_new_tokens: int = 1
     max_new_tokens: int = 2048
     segment_tokens: int = 512
@@ -107,6 +111,15 @@ def most_responses(options: TreeOptions) -> int:
     return num_responses(options) + options.extra_rounds * options.top_k * options.branch
 
 
+def mean_in_flight(options: TreeOptions) -> float:
+    """Responses of a question that are decoded at the same time, in the mean over its life, where a branch is half as
+    long as an unguided response and all of a round take as long."""
+    if options.strategy in ("independent", "fixed_width"):
+        return num_responses(options)
+    branches, rounds = num_responses(options) - options.initial, (options.rounds - 1) / (1 + options.lag)
+    return (options.initial + branches / 2) / (1 + rounds / 2)
+
+
 def fill_round(ranked: Sequence[Fork], options: TreeOptions) -> list[Fork]:
     """The first top_k of `ranked`, gone through again if there are fewer; `branch` forks each."""
     chosen = [ranked[i % len(ranked)] for i in range(options.top_k)]
@@ -128,12 +141,23 @@ def inner_prefixes(
     return nodes, [Fork(int(oldest[n]), int(depth[n])) for n in nodes]
 
 
+def places(responses: Sequence[Response]) -> list[tuple[int, int]]:
+    """Where each response forked: (the response that owns the token before it, its position); (-1, 0): the question."""
+    return [(fork_owner(responses, r), r.fork) for r in responses]
+
+
 def rounds_branched(responses: Sequence[Response], forks: Sequence[Fork]) -> list[int]:
     """In how many rounds each of these prefixes has branched already; the question did so in the first."""
     rounds: dict[tuple[int, int], set[int]] = {}
-    for r in responses:
-        rounds.setdefault((fork_owner(responses, r), r.fork), set()).add(r.round)
+    for place, r in zip(places(responses), responses):
+        rounds.setdefault(place, set()).add(r.round)
     return [len(rounds.get((f.response if f.position else -1, f.position), ())) for f in forks]
+
+
+def forks_pending(responses: Sequence[Response], pending: Sequence[Response], forks: Sequence[Fork]) -> np.ndarray:
+    """How many of the responses under way forked at each of these prefixes."""
+    begun = places([*responses, *pending])[len(responses) :]
+    return np.array([begun.count((f.response if f.position else -1, f.position)) for f in forks], int)
 
 
 def ib(
@@ -142,6 +166,7 @@ def ib(
     options: TreeOptions,
     rng: np.random.Generator,
     limits: Sequence[int] | None = None,
+    pending: Sequence[Response] = (),
 ) -> list[Fork]:
     """The top_k nodes by IB-Score J, among the question and all inner nodes.
 
@@ -157,7 +182,8 @@ def ib(
     )
     score = np.asarray(ib_score(exact, options.score).J)[0, nodes]
     if options.rebranch:
-        fresh = [i for i, times in enumerate(rounds_branched(responses, forks)) if times < options.rebranch]
+        rounds = rounds_branched([*responses, *pending], forks)
+        fresh = [i for i, times in enumerate(rounds) if times < options.rebranch]
         if fresh:
             score, forks = score[fresh], [forks[i] for i in fresh]
     return _by_score(score, forks, options)
@@ -188,17 +214,19 @@ def at2po(
     options: TreeOptions,
     rng: np.random.Generator,
     limits: Sequence[int] | None = None,
+    pending: Sequence[Response] = (),
 ) -> list[Fork]:
     """Steps to be drawn anew: the top_k by surprise less a penalty on what has been expanded (AT2PO).
 
     H(n) − sibling_penalty · (siblings of n), H the mean −log π of n's tokens, over the inner nodes; the fork is before
-    n, at its parent's end. The question is a candidate too, of H = 0, with its children but one for siblings. Ties as
-    of `ib`, then the oldest step.
+    n, at its parent's end. The question is a candidate too, of H = 0, with its children but one for siblings. Responses
+    under way are siblings already. Ties as of `ib`, then the oldest step.
     Source: arXiv 2601.04767, algorithm 1; zzfoutofspace/ATPO, vllm_rollout_with_tools_tree_offline.py 341-403.
     """
-    nodes, places = inner_prefixes(tree, options, limits)
-    place = dict(zip(nodes.tolist(), places))
+    nodes, prefixes = inner_prefixes(tree, options, limits)
+    place = dict(zip(nodes.tolist(), prefixes))
     children, surprise = np.asarray(children_mask(tree))[0].sum(axis=1), _surprises(tree)
+    children[nodes] += forks_pending(responses, pending, prefixes)
     score, forks = [0.0 - options.sibling_penalty * max(0, int(children[0]) - 1)], [Fork(0, 0)]
     oldest = np.asarray(on_path(tree))[0].argmax(axis=0)
     for n in sorted(np.flatnonzero(children > 0).tolist(), key=lambda n: oldest[n]):
@@ -215,11 +243,13 @@ def uucb(
     options: TreeOptions,
     rng: np.random.Generator,
     limits: Sequence[int] | None = None,
+    pending: Sequence[Response] = (),
 ) -> list[Fork]:
     """The top_k by an upper confidence bound with a term of uncertainty, after InfoTree's UUCB.
 
     p̂(n) + explore · sqrt(ln(M + 1) / k(n)) + surprise · (mean −log π of the steps behind n, steps alike), over the
-    nodes of `ib`: p̂ the mean reward of the k(n) responses through n, M the question's responses. Ties as of `ib`.
+    nodes of `ib`: p̂ the mean reward of the responses through n, k(n) their number and that of those under way from n, M
+    the question's responses. Ties as of `ib`.
     The three kinds of terms are the source's (arXiv 2605.05262, abstract), their forms and weights ours: its method was
     not to be had.
     """
@@ -228,7 +258,8 @@ def uucb(
     value, through = np.asarray(node_values(exact))[0], np.asarray(on_path(tree))[0].sum(axis=0)
     children = np.asarray(children_mask(tree))[0]
     behind = (children * _surprises(tree)).sum(axis=1) / np.maximum(children.sum(axis=1), 1)
-    unsure = np.sqrt(np.log(len(responses) + 1) / np.maximum(through, 1))
+    through[nodes] += forks_pending(responses, pending, forks)
+    unsure = np.sqrt(np.log(len(responses) + len(pending) + 1) / np.maximum(through, 1))
     score = value + options.explore * unsure + options.surprise * behind
     return _by_score(score[nodes], forks, options)
 
@@ -239,6 +270,7 @@ def random(
     options: TreeOptions,
     rng: np.random.Generator,
     limits: Sequence[int] | None = None,
+    pending: Sequence[Response] = (),
 ) -> list[Fork]:
     """top_k different nodes, uniformly among the question and all inner nodes (Tree-GRPO)."""
     _, forks = inner_prefixes(tree, options, limits)
@@ -251,6 +283,7 @@ def entropy(
     options: TreeOptions,
     rng: np.random.Generator,
     limits: Sequence[int] | None = None,
+    pending: Sequence[Response] = (),
 ) -> list[Fork]:
     """The prefixes before the top_k least probable sampled tokens of the question (EPTree).
 
@@ -269,7 +302,7 @@ def entropy(
         positions.append(own)
         surprise.append(-np.asarray(r.log_probs, np.float64)[own])
     owner, position = np.concatenate(owners), np.concatenate(positions)
-    taken = {(fork_owner(responses, r), r.fork) for r in responses if r.fork > 0}
+    taken = set(places([*responses, *pending]))
     order = np.lexsort((owner, position, -np.concatenate(surprise)))
     forks = [Fork(int(owner[i]), int(position[i])) for i in order]
     fresh = [f for f in forks if (f.response, f.position) not in taken]
@@ -282,6 +315,7 @@ def independent(
     options: TreeOptions,
     rng: np.random.Generator,
     limits: Sequence[int] | None = None,
+    pending: Sequence[Response] = (),
 ) -> list[Fork]:
     """Every fork at the question: more independent responses."""
     return fill_round([Fork(0, 0)], options)
@@ -315,6 +349,7 @@ def fixed_width(
     options: TreeOptions,
     rng: np.random.Generator,
     limits: Sequence[int] | None = None,
+    pending: Sequence[Response] = (),
 ) -> list[Fork]:
     """Once no path is active: all responses that are missing, from finished ones (TreePO).
 

@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import branching, simulated
 from ibtpo.sampling import TreeOptions
+from ibtpo.sampling.process import State
 from ibtpo.tree import fork_owner
 
 
@@ -34,8 +35,8 @@ def test_the_first_responses_are_the_same_for_all_strategies():
 def test_the_value_is_a_martingale():
     """Right responses from a prefix are as frequent as its value says, whatever was drawn before it."""
     rng = np.random.default_rng(0)
-    state = simulated.State(3, 0.3)
-    moved = [simulated._open_step(state, rng).moved for _ in range(4000)]
+    state = State(3, 0.3)
+    moved = [simulated.PROCESS.open_step(state, rng).moved for _ in range(4000)]
     assert abs(np.mean(moved) - 0.3) < 4 * np.std(moved) / np.sqrt(len(moved))
 
 

@@ -31,7 +31,8 @@ FREE_KEYS = {
 }  # fmt: skip
 ROUNDING_KEYS = {
     "model.remat", "sampling.slots", "sampling.pages", "sampling.page_size", "sampling.chunk",
-    "sampling.questions_in_flight", "train.row_tokens", "train.rows_per_step", "train.token_block",
+    "sampling.questions_in_flight", "sampling.deterministic", "train.row_tokens", "train.rows_per_step",
+    "train.token_block",
 }  # fmt: skip
 
 

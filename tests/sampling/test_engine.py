@@ -1,5 +1,10 @@
 """The run loop on a device without a model: what it asks of a device is all there is between the two."""
 
+import dataclasses
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -64,3 +69,84 @@ def test_uniform_groups_get_extra_rounds_and_mixed_ones_none(strategy):
     trees, stats = Run(ScriptedDevice(capacity), capacity, growth, Grades(grade), Chunks(0.0), questions).run()
     assert [len(sampled.responses) for sampled in trees] == [6, 3, 4]
     assert stats.responses == 13 and stats.pages_left == 0
+
+
+@pytest.mark.parametrize("strategy", ["ib", "random", "entropy", "at2po", "uucb"])
+@pytest.mark.parametrize("lag", [1, 2, 9])
+def test_with_a_lag_a_round_knows_only_the_rounds_before(strategy, lag, monkeypatch):
+    """A choice sees the unguided responses and the rounds up to its own less 1 + lag, and where the others forked."""
+    tree = TreeOptions(strategy=strategy, initial=2, rounds=5, top_k=2, max_new_tokens=12, lag=lag)
+    codec = Codec(VOCAB, stop_ids=[STOP], cut_steps=lambda tokens: [*range(2, len(tokens), 2), len(tokens)])
+    questions = [Question(id, [1] * (1 + id % 6)) for id in range(9)]
+    choose, seen = STRATEGIES[strategy], []
+
+    def watched(known, responses, options, rng, limits, pending):
+        forks = choose(known, responses, options, rng, limits, pending)
+        seen.append(([r.round for r in responses], [r.round for r in pending]))
+        return forks
+
+    monkeypatch.setitem(STRATEGIES, strategy, watched)
+    grown = {}
+    for slots, chunk in ((4, 3), (1, 1), (24, 7)):
+        options = dataclasses.replace(OPTIONS, slots=slots, chunk=chunk)
+        capacity = Capacity.of(options, tree, 1)
+        grades = Grades(lambda question, tokens: float(sum(tokens) % 2))
+        growth = Growth(tree, codec, [3])
+        trees, _ = Run(ScriptedDevice(capacity), capacity, growth, grades, Chunks(0.0), questions).run()
+        grown[slots] = [[(r.parent, r.fork, r.round, r.tokens.tolist()) for r in t.responses] for t in trees]
+        assert all(len(t) == 10 for t in grown[slots])
+    assert grown[4] == grown[1] == grown[24]
+    for known, pending in seen:
+        coming = max([*known, *pending]) + 1
+        assert set(known) == set(range(max(0, coming - 1 - lag) + 1))
+        assert set(pending) == set(range(max(known) + 1, coming))
+
+
+class RecordingDevice(ScriptedDevice):
+    """Notes all that it is asked for, in order."""
+
+    def __init__(self, capacity):
+        super().__init__(capacity)
+        self.asked = []
+
+    def prefill(self, prompts):
+        self.asked.append(("prefill", [[prompt.row for prompt in of_shard] for of_shard in prompts]))
+        super().prefill(prompts)
+
+    def start(self, sequences):
+        self.asked.append(("start", sequences))
+        super().start(sequences)
+
+    def decode(self, steps, sequences):
+        self.asked.append(("decode", steps, sequences))
+        return super().decode(steps, sequences)
+
+    def release(self, blocks):
+        self.asked.append(("release", [list(of_shard) for of_shard in blocks]))
+        super().release(blocks)
+
+
+def schedule(delay, *, deterministic):
+    """What a device is asked for where the grade of a response takes `delay` seconds; 0: no time, and no Future."""
+    tree = TreeOptions(strategy="ib", initial=3, rounds=4, max_new_tokens=12)
+    capacity = Capacity.of(OPTIONS, tree, 2)
+    device = RecordingDevice(capacity)
+    codec = Codec(VOCAB, stop_ids=[STOP], cut_steps=lambda tokens: [*range(2, len(tokens), 2), len(tokens)])
+    questions = [Question(id, [1] * (1 + id % 6)) for id in range(12)]
+    with ThreadPoolExecutor(8) as pool:
+
+        def grade(question, tokens):
+            reward, seconds = float(sum(tokens) % 2), delay()
+            return pool.submit(lambda: time.sleep(seconds) or reward) if seconds else reward
+
+        grades = Grades(grade, deterministic=deterministic)
+        Run(device, capacity, Growth(tree, codec, [3]), grades, Chunks(0.0), questions).run()
+    return device.asked
+
+
+def test_a_deterministic_schedule_does_not_depend_on_the_time_of_grading():
+    rng = random.Random(0)
+    delays = (lambda: 0, lambda: 0.003, lambda: rng.choice([0, 0.001, 0.008]))
+    schedules = [schedule(delay, deterministic=True) for delay in delays]
+    assert schedules[0] == schedules[1] == schedules[2]
+    assert schedule(delays[0], deterministic=False) != schedule(delays[1], deterministic=False)

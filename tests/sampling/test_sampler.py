@@ -218,6 +218,24 @@ def test_responses_do_not_depend_on_when_grades_arrive(policy, questions, sample
     same_responses(trees, sampled[0])
 
 
+def test_a_deterministic_schedule_gives_the_same_bits_whenever_grades_arrive(policy, questions):
+    """Tokens never depend on the time of grading; log-probabilities do in their last bits, where batches differ."""
+    options = dataclasses.replace(OPTIONS, deterministic=True)
+    with ThreadPoolExecutor(4) as pool:
+
+        def after(milliseconds):
+            def slowly(question, tokens):
+                seconds = 0.001 * milliseconds * (int(np.sum(tokens)) % 7)
+                return pool.submit(lambda: time.sleep(seconds) or grade(question, tokens))
+
+            return [r for tree in run(policy, questions, options, grade=slowly)[0] for r in tree.responses]
+
+        once, again = after(0.1), after(3)
+    for one, other in zip(once, again, strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.log_probs, other.log_probs)
+
+
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_running_out_of_pages_preempts_and_changes_no_response(policy, strategy):
     tree = dataclasses.replace(TREE, strategy=strategy)

@@ -163,6 +163,20 @@ def test_a_node_branches_in_one_round_only_while_others_are_left():
     assert forks_of("ib", [only], options) == [S.Fork(0, 0)]
 
 
+@pytest.mark.parametrize("name", ["ib", "at2po", "uucb", "entropy"])
+def test_responses_under_way_count_where_they_forked(name):
+    """From the same responses the next round forks elsewhere once it is known where the one under way did."""
+    responses = [chain(0, [0.9, 0.8, 0.2, 0.7]), chain(1, [0.5, 0.6, 0.4, 0.3])]
+    options = S.TreeOptions(max_new_tokens=100, initial=2, sibling_penalty=9.0, explore=9.0)
+    [first] = forks_of(name, responses, options)
+    parent = first.response if first.position else -1
+    nothing = np.zeros(0)
+    under_way = Response(len(responses), parent, first.position, 9, nothing, nothing, "", 0.0)
+    tree = make_tree(responses, np.float64)
+    [second] = S.STRATEGIES[name](tree, responses, options, np.random.default_rng(0), None, [under_way])
+    assert first != second
+
+
 def test_fewer_nodes_than_top_k_go_round_again():
     responses = [chain(0, [0.9, 0.2])]
     forks = forks_of("ib", responses, S.TreeOptions(top_k=5, branch=2, rebranch=0, max_new_tokens=100))

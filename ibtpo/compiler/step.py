@@ -1,0 +1,200 @@
+"""What a whole training step takes at best: the scheduler on the simulated device, each of its programs priced.
+
+A program's price is the roofline of its compiled FLOPs, bytes and exchanges on the chip's published peaks, so no run is
+faster, with everything else overlapped; the host's own time is not in it. Lengths, confidences and rewards are those
+of a stated process (`ibtpo.sampling.process`).
+"""
+
+import dataclasses
+from typing import Any
+
+from ibtpo import packing
+from ibtpo.advantages import group_is_uniform
+from ibtpo.compiler.check import Check, Report
+from ibtpo.compiler.chips import Chip, roofline
+from ibtpo.config import ConfigError
+from ibtpo.sampling import Question, SampledTree, SamplerOptions, SamplerStats, TreeOptions
+from ibtpo.sampling.capacity import Capacity
+from ibtpo.sampling.chunks import Chunks
+from ibtpo.sampling.device import prefill_width
+from ibtpo.sampling.engine import Run
+from ibtpo.sampling.grades import Grades
+from ibtpo.sampling.growth import Growth
+from ibtpo.sampling.process import Process, grade
+from ibtpo.sampling.simulated import SimulatedDevice
+from ibtpo.tree import stack_trees
+
+PROGRAMS = ("serve", "prefill", "start", "decode", "release", "recompute", "update")
+PROMPT_TOKENS = 200  # of a simulated question; the problem sets' mean is below
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodePrice:
+    """Of one decode step of a shard: what does not depend on its slots (the weights), what each slot adds, and each
+    token in the cache. sent: bytes to other chips, by slot."""
+
+    chip: Chip
+    bytes: float
+    bytes_per_slot: float
+    bytes_per_token: float
+    flops_per_slot: float
+    flops_per_token: float
+    sent_per_slot: float
+
+    def seconds(self, slots: float, live_tokens: float) -> float:
+        num_bytes = self.bytes + self.bytes_per_slot * slots + self.bytes_per_token * live_tokens
+        flops = self.flops_per_slot * slots + self.flops_per_token * live_tokens
+        return roofline(flops, num_bytes, self.sent_per_slot * slots, self.chip)[0]
+
+
+def decode_price(check: Check) -> DecodePrice:
+    """From the compiled chunk: its loop's body, and the attention kernel's reads for each token."""
+    report = _compiled(check, "decode")
+    assert report.program is not None
+    body = next(loop for loop in report.program.loops if loop.given).body
+    slots = check.config.sampling.slots // check.sampler.capacity.num_shards
+    kernels = [check.work_of_kernel(report.on_rows, name, k) for name, k in body.kernels.items()]
+    weights = min(body.bytes, check.serving_bytes())
+    # The kernel was counted at the mean length in whole blocks: per token it reads as much more.
+    live = slots * check.work.mean_length
+    return DecodePrice(
+        chip=check.chip,
+        bytes=weights,
+        bytes_per_slot=(body.bytes - weights) / slots,
+        bytes_per_token=sum(k.bytes for k in kernels) / live,
+        flops_per_slot=body.flops / slots,
+        flops_per_token=sum(k.flops for k in kernels) / live,
+        sent_per_slot=body.sent / slots,
+    )
+
+
+def _compiled(check: Check, name: str) -> Report:
+    report = check.reports.get(name)
+    if report is None or report.program is None:
+        missing = "was not compiled" if report is None else "does not fit"
+        raise ConfigError(f"no step can be priced: the program {name} {missing}")
+    return report
+
+
+class CompiledPrice:
+    """`sampling.simulated.Price` of a check's compiled programs."""
+
+    def __init__(self, check: Check):
+        self._decode = decode_price(check)
+        self._chip, self._programs = check.chip, {n: _compiled(check, n) for n in PROGRAMS if n != "update"}
+        self._width = prefill_width(check.config.data.max_prompt_tokens)
+        self._weights = check.serving_bytes()
+
+    def prefill(self, prompts: int, width: int) -> float:
+        report = self._programs["prefill"]
+        assert report.program is not None
+        share = width / self._width
+        num_bytes = self._weights + max(0.0, report.hbm_bytes - self._weights) * share
+        return roofline(report.flops * share, num_bytes, report.program.total.sent * share, self._chip)[0]
+
+    def start(self, forks: int) -> float:
+        return self._programs["start"].roofline
+
+    def step(self, slots: int, live_tokens: float) -> float:
+        return self._decode.seconds(slots, live_tokens)
+
+    def recompute(self, tokens: int) -> float:
+        return self._programs["recompute"].roofline
+
+    def release(self) -> float:
+        return self._programs["release"].roofline
+
+    @property
+    def serve(self) -> float:
+        """Of the copy of the parameters that a call of the sampler reads."""
+        return self._programs["serve"].roofline
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step at best: seconds, and what the slots did.
+
+    useful: share of the slots' steps that drew a token. in_flight: questions at once, at most, over all shards.
+    pages: of the pool, over all shards. unique_tokens: drawn.
+    """
+
+    name: str
+    sampling_s: float
+    update_s: float
+    responses: int
+    unique_tokens: int
+    useful: float
+    preemptions: int
+    in_flight: int
+    pages: int
+    chips: int
+
+    @property
+    def responses_per_s(self) -> float:
+        """Finished responses per second of sampling."""
+        return self.responses / self.sampling_s
+
+    @property
+    def tokens_per_s_per_chip(self) -> float:
+        """Drawn tokens per second of sampling and chip."""
+        return self.unique_tokens / self.sampling_s / self.chips
+
+
+def sample(
+    price: Any, process: Process, options: SamplerOptions, tree: TreeOptions, shards: int, questions: int
+) -> tuple[list[SampledTree], SamplerStats, SimulatedDevice]:
+    """One call of the sampler on the simulated device."""
+    capacity = Capacity.of(options, tree, shards)
+    device = SimulatedDevice(capacity, process, price)
+    prompt = [1] * min(PROMPT_TOKENS, options.max_prompt_tokens)
+    asked = [Question(id, prompt) for id in range(questions)]
+    growth, grades, chunks = Growth(tree, process.codec(), [process.seed]), Grades(grade), Chunks(0.0)
+    trees, stats = Run(device, capacity, growth, grades, chunks, asked).run()
+    return trees, stats, device
+
+
+def predict(check: Check, process: Process, tree: TreeOptions, options: SamplerOptions, name: str) -> Step:
+    """A step of `train.questions_per_step` questions with these options, by the programs of the check."""
+    price, questions = CompiledPrice(check), check.config.train.questions_per_step
+    shards = check.sampler.capacity.num_shards
+    trees, stats, device = sample(price, process, options, tree, shards, questions)
+    return Step(
+        name=name,
+        sampling_s=price.serve + device.clock.seconds,
+        update_s=update_seconds(check, trees),
+        responses=stats.responses,
+        unique_tokens=stats.generated_tokens,
+        useful=stats.generated_tokens / stats.slot_steps,
+        preemptions=stats.preemptions,
+        in_flight=min(questions, device.capacity.num_blocks * shards),
+        pages=device.capacity.total_pages,
+        chips=check.mesh.size,
+    )
+
+
+def update_seconds(check: Check, trees: list[SampledTree]) -> float:
+    """Of training on these trees, and of the log-probabilities that the plan asks for: rows as they are packed, each
+    microbatch at the price of the compiled one, token for token."""
+    plan, config = check.plan, check.config
+    tree = stack_trees([sampled.tree for sampled in trees])
+    trained = ~group_is_uniform(tree) if config.loss.mask_uniform_groups else None
+    row_tokens = plan.row_tokens(tree.tokens.shape[1])
+    layout = packing.plan(tree, row_tokens=row_tokens, rows_per_step=plan.rows_per_step, select=trained)
+    share = layout.rows[0] * row_tokens / (check.work.rows * check.work.row_tokens)
+    passes = [_compiled(check, name).roofline for name in plan.log_probs_of]
+    return share * (sum(passes) + config.train.epochs * _compiled(check, "update").roofline)
+
+
+def step_of(check: Check, process: Process) -> list[Step]:
+    """The configuration's own step, and those of 8 and of 12 independent responses on as many slots and pages."""
+    config = check.config
+    tree, options = TreeOptions.from_config(config), SamplerOptions.from_config(config)
+    shape = ",".join(str(getattr(tree, name)) for name in ("initial", "rounds", "top_k", "branch"))
+    own = predict(check, process, tree, options, f"{tree.strategy} ({shape})")
+    pages = check.sampler.total_pages
+    others = []
+    for count in (8, 12):
+        flat = dataclasses.replace(tree, strategy="independent", initial=count, rounds=1, lag=0)
+        roomy = dataclasses.replace(options, pages=pages, questions_in_flight=0)
+        others.append(predict(check, process, flat, roomy, f"{count} independent"))
+    return [own, *others]
