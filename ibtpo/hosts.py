@@ -103,6 +103,7 @@ class _Watch:
         self.me, self.count = jax.process_index(), jax.process_count()
         self.timeout, self.interruption = timeout, interruption
         self.interval = min(1.0, timeout / 10)
+        self.limit = timeout - 2 * self.interval  # so that this process has ended within the timeout
         self.names = {i: f"process {i}" for i in range(self.count)}
         self._seen: dict[int, str] = {}  # the last sign of life of each
         self._heard: dict[int, float] = {}  # when it came, by this process's clock
@@ -153,14 +154,14 @@ class _Watch:
                 self._reached = now
                 self._heard = dict.fromkeys(self._heard, now)
             self._judged = now
-            if now - self._reached > self.timeout:
+            if now - self._reached > self.limit:
                 self._lost(0)
             for i, heard in list(self._heard.items()):
-                if i != self.me and now - heard > self.timeout:
+                if i != self.me and now - heard > self.limit:
                     self._lost(i)
 
     def _lost(self, index: int) -> None:
-        end_now(1, f"error: {self.names[index]} is gone: no sign of life for {self.timeout:g} seconds; {_GO_ON}")
+        end_now(1, f"error: {self.names[index]} is gone: no sign of life for {self.limit:g} seconds; {_GO_ON}")
 
     def aborted(self, report: str) -> None:
         """JAX's coordination client is about to abort this process."""
