@@ -60,6 +60,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "train.refills": (REFUSED, _ALGORITHM),
     "train.seed": (REFUSED, "all draws"),
     "train.max_skipped": (FREE, "when the run gives up"),
+    "train.host_timeout": (FREE, "when the run gives another host up"),
     "train.row_tokens": (ROUNDING, "how trees are laid into rows"),
     "train.rows_per_step": (ROUNDING, "the parts in which an update's gradient is summed"),
     "train.token_block": (ROUNDING, "the pieces in which the logits are computed"),
