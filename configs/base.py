@@ -100,7 +100,10 @@ def get_config() -> config_dict.ConfigDict:
     # Texts that end one too, as a JSON list, '["</answer>"]'; the token in which one is complete is the last.
     sampling.stop_strings = ""
     sampling.slots = 256  # responses decoded side by side
-    sampling.pages = 0  # pages of the key-value cache; 0: enough for the questions in flight
+    # Pages of the key-value cache; 0: enough for the questions in flight at their longest, or what memory_share of each
+    # device holds beside weights, optimizer state, reference and serving copy (of a CPU: half the host's memory).
+    sampling.pages = 0
+    sampling.memory_share = 0.9  # of each device's memory, for all that is there while responses are sampled
     sampling.page_size = 64  # tokens per page, a power of two
     sampling.chunk = 64  # steps decoded between two visits of the host
     # Questions whose trees grow at the same time; 0: as many as have two responses for each slot.

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax import numpy as jnp
 
 from ibtpo import parallel
 from ibtpo.errors import UserError
+from ibtpo.kernels.paged_attention import page_heads
 from ibtpo.models.config import ModelConfig
 from ibtpo.run_plan import RunPlan
 from ibtpo.sampling.capacity import STANDBY, Capacity
@@ -78,8 +80,23 @@ def check_evaluation(config: Any, model: ModelConfig) -> None:
       UserError: as `check_training`.
     """
     tree = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
-    weights = Part("the weights", _num_params(config, model) * _bytes(config.model.param_dtype), ("model.path",))
+    weights = Part("the weights", _num_params(config, model) * bytes_of(config.model.param_dtype), ("model.path",))
     _check(config, [weights, *_sampler(config, model, tree, 1, samples=True)], [], [])
+
+
+def page_bytes(config: Any, model: ModelConfig) -> float:
+    """Of one page of keys and values, all layers, on each device."""
+    tensor = parallel.mesh_axis_size("tensor")
+    heads, lanes = page_heads(model.num_kv_heads, model.head_dim, jnp.dtype(config.model.dtype), tensor)
+    token = 2 * model.num_layers * heads * lanes * bytes_of(config.model.dtype)
+    return config.sampling.page_size * token / (tensor if heads % tensor == 0 else 1)
+
+
+def state_bytes(config: Any, model: ModelConfig, *, training: bool) -> float:
+    """Of the weights on each device, in training with the optimizer's state and the reference."""
+    if training:
+        return _total(_weights(config, model))
+    return _num_params(config, model) * bytes_of(config.model.param_dtype)
 
 
 def _check(config: Any, sampling: list[Part], update: list[Part], host: list[Part]) -> None:
@@ -88,7 +105,7 @@ def _check(config: Any, sampling: list[Part], update: list[Part], host: list[Par
     devices, of_host = jax.local_device_count(), host_bytes()
     if on_cpu:  # the devices are the host
         parts = [Part(part.name, part.num_bytes * devices, part.keys) for part in parts] + host
-    limit = of_host if on_cpu else _device_bytes()
+    limit = of_host if on_cpu else device_bytes()
     where = "this machine" if on_cpu else f"each {jax.devices()[0].device_kind}"
     _refuse(config, parts, limit, where)
     _refuse(config, host, of_host, "this machine")
@@ -106,8 +123,8 @@ def _refuse(config: Any, parts: list[Part], limit: float | None, where: str) -> 
     value = f"{key}={_value(config, key)}" if key in _USUAL else key
     way_out = "lower it" if key in _USUAL else "take a smaller model, or split it over more devices (mesh.fsdp)"
     raise UserError(
-        f"{value}: the run needs at least {_gib(_total(parts))} of memory, {_gib(most.num_bytes)} of it for "
-        f"{most.name}, and {where} has {_gib(limit)}: {way_out}"
+        f"{value}: the run needs at least {gib(_total(parts))} of memory, {gib(most.num_bytes)} of it for "
+        f"{most.name}, and {where} has {gib(limit)}: {way_out}"
     )
 
 
@@ -116,11 +133,13 @@ def _value(config: Any, key: str) -> float:
     return config[section][name] if key in _USUAL else 1
 
 
-def _gib(num_bytes: float) -> str:
+def gib(num_bytes: float) -> str:
+    """In GiB, as text."""
     return f"{num_bytes / 2**30:,.1f} GiB"
 
 
-def _bytes(dtype: str) -> int:
+def bytes_of(dtype: str) -> int:
+    """Of one number of a type that a config may name."""
     return {"float32": 4, "bfloat16": 2}[dtype]
 
 
@@ -139,9 +158,9 @@ def _num_params(config: Any, model: ModelConfig) -> float:
 
 
 def _weights(config: Any, model: ModelConfig) -> list[Part]:
-    number, own = _num_params(config, model), _bytes(config.model.param_dtype)
-    reference = _bytes(config.model.dtype) * RunPlan.from_config(config).keep_reference
-    moments = _bytes(config.optimizer.first_moment_dtype) + own
+    number, own = _num_params(config, model), bytes_of(config.model.param_dtype)
+    reference = bytes_of(config.model.dtype) * RunPlan.from_config(config).keep_reference
+    moments = bytes_of(config.optimizer.first_moment_dtype) + own
     return [Part("weights, optimizer state and reference", number * (own + moments + reference), ("model.path",))]
 
 
@@ -158,14 +177,14 @@ def _sampler(
     if not samples:
         group = (*group, "train.questions_per_step")
     pages = ("sampling.pages",) if config.sampling.pages else (in_flight, *group, *longest)
-    token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * _bytes(config.model.dtype)
-    kv = capacity.page_size * token / (_split("tensor") if model.num_kv_heads % _split("tensor") == 0 else 1)
+    # Where the number of pages is not given, there are as many as there is room for (`ibtpo.sizing`).
+    num_pages = capacity.num_pages if config.sampling.pages else capacity.least
     slots = capacity.num_slots
     table = capacity.num_blocks * capacity.block_rows * capacity.pages_per_row * 4
     return [
         Part(
             "pages of keys and values",
-            capacity.num_pages * kv,
+            num_pages * page_bytes(config, model),
             (*pages, "sampling.page_size"),
         ),
         Part("the page table", table, (in_flight, *group, *longest)),
@@ -180,8 +199,8 @@ def _update(config: Any, model: ModelConfig, plan: RunPlan) -> list[Part]:
     tokens, rows = plan.row_lengths[-1], plan.rows_per_step / shards
     of_row = ("train.row_tokens",) if config.train.row_tokens else _tree_keys(config)
     block = min(config.train.token_block, tokens)
-    gradients = _num_params(config, model) * _bytes(config.model.param_dtype)
-    hidden = rows * tokens * model.embed_dim * _bytes(config.model.dtype) * model.num_layers / _split("tensor")
+    gradients = _num_params(config, model) * bytes_of(config.model.param_dtype)
+    hidden = rows * tokens * model.embed_dim * bytes_of(config.model.dtype) * model.num_layers / _split("tensor")
     return [
         Part("gradients", gradients, ("model.path",)),
         Part(
@@ -214,8 +233,8 @@ def _trees(config: Any, plan: RunPlan) -> list[Part]:
     ]
 
 
-def _device_bytes() -> float | None:
-    """Of one device; None where the platform does not say."""
+def device_bytes() -> float | None:
+    """Memory of one device; None where the platform does not say."""
     found = jax.local_devices()[0].memory_stats() or {}
     return found.get("bytes_limit")
 

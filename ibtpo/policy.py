@@ -28,7 +28,8 @@ from ibtpo.models.hf.files import read_token_ids
 from ibtpo.models.presets import PRESETS
 from ibtpo.rewards import find_statement
 from ibtpo.rewards.pool import Grader
-from ibtpo.sampling import Codec, Question, SamplerOptions, TreeOptions, TreeSampler
+from ibtpo.sampling import Codec, Question, TreeOptions, TreeSampler
+from ibtpo.sizing import size_sampler
 
 
 @dataclass(frozen=True)
@@ -181,16 +182,24 @@ def _stop_ids(
 
 
 def make_sampler(
-    policy: Policy, config: Any, *, questions: int = 0, pages: int | None = None, **changes: Any
+    policy: Policy,
+    config: Any,
+    *,
+    questions: int = 0,
+    training: bool = False,
+    pages: int | None = None,
+    **changes: Any,
 ) -> TreeSampler:
-    """The sampler the config describes. questions: the most of a call; 0: any number. pages: instead of sampling.pages.
+    """The sampler the config describes, sized for the memory there is (`sizing.size_sampler`). questions: the most of a
+    call; 0: any number. training: whether the optimizer's state is there too. pages: instead of sampling.pages.
     changes: fields of `TreeOptions`."""
-    options = dataclasses.replace(SamplerOptions.from_config(config), questions=questions)
+    tree = TreeOptions.from_config(config, **changes)
+    options = size_sampler(config, policy.model, tree, questions=questions, training=training)
     return TreeSampler(
         policy.graphdef,
         policy.model,
         options if pages is None else dataclasses.replace(options, pages=pages),
-        TreeOptions.from_config(config, **changes),
+        tree,
         policy.codec,
         dtype=jnp.dtype(config.model.dtype),
     )

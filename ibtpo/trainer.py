@@ -65,8 +65,8 @@ class Trainer:
         self.fingerprints = fingerprints(self.policy, self.problems, chat_template=config.data.chat_template)
         self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
 
-        self.sampler = make_sampler(self.policy, config, questions=config.train.questions_per_step)
-        self.eval_sampler = make_eval_sampler(self.policy, config, len(self.held_out))
+        self.sampler = make_sampler(self.policy, config, questions=config.train.questions_per_step, training=True)
+        self.eval_sampler = make_eval_sampler(self.policy, config, len(self.held_out), training=True)
         self.sampling = SamplingParams.from_config(config.sampling)
         self.grader = make_grader(config)
 

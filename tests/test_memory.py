@@ -60,7 +60,7 @@ def test_the_estimate_is_a_lower_bound():
     """Of the arrays that the sampler really makes."""
     from ibtpo.policy import load_policy, make_sampler
 
-    config = parse("--config.sampling.slots=8")
+    config = parse("--config.sampling.slots=8", "--config.sampling.pages=2048")
     sampler = make_sampler(load_policy(config), config, questions=config.train.questions_per_step)
     made = jax.eval_shape(sampler.programs._empty_state)
     parts = memory._sampler(config, TINY, sampler.tree, config.train.questions_per_step)

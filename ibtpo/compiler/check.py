@@ -23,8 +23,9 @@ from ibtpo.kernels.paged_attention import page_heads, paged_attention_cost
 from ibtpo.models import hf
 from ibtpo.packing import TokenBatch
 from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer
-from ibtpo.sampling import Codec, SamplerOptions, TreeOptions, TreeSampler
+from ibtpo.sampling import Codec, TreeOptions, TreeSampler
 from ibtpo.sampling.pages import POOL_AXES
+from ibtpo.sizing import size_sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +120,15 @@ class Check:
         self.state = abstract(state, shardings)
         self.programs: Any = make_programs(config, self.plan, self.graphdef, optimizer, shardings)
         self.work = make_work(config, self.model, self.plan)
+        tree = TreeOptions.from_config(config)
         with jax.set_mesh(mesh):
+            questions = config.train.questions_per_step
+            self.options = size_sampler(config, self.model, tree, questions=questions, training=True, limit=limit)
             self.sampler = TreeSampler(
                 self.graphdef,
                 self.model,
-                SamplerOptions.from_config(config),
-                TreeOptions.from_config(config),
+                self.options,
+                tree,
                 Codec(self.model.vocab_size, stop_ids=[0]),
                 dtype=self.dtype,
             )

@@ -215,7 +215,7 @@ def process_of(config: Any, run: str | None = None) -> Process:
 def step_of(check: Check, process: Process) -> list[Step]:
     """The configuration's own step, and those of 8 and of 12 independent responses on as many slots and pages."""
     config = check.config
-    tree, options = TreeOptions.from_config(config), SamplerOptions.from_config(config)
+    tree, options = TreeOptions.from_config(config), check.options
     shape = ",".join(str(getattr(tree, name)) for name in ("initial", "rounds", "top_k", "branch"))
     own = predict(check, process, tree, options, f"{tree.strategy} ({shape})")
     pages = check.sampler.total_pages

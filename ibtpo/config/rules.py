@@ -215,6 +215,7 @@ RULES: dict[str, Rule] = {
     ),
     "sampling.slots": _whole(1),
     "sampling.pages": _whole(0),
+    "sampling.memory_share": _PROBABILITY,
     "sampling.page_size": Rule(int, lambda x: 1 <= x <= 2**20 and x & (x - 1) == 0, "a power of two, at most 2**20"),
     "sampling.chunk": _whole(1),
     "sampling.questions_in_flight": _whole(0),

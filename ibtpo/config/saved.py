@@ -43,6 +43,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "sampling": (REFUSED, "the tokens drawn, and where a response ends"),
     "sampling.slots": (ROUNDING, _SHAPES),
     "sampling.pages": (ROUNDING, _SHAPES),
+    "sampling.memory_share": (ROUNDING, _SHAPES),
     "sampling.page_size": (ROUNDING, "the pieces in which attention reads the cache"),
     "sampling.chunk": (ROUNDING, "how often the host looks in; a response that was put back is computed anew"),
     "sampling.questions_in_flight": (ROUNDING, _SHAPES),

@@ -19,15 +19,15 @@ from ibtpo.sampling import SampledTree, SamplingParams, TreeSampler
 EVALUATION_STREAM = 0x65766C
 
 
-def make_eval_sampler(policy: Policy, config, questions: int = 0) -> TreeSampler:
+def make_eval_sampler(policy: Policy, config, questions: int = 0, *, training: bool = False) -> TreeSampler:
     """The sampler of `evaluate`: eval.samples independent responses per question, of which a call has `questions` at
-    most (0: any number).
+    most (0: any number). training: as for `make_sampler`.
 
     Its pool is no larger than that of training, whose memory is known to suffice, unless one question needs more.
     """
     independent = dict(strategy="independent", initial=config.eval.samples, rounds=1)
-    sampler = make_sampler(policy, config, questions=questions, **independent)
-    trained = make_sampler(policy, config, questions=config.train.questions_per_step)
+    sampler = make_sampler(policy, config, questions=questions, training=training, **independent)
+    trained = make_sampler(policy, config, questions=config.train.questions_per_step, training=training)
     pages = max(trained.total_pages, sampler.least_pages)
     if pages >= sampler.total_pages:
         return sampler

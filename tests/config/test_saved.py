@@ -31,6 +31,7 @@ FREE_KEYS = {
 }  # fmt: skip
 ROUNDING_KEYS = {
     "model.remat", "sampling.slots", "sampling.pages", "sampling.page_size", "sampling.chunk",
+    "sampling.memory_share",
     "sampling.questions_in_flight", "sampling.deterministic", "train.row_tokens", "train.rows_per_step",
     "train.token_block",
 }  # fmt: skip

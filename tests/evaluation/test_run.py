@@ -26,7 +26,7 @@ class Policy:
         return SimpleNamespace(id=id)
 
 
-def sample(params, questions, grade, *, key, sampling, on_finished):
+def sample(params, questions, grade, *, key, sampling, on_finished, between_chunks=None):
     """Two responses per question: tokens [0] and [1], the second cut off. The time that `on_finished` takes is kept."""
     for question in questions:
         grades = [grade(question, np.array([i])) for i in range(2)]
