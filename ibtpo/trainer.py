@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from ibtpo import checkpoints, parallel
+from ibtpo import checkpoints, memory, parallel
 from ibtpo import config as config_lib
 from ibtpo.advantages import AdvantageOptions, at_tokens, by_token, compute_advantages, group_is_uniform
 from ibtpo.choices import TOKEN_ADVANTAGES
@@ -20,6 +20,7 @@ from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
 from ibtpo.fingerprints import check_same, fingerprints
+from ibtpo.interruption import GivenUp, Interruption
 from ibtpo.metrics.step import Sampled, Update, step_metrics
 from ibtpo.packing import Layout, TokenBatch, fill, moved, place_weights, plan, unpack
 from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
@@ -37,13 +38,14 @@ class Position:
     """Where a run is, besides its arrays; saved with every checkpoint.
 
     data: of the problem iterator. generated_tokens, questions: so far, over all updates.
-    seconds: spent so far, over all invocations.
+    seconds: spent so far, over all invocations. owes_evaluation: the one of this step was given up.
     """
 
     data: dict
     generated_tokens: int = 0
     questions: int = 0
     seconds: float = 0.0
+    owes_evaluation: bool = False
 
 
 class Trainer:
@@ -53,10 +55,11 @@ class Trainer:
     The method is in `update`, which reads top to bottom like the paper's algorithm.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, interruption: Interruption | None = None):
+        self.interruption = interruption or Interruption()
         self.config, self.mesh = config, parallel.use_mesh(config.mesh)
         config_lib.check_split(config, parallel.num_row_shards())
-        self.policy = load_policy(config, mesh=self.mesh)
+        self.policy = load_policy(config, mesh=self.mesh, check=memory.check_training)
         self.problems = load_training(config.data, self.policy.tokenizer)
         self.held_out = load_held_out(config, self.policy.tokenizer)
         self.fingerprints = fingerprints(self.policy, self.problems, chat_template=config.data.chat_template)
@@ -83,9 +86,16 @@ class Trainer:
     # The algorithm.
 
     def update(self) -> dict[str, float]:
-        """One step of the method: sample and grade, select, score and pack, update, measure. Returns its metrics."""
-        started = time.monotonic()
-        sampled = self.sample_batch()
+        """One step of the method: sample and grade, select, score and pack, update, measure. Returns its metrics.
+
+        Raises GivenUp if the sampling is given up, with the run as it was before the step."""
+        started, before = time.monotonic(), (dataclasses.replace(self.position), self.batches.state())
+        try:
+            sampled = self.sample_batch()
+        except GivenUp:
+            self.position = before[0]
+            self.batches.restore(before[1])
+            raise
         sampled_at = time.monotonic()
         counted = select(sampled.tree, self.config.loss)
         updates = []
@@ -136,6 +146,7 @@ class Trainer:
             make_grade(self.policy, self.grader, by_id),
             key=self.state.key,
             sampling=self.sampling,
+            between_chunks=self.interruption.sampling,
         )
         return [each.tree for each in sampled], stats
 
@@ -232,10 +243,16 @@ class Trainer:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy of the current policy, as metrics."""
+        """Held-out accuracy of the current policy, as metrics. Raises GivenUp if it is given up."""
         started = time.monotonic()
         summary = evaluate(
-            self.policy, self.state.params, self.held_out, self.eval_sampler, self.grader, self.config
+            self.policy,
+            self.state.params,
+            self.held_out,
+            self.eval_sampler,
+            self.grader,
+            self.config,
+            between_chunks=self.interruption.evaluating,
         ).summary()
         return {f"eval/{name}": value for name, value in summary.items()} | {
             "train/generated_tokens": self.position.generated_tokens,

@@ -22,6 +22,8 @@ _PROMPTS = "which problems the policy is trained on, or their prompts and answer
 _SHAPES = "how many responses are decoded side by side; the tokens drawn follow from key, question and position"
 _WHERE = "where files are"
 
+_MOST_LISTED = 12  # differences in a message
+
 # Changes allowed when a run is resumed: {key, or section for all its keys: (class, reason)}; a key's own entry comes
 # before its section's. docs/resuming.md is this table for readers.
 CHANGES: dict[str, tuple[str, str]] = {
@@ -58,6 +60,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "train.refills": (REFUSED, _ALGORITHM),
     "train.seed": (REFUSED, "all draws"),
     "train.max_skipped": (FREE, "when the run gives up"),
+    "train.host_timeout": (FREE, "when the run gives another host up"),
     "train.row_tokens": (ROUNDING, "how trees are laid into rows"),
     "train.rows_per_step": (ROUNDING, "the parts in which an update's gradient is summed"),
     "train.token_block": (ROUNDING, "the pieces in which the logits are computed"),
@@ -87,13 +90,26 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any], kind: str = REFUSED) ->
 
 
 def load_saved(workdir: str) -> ConfigDict | None:
-    """The configuration that `save` wrote into a workdir, None where there is none."""
+    """The configuration that `save` wrote into a workdir, None where there is none.
+
+    Raises:
+      ConfigError: it is damaged.
+    """
     path = os.path.join(workdir, SAVED_NAME)
-    return load(path) if os.path.isfile(path) else None
+    try:
+        return load(path) if os.path.lexists(path) else None
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"--config={path}: ").removesuffix(": correct the file")
+        raise ConfigError(
+            f"{path}, the configuration of the run there, is damaged ({reason}): restore it or, to go on with the "
+            "configuration given, delete it; or choose a new --workdir"
+        ) from error
 
 
 def _listed(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differences.items())
+    shown = [f"{key}: {old!r} -> {new!r}" for key, (old, new) in differences.items()]
+    more = f"; and {len(shown) - _MOST_LISTED} more" if len(shown) > _MOST_LISTED else ""
+    return "; ".join(shown[:_MOST_LISTED]) + more
 
 
 def _refuse_another(place: str, old: Mapping[str, Any], new: Mapping[str, Any], way_out: str) -> None:

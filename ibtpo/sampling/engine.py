@@ -19,6 +19,7 @@ response is graded by one, which tells the others.
 import math
 from collections.abc import Callable, Sequence
 
+from ibtpo.errors import UserError
 from ibtpo.sampling.admission import Admission
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.chunks import AHEAD, Chunks
@@ -28,6 +29,7 @@ from ibtpo.sampling.growth import Draft, Growing, Growth
 from ibtpo.sampling.interface import Question, SampledTree, SamplerStats
 
 OnFinished = Callable[[SampledTree], None]
+BetweenChunks = Callable[[], None]
 
 
 class Run:
@@ -42,9 +44,10 @@ class Run:
         chunks: Chunks,
         questions: Sequence[Question],
         on_finished: OnFinished | None = None,
+        between_chunks: BetweenChunks | None = None,
     ):
         self.device, self.capacity, self.growth, self.grades, self.chunks = device, capacity, growth, grades, chunks
-        self.on_finished = on_finished
+        self.on_finished, self.between_chunks = on_finished, between_chunks
         self.results: dict[int, SampledTree] = {}  # by order
         self.stats = SamplerStats(questions=len(questions))
         initial = growth.tree.initial
@@ -55,6 +58,8 @@ class Run:
         """The trees in the order of the questions, and their cost (but for `seconds`)."""
         with self.chunks:
             while self.admission.pending or any(shard.in_flight for shard in self.shards):
+                if self.between_chunks:
+                    self.between_chunks()
                 self.admission.release()
                 self._admit()
                 self._start()
@@ -153,9 +158,10 @@ class Run:
             self._done(q, draft)
             return
         if any(map(math.isnan, draft.log_probs)):
-            raise ValueError(
+            raise UserError(
                 f"response {draft.index} of question {q.question.id} has a log-probability of NaN: the parameters are "
-                "not finite, or too large for the type of the computation"
+                "not finite, or too large for model.dtype: set it to float32; if they were trained here, go on from an "
+                "older checkpoint with a lower optimizer.learning_rate, and if they came so, fetch model.path again"
             )
         self.stats.responses += 1
         self.stats.response_tokens += len(draft.tokens)
