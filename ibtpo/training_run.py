@@ -49,6 +49,7 @@ def alone(config: Any, workdir: str) -> Iterator[None]:
 def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
     """The same, once its folders are its own."""
     trainer = Trainer(config, interruption)
+    interruption.keep()
     first_host, total = jax.process_index() == 0, config.train.steps
     with (
         trainer.grader,
