@@ -1,19 +1,21 @@
-# make env        a virtual environment in .venv with the pinned run-time dependencies
+# make env        a virtual environment in .venv with the pinned run-time dependencies, checked by their hashes
 # make demo       train the tiny model with the whole method on the CPU and draw its curves
 # make test       the test suite              make test-slow   the long tests too, random examples of properties
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
 # make test-gpu   what needs the GPU compiler (no GPU), in an environment of its own, .venv-gpu (several GB)
 # make test-peers our losses against those of Tunix and TRL, each in an environment of its own (several GB)
 # make faults     kills, damaged files, lost hosts, hostile rewards and bad input against real runs (an hour)
+# make lock       requirements.lock anew from requirements.txt: every package with the hashes of its files
 # make lint       ruff and mypy               make clean       remove what was built (not .venv, not runs)
 #
 # PYTHON=...  the interpreter of the environment (3.11 or 3.12)
 # VENV=...    where the environment lives; PYTEST_ARGS=... e.g. "-k tree -x"
+# REQUIREMENTS=requirements.txt  installs without hashes, where a package is to be another build of its version
 # WORKDIR=... where the demo writes; DEMO_ARGS=... e.g. "--config.train.seed=1 --config.method=grpo"
 # TEST_JOBS=N test processes (0: one, no workers)
 
 .DELETE_ON_ERROR:
-.PHONY: env test-env demo test test-slow test-tpu test-gpu test-peers faults lint clean help
+.PHONY: env test-env lock demo test test-slow test-tpu test-gpu test-peers faults lint clean help
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -22,6 +24,9 @@ DEMO_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
 PEERS_ARGS ?=
+REQUIREMENTS ?= requirements.lock
+HASHES = $(if $(filter %.lock,$(REQUIREMENTS)),--require-hashes)
+UV_ARGS ?=
 FAULTS_ARGS ?=
 
 # The first interpreter that runs and has a version the project supports: a name on the PATH may be a launcher for a
@@ -44,13 +49,20 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 # The stamps make a second call instant; a change of the pins installs again.
-$(VENV)/.env: requirements.txt | $(BIN)/python
-	$(PIP) -r requirements.txt
+$(VENV)/.env: $(REQUIREMENTS) | $(BIN)/python
+	$(PIP) $(HASHES) -r $(REQUIREMENTS)
 	@touch $@
 
-$(VENV)/.test-env: requirements.txt requirements-test.txt | $(BIN)/python
+$(VENV)/.test-env: requirements-test.txt $(VENV)/.env
 	$(PIP) -r requirements-test.txt
-	@touch $(VENV)/.env $@
+	@touch $@
+
+# Only what is new or has another pin is resolved anew; UV_ARGS=--upgrade takes the newest of all that is not pinned.
+lock:
+	"$(PYTHON)" -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" $(UV_ARGS) -o requirements.lock requirements.txt
 
 demo: env
 	$(BIN)/python -m ibtpo.train --config=configs/tiny.py --workdir=$(WORKDIR) $(DEMO_ARGS)

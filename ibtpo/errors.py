@@ -20,4 +20,4 @@ class RunFailure(RuntimeError):
 def one_line(error: BaseException) -> str:
     """The kind and the first words of an error."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}{'...' * (len(text) > 200)}"
+    return f"{type(error).__name__}{': ' * bool(text)}{text[:200]}{'...' * (len(text) > 200)}"

@@ -18,14 +18,15 @@ checkpoint, settings and problems, is not sampled again.
 minus first, with 95 % intervals, and needs no model. See docs/evaluation.md.
 """
 
-import argparse
 import functools
+import os
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from ibtpo import config as config_lib
+from ibtpo.arguments import Parser
 from ibtpo.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a run, or a folder in Hugging Face format")
@@ -37,6 +38,8 @@ def main(config, workdir: str | None) -> None:
         raise UserError("--checkpoint is missing: name a run's workdir or a Hugging Face folder")
     if "://" in checkpoint and not workdir:
         raise UserError(f"--checkpoint={checkpoint} is remote: name a local --workdir for results")
+    if not workdir and os.path.isdir(checkpoint):
+        config_lib.check_folder("--workdir", os.path.join(checkpoint, "evaluation"))
     from ibtpo.evaluation.suite import evaluate_checkpoint
 
     evaluate_checkpoint(config, checkpoint, workdir)
@@ -46,7 +49,7 @@ def compare(arguments: Sequence[str]) -> None:
     """The command with --compare; whatever is wrong ends it with one line and code 2."""
     from ibtpo.evaluation import compare as comparison
 
-    parser = argparse.ArgumentParser(prog="python -m ibtpo.evaluate", allow_abbrev=False)
+    parser = Parser(prog="python -m ibtpo.evaluate", allow_abbrev=False)
     parser.add_argument("--compare", action="append", required=True, metavar="FOLDER", help="evaluation; give two")
     folders = parser.parse_args(arguments).compare
     if len(folders) != 2:

@@ -34,10 +34,10 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
       UserError: no model, no checkpoint, or one of another model.
     """
     with parallel.together():
-        policy = load_policy(config, mesh=parallel.use_mesh(config.mesh))
-    with parallel.together():
         run = config.checkpoint.dir or workdir
         step = checkpoints.latest_step(run) if step is None else step
+        policy = load_policy(config, mesh=parallel.use_mesh(config.mesh))
+    with parallel.together():
         params = checkpoints.load_params(run, policy.params, step)
     facts = {
         "Base model": config.model.preset or Path(config.model.path).name,
@@ -52,10 +52,11 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
 def main(config, workdir: str) -> None:
     if not _OUT.value:
         raise UserError("--out is missing: name the folder to write the model to")
+    config_lib.check_folder("--out", _OUT.value)
     enable_compilation_cache(config)
     export(config, workdir, _OUT.value, _STEP.value)
     print(f"written: {_OUT.value}")
 
 
 if __name__ == "__main__":
-    config_lib.run(main)
+    config_lib.run(main, writes_workdir=False)

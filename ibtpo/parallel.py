@@ -181,6 +181,12 @@ def share_cores() -> bool:
     return platform() == "cpu" and jax.local_device_count() > 1
 
 
+def mesh_axis_size(axis: str) -> int:
+    """Devices along an axis of the current mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape[axis]
+
+
 def num_row_shards() -> int:
     """Shards of the logical axis "rows" under the current mesh."""
     mesh = current_mesh()

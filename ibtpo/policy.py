@@ -60,9 +60,16 @@ class Policy:
         return Question(id, format_prompt(problem, data_config, self.tokenizer, self.codec.stop_ids), find_answer)
 
 
-def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Mesh | None = None) -> Policy:
+def load_policy(
+    config: Any,
+    *,
+    path: str | pathlib.Path | None = None,
+    mesh: Mesh | None = None,
+    check: Callable[[Any, ModelConfig], None] | None = None,
+) -> Policy:
     """Loads `path` (default: config.model.path), a Hugging Face directory; with a mesh, each parameter straight into
-    the place that `parallel.shardings` gives it. Everything else is checked before the weights are read.
+    the place that `parallel.shardings` gives it. Everything else is checked before the weights are read. check: of the
+    config and the model's sizes, what the caller wants to know before that (`ibtpo.memory`).
 
     Raises:
       UserError: no model there, or not the one that model.preset names; prompt and response cannot fit the model's
@@ -77,12 +84,9 @@ def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Me
     model = hf.read_config(folder)
     if preset:
         _check_preset(model, preset, folder)
-    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
-    if longest > model.max_positions:
-        raise UserError(
-            f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {folder} has "
-            f"{model.max_positions} positions: lower one of the two"
-        )
+    _check_positions(config, model, folder)
+    if check is not None:
+        check(config, model)
     ends = {name: read_token_ids(folder / name, "eos_token_id") for name in ("config.json", "generation_config.json")}
     tokenizer = load_tokenizer(folder)
     table = token_bytes(tokenizer)
@@ -94,6 +98,7 @@ def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Me
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
         shardings=None if mesh is None else lambda params: parallel.shardings(params, mesh),
+        finite=True,
     )
     graphdef, params = nnx.split(decoder, nnx.Param)
     table += [b""] * (model.vocab_size - len(table))  # vocabularies are often padded
@@ -113,6 +118,15 @@ def load_policy(config: Any, *, path: str | pathlib.Path | None = None, mesh: Me
             find_answer=find_statement(config.reward.kind),
         ),
     )
+
+
+def _check_positions(config: Any, model: ModelConfig, folder: pathlib.Path) -> None:
+    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    if longest > model.max_positions:
+        raise UserError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {folder} has "
+            f"{model.max_positions} positions: lower one of the two"
+        )
 
 
 def _check_preset(model: ModelConfig, preset: str, folder: pathlib.Path) -> None:

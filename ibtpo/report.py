@@ -7,13 +7,14 @@ Draws `workdir/metrics.jsonl` of each run into one figure and prints the last an
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ibtpo import metrics as metrics_lib
+from ibtpo.arguments import Parser
+from ibtpo.errors import UserError, one_line
 
 Series = tuple[np.ndarray, np.ndarray]
 Style = Literal["-", "--"]
@@ -271,9 +272,30 @@ def summarize(workdir: str | os.PathLike, name: str) -> dict[str, Any]:
     return row
 
 
+def _check_runs(workdirs: Sequence[str], names: Sequence[str], out: str) -> None:
+    """Raises a UserError where a run or an option cannot be used."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if len(names) != len(workdirs):
+        raise UserError(f"--name: {len(names)} names for {len(workdirs)} runs: give one name per run")
+    kind, kinds = os.path.splitext(out)[1][1:].lower() or "png", FigureCanvasBase.get_supported_filetypes()
+    if os.path.isdir(out) or kind not in kinds:
+        raise UserError(f"--out={out} is a folder, or no kind of picture: name a file that ends in .png")
+    for workdir in workdirs:
+        file = os.path.join(workdir, metrics_lib.FILE_NAME)
+        if not metrics_lib.exist(workdir):
+            raise UserError(f"{file}: no such file; --workdir names the folder of a run")
+        try:
+            empty = not read_run(workdir)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{file} cannot be read ({one_line(error)}): is it that of a run?") from error
+        if empty:
+            raise UserError(f"{file} has no row of metrics: the run has not got that far, or it is another file")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a missing file ends it with one line and code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ibtpo.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", action="append", required=True, help="folder of a run; repeat to compare runs")
@@ -281,19 +303,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="the PNG; default: learning_curve.png in the first workdir")
     arguments = parser.parse_args(argv)
     names = arguments.name or run_names(arguments.workdir)
+    out = arguments.out or os.path.join(arguments.workdir[0], "learning_curve.png")
     try:
-        out = learning_curve(
-            arguments.workdir,
-            arguments.out or os.path.join(arguments.workdir[0], "learning_curve.png"),
-            names=names,
-        )
-    except FileNotFoundError as error:
-        print(f"error: {error.filename}: no such file; --workdir names the folder of a run", file=sys.stderr)
-        sys.exit(2)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(summary_table([summarize(workdir, name) for workdir, name in zip(arguments.workdir, names)]))
+        _check_runs(arguments.workdir, names, out)
+        out = learning_curve(arguments.workdir, out, names=names)
+        table = summary_table([summarize(workdir, name) for workdir, name in zip(arguments.workdir, names)])
+    except UserError as error:
+        parser.fail(str(error))
+    except OSError as error:
+        parser.fail(f"--out={out} cannot be written ({error.strerror or error}): name another file")
+    print(table)
     print(f"\nfigure: {out}")
 
 

@@ -8,6 +8,7 @@ directory to JSON lines with a question and a solution.
 """
 
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.data import arithmetic, chained_arithmetic
 from ibtpo.data.problems import Problem, format_prompt
 from ibtpo.data.records import BadRecord, find_paths, find_question, read_records
-from ibtpo.data.tokenizer import load_tokenizer
+from ibtpo.data.tokenizer import load_tokenizer, token_bytes
 from ibtpo.errors import UserError
 from ibtpo.losses import token_log_probs
 from ibtpo.metrics import MetricWriter, Progress
@@ -137,7 +138,7 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
 
 
 def _check(config: ConfigDict) -> None:
-    """Raises UserError for settings that would fail late."""
+    """Raises UserError for settings that would fail late; the command line checks all of them (`SFT_RULES`)."""
     remats = ("none", *REMAT)
     if config.model.remat not in remats:
         raise UserError(f"model.remat={config.model.remat!r} is none of {', '.join(remats)}")
@@ -151,11 +152,13 @@ def _check(config: ConfigDict) -> None:
 def main(config: ConfigDict, workdir: str) -> None:
     """Trains for config.train.steps updates and writes the model directory config.output."""
     _check(config)
+    config_lib.check_folder("output", config.output)
     enable_compilation_cache(config)
     tokenizer = load_tokenizer(config.tokenizer)
+    token_bytes(tokenizer)  # refuses a tokenizer that later runs refuse, before the weights are read
     dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
     if config.model.path:
-        decoder = hf.load(config.model.path, **dtypes)
+        decoder = hf.load(config.model.path, **dtypes, finite=True)
     else:
         architecture = ModelConfig(vocab_size=len(tokenizer), **config.model.architecture)
         decoder = Decoder(architecture, rngs=nnx.Rngs(config.train.seed), **dtypes)
@@ -173,13 +176,15 @@ def main(config: ConfigDict, workdir: str) -> None:
         examples = (tokenize(*pair) for pair in pairs)
         yield from pack(examples, rows=config.train.rows, row_tokens=config.train.row_tokens)
 
+    batches: Iterator[TokenBatch] = read_batches()
+    batches = itertools.chain([next(batches)], batches)  # what is wrong with the data is said before a file is made
     start = time.monotonic()
     with (
         MetricWriter(workdir, config.log.tensorboard, resume_step=0) as writer,
         Progress(config.train.steps, description="sft") as progress,
     ):
         total, count, tokens = 0.0, 0, 0
-        for step, batch in zip(range(1, config.train.steps + 1), read_batches()):
+        for step, batch in zip(range(1, config.train.steps + 1), batches):
             params, opt_state, loss = update(params, opt_state, batch)
             total, count, tokens = total + loss, count + 1, tokens + int(batch.weight.sum())
             if step % config.log.every == 0 or step == config.train.steps:
@@ -202,4 +207,4 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    config_lib.run(main, resolve=None)
+    config_lib.run(main, resolve=config_lib.resolve_by(config_lib.SFT_RULES, "configs/tiny_sft.py"))

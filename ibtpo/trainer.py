@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from ibtpo import checkpoints, parallel
+from ibtpo import checkpoints, memory, parallel
 from ibtpo import config as config_lib
 from ibtpo.advantages import AdvantageOptions, at_tokens, by_token, compute_advantages, group_is_uniform
 from ibtpo.choices import TOKEN_ADVANTAGES
@@ -19,6 +19,7 @@ from ibtpo.data.datasets import load_training
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
+from ibtpo.fingerprints import check_same, fingerprints
 from ibtpo.interruption import GivenUp, Interruption
 from ibtpo.metrics.step import Sampled, Update, step_metrics
 from ibtpo.packing import Layout, TokenBatch, fill, moved, place_weights, plan, unpack
@@ -58,9 +59,10 @@ class Trainer:
         self.interruption = interruption or Interruption()
         self.config, self.mesh = config, parallel.use_mesh(config.mesh)
         config_lib.check_split(config, parallel.num_row_shards())
-        self.policy = load_policy(config, mesh=self.mesh)
+        self.policy = load_policy(config, mesh=self.mesh, check=memory.check_training)
         self.problems = load_training(config.data, self.policy.tokenizer)
         self.held_out = load_held_out(config, self.policy.tokenizer)
+        self.fingerprints = fingerprints(self.policy, self.problems, chat_template=config.data.chat_template)
         self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
 
         self.sampler = make_sampler(self.policy, config, questions=config.train.questions_per_step)
@@ -260,18 +262,24 @@ class Trainer:
     # Beginning and end.
 
     def restore(self, store: checkpoints.Checkpoints) -> bool:
-        """Continues from the newest checkpoint; False if there is none.
+        """Continues from the newest good checkpoint; False if there is none.
 
         Raises:
           ConfigError: it is of another run's configuration; the workdir may be new where checkpoint.dir is not.
-          UserError: see `Checkpoints.restore`.
+          UserError: it is of a run on other problems, or another model; see also `Checkpoints.restore`.
         """
-        saved = store.saved_config()
-        if saved is None:
+        if store.latest_step() is None:
             return False
-        # First: a checkpoint of another configuration holds other arrays, which is no news about them.
-        config_lib.check_same(str(store.path), saved, self.config.to_dict(), "choose a new --config.checkpoint.dir")
-        self.state, position = store.restore(self.state)
+        data, model = f"data.source={self.config.data.source}", f"model.path={self.config.model.path}"
+
+        def check(saved: dict) -> None:
+            # First: a checkpoint of another configuration holds other arrays, which is no news about them.
+            way_out = "choose a new --config.checkpoint.dir"
+            config_lib.check_same(str(store.path), saved["config"], self.config.to_dict(), way_out)
+            names = dict(data=data, model=model, tokenizer=model)
+            check_same(store.path, saved["fingerprints"], self.fingerprints, names)
+
+        self.state, position = store.restore(self.state, check=check)
         self.position = Position(**position)
         self.batches.restore(self.position.data)
         return True
@@ -279,7 +287,7 @@ class Trainer:
     def save(self, store: checkpoints.Checkpoints) -> None:
         """Saves everything of the run."""
         self.position.data = self.batches.state()
-        store.save(self.state, dataclasses.asdict(self.position), self.config.to_dict())
+        store.save(self.state, dataclasses.asdict(self.position), self.config.to_dict(), self.fingerprints)
 
 
 def select(tree: Tree, loss: Any) -> np.ndarray:

@@ -48,6 +48,7 @@ def alone(config: Any, workdir: str) -> Iterator[None]:
 
 def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
     """The same, once its folders are its own."""
+    checkpoints.check_writable(workdir, config.checkpoint.dir)
     trainer = Trainer(config, interruption)
     interruption.keep()
     first_host, total = jax.process_index() == 0, config.train.steps
@@ -101,6 +102,8 @@ def resume(trainer: Trainer, store: checkpoints.Checkpoints, workdir: str) -> bo
             f"checkpoint.dir={trainer.config.checkpoint.dir!r} has no checkpoint, and the run in {workdir} kept its "
             f"own in {checkpoints.find(workdir)}: give that one to continue it, or choose a new --workdir"
         )
+    if not resumed:
+        store.check_nothing_lost()
     return resumed
 
 
@@ -145,6 +148,7 @@ def run_updates(
             metrics["time/elapsed_s"] = trainer.position.seconds
             if step % config.log.every == 0 or step == total:
                 writer.write(step, metrics)
+            store.check()
             check_skipped(trainer, workdir, step)
             shown = {"reward": "avg_rate_initial", "eff-rate": "eff_rate", "entropy": "entropy"}
             progress.update(

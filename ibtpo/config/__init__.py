@@ -9,19 +9,24 @@ imports JAX.
 
 from ibtpo.config.command_line import parse_flags, run
 from ibtpo.config.files import load
+from ibtpo.config.folders import ERROR_LOG, check_folder
 from ibtpo.config.keys import ConfigError, flatten, unflatten
 from ibtpo.config.methods import METHODS
-from ibtpo.config.resolve import check_split, resolve, responses_per_question
+from ibtpo.config.resolve import check_split, resolve, resolve_by, responses_per_question
 from ibtpo.config.rules import RULES, Rule, stop_strings
 from ibtpo.config.saved import CHANGES, SAVED_NAME, check_same, diff, load_saved, save
+from ibtpo.config.sft_rules import SFT_RULES
 
 __all__ = [
     "CHANGES",
+    "ERROR_LOG",
     "METHODS",
     "RULES",
     "SAVED_NAME",
+    "SFT_RULES",
     "ConfigError",
     "Rule",
+    "check_folder",
     "check_same",
     "check_split",
     "diff",
@@ -30,6 +35,7 @@ __all__ = [
     "load_saved",
     "parse_flags",
     "resolve",
+    "resolve_by",
     "responses_per_question",
     "run",
     "save",

@@ -13,7 +13,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ibtpo.config.files import load
-from ibtpo.config.keys import ConfigError, flatten, nearest_key
+from ibtpo.config.folders import check_folder, log_error
+from ibtpo.config.keys import ConfigError, flatten, nearest_key, shown
 from ibtpo.config.resolve import resolve
 from ibtpo.errors import RunFailure, UserError
 
@@ -36,9 +37,9 @@ def _type_of(config: ConfigDict, key: str) -> type:
 
 def _check_override(config: ConfigDict, no: bool, key: str, value: str | None, argument: str) -> None:
     """Raises a ConfigError that names key and type before absl would stop with a message of its own."""
-    keys = flatten(config)
+    keys, argument = flatten(config), shown(argument)[1:-1]
     if key not in keys:
-        raise ConfigError(f"{argument}: unknown key {key}; {nearest_key(key, keys)}")
+        raise ConfigError(f"{argument}: unknown key {shown(key)[1:-1]}; {nearest_key(key, keys)}")
     kind = _type_of(config, key)
     parser, words, example = _PARSERS.get(kind, (flags.ArgumentParser(), "text", '"..."'))
     if value is None and kind is bool:
@@ -48,7 +49,8 @@ def _check_override(config: ConfigDict, no: bool, key: str, value: str | None, a
     try:
         parser.parse(value)
     except (ValueError, TypeError):
-        raise ConfigError(f"{argument}: {key} needs {words}, not {value!r}; e.g. --config.{key}={example}") from None
+        given = f"{argument}: {key} needs {words}, not {shown(value)}"
+        raise ConfigError(f"{given}; e.g. --config.{key}={example}") from None
 
 
 def _split_command_line(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -93,7 +95,8 @@ def _check_flags(arguments: Sequence[str], command: str, flag_values: flags.Flag
         names = [name, name.removeprefix("no")] if name not in flag_values else [name]
         owner = next((m for n in names if (m := flag_values.find_module_defining_flag(n))), "")
         if owner.startswith(f"{_PACKAGE}.") and owner not in (command, __name__):
-            raise ConfigError(f"{argument}: unknown flag: --{names[-1]} belongs to {owner}, not to this command")
+            given = shown(argument)[1:-1]
+            raise ConfigError(f"{given}: unknown flag: --{names[-1]} belongs to {owner}, not to this command")
 
 
 def parse_flags(
@@ -142,8 +145,8 @@ def parse_flags(
     except flags.Error as error:
         raise ConfigError(_explain_unknown_flag(" ".join(str(error).split()), config)) from None
     if leftover:
-        example = f"; did you mean --{leftover[0].lstrip('-')}?" if "=" in leftover[0] else ""
-        raise ConfigError(f"unexpected argument {leftover[0]!r}: options start with two dashes{example}")
+        example = f"; did you mean --{leftover[0].lstrip('-')[:100]}?" if "=" in leftover[0] else ""
+        raise ConfigError(f"unexpected argument {shown(leftover[0])}: options start with two dashes{example}")
     if needs_workdir and not workdir:
         raise ConfigError("--workdir is missing: name the folder of the run, e.g. --workdir=runs/tiny")
     config = holder.value
@@ -176,13 +179,18 @@ def run(
     *,
     resolve: Callable[[ConfigDict], ConfigDict] | None = resolve,
     needs_workdir: bool = True,
+    writes_workdir: bool = True,
 ) -> None:
     """Entry point of every command: main(config, workdir) with the command line's configuration.
 
     What `main` returns is the program's exit code (None: 0). A UserError, of the command line or raised by `main`, is
     printed in one line and ends the program with code 2, a RunFailure with code 1; any other exception keeps its
-    traceback. The command's flags are those of the module where `main` is defined and of the one that is run. `--help`
-    prints the program's docstring, its flags and, with --config, every key. See `parse_flags` for the options.
+    traceback. Whatever `main` raised is added to error.log in the workdir with its traceback, if that folder is there.
+    The command's flags are those of the module where `main` is defined and of the one that is run. `--help` prints the
+    program's docstring, its flags and, with --config, every key. See `parse_flags` for the options.
+
+    Args:
+      writes_workdir: whether a workdir is refused in which no file can be made; nothing is left of the attempt.
     """
     parsed: list[Any] = []
 
@@ -190,13 +198,23 @@ def run(
         if any(argument in ("--help", "-help", "-h", "-?", "--helpfull", "--helpshort") for argument in argv):
             _print_help(main.__module__, _split_command_line(argv[1:])[0])
             sys.exit(0)
-        parsed.extend(parse_flags(argv, resolve=resolve, needs_workdir=needs_workdir, command=main.__module__))
+        config, workdir = parse_flags(argv, resolve=resolve, needs_workdir=needs_workdir, command=main.__module__)
+        if writes_workdir and workdir is not None:
+            check_folder("--workdir", workdir)
+        parsed.extend((config, workdir))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries report every file they open
         return list(argv[:1])
 
+    def logged(_: Sequence[str]) -> int | None:
+        try:
+            return main(*parsed)
+        except Exception as error:
+            log_error(parsed[1], error)
+            raise
+
     try:
-        app.run(lambda _: main(*parsed), flags_parser=parser)
+        app.run(logged, flags_parser=parser)
     except KeyboardInterrupt:  # in training it is a request to save and end (`ibtpo.interruption`)
         print("interrupted: what was written is whole; run the same command again", file=sys.stderr)
         sys.exit(130)

@@ -1,12 +1,13 @@
 """From a configuration with open keys to one that is complete, checked and locked."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ibtpo.config.keys import ConfigError, did_you_mean, flatten, nearest_key, unflatten
+from ibtpo.config.keys import ConfigError, did_you_mean, flatten, nearest_key, shown, unflatten
 from ibtpo.config.methods import METHODS
-from ibtpo.config.rules import RULES
+from ibtpo.config.rules import MOST, RULES, Rule
 
 
 def responses_per_question(tree: ConfigDict) -> int:
@@ -25,30 +26,47 @@ def resolve(config: ConfigDict, *, training: bool = True) -> ConfigDict:
         cannot work together.
     """
     flat = flatten(config)
-    for key in flat:
-        if key not in RULES:
-            raise ConfigError(f"unknown key {key}={flat[key]!r}: {nearest_key(key, RULES)}")
-    for key in RULES:
-        if key not in flat:
-            raise ConfigError(f"missing key {key}: start the config from configs.base.get_config(), which has them all")
-    _check_value("method", flat["method"])
+    _check_keys(flat, RULES, "configs.base.get_config()")
+    _check_value("method", flat["method"], RULES["method"])
     for key, value in METHODS[flat["method"]].items():
         if flat[key] is None:
             flat[key] = value
-    flat = {key: _check_value(key, value) for key, value in flat.items()}
-    resolved = unflatten(flat)
+    resolved = unflatten({key: _check_value(key, value, RULES[key]) for key, value in flat.items()})
     _check_combinations(resolved, training)
     return resolved.lock()
 
 
-def _check_value(key: str, value: Any) -> Any:
+def resolve_by(rules: Mapping[str, Rule], origin: str) -> Callable[[ConfigDict], ConfigDict]:
+    """The `resolve` of a program with keys of its own: every key is there and every value within its rule.
+
+    Args:
+      origin: where a configuration with all keys comes from.
+    """
+
+    def resolve(config: ConfigDict) -> ConfigDict:
+        flat = flatten(config)
+        _check_keys(flat, rules, origin)
+        return unflatten({key: _check_value(key, value, rules[key]) for key, value in flat.items()}).lock()
+
+    return resolve
+
+
+def _check_keys(flat: Mapping[str, Any], rules: Mapping[str, Rule], origin: str) -> None:
+    for key in flat:
+        if key not in rules:
+            raise ConfigError(f"unknown key {key}={shown(flat[key])}: {nearest_key(key, rules)}")
+    for key in rules:
+        if key not in flat:
+            raise ConfigError(f"missing key {key}: start the config from {origin}, which has them all")
+
+
+def _check_value(key: str, value: Any, rule: Rule) -> Any:
     """`value` in the type of its rule (an int becomes a float where a float is due)."""
-    rule = RULES[key]
     if rule.type is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 2**53 else value
     # bool is a subclass of int, and `steps = True` is never meant.
     if type(value) is not rule.type or not rule.test(value):
-        raise ConfigError(f"{key}={value!r} must be {rule.words}{did_you_mean(value, rule.choices)}")
+        raise ConfigError(f"{key}={shown(value)} must be {rule.words}{did_you_mean(value, rule.choices)}")
     return value
 
 
@@ -107,6 +125,11 @@ def _check_loss(config: ConfigDict) -> None:
 def _check_updates(config: ConfigDict) -> None:
     train = config.train
     updates = train.steps * train.epochs * train.minibatches
+    if updates > MOST:
+        raise ConfigError(
+            f"train.steps={train.steps} with train.epochs={train.epochs} and train.minibatches={train.minibatches} are "
+            f"{updates:,} updates, which are counted up to {MOST:,}: lower one of the three"
+        )
     if config.optimizer.warmup_steps > updates:
         raise ConfigError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} is more than the run's {updates} updates "

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import string
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,39 +30,80 @@ def stop_strings(text: str) -> list[str] | None:
     """The texts of `sampling.stop_strings`; None if it is not a list of texts, or one of them is empty."""
     try:
         found = json.loads(text or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    right = isinstance(found, list) and all(isinstance(x, str) and x for x in found)
+    right = isinstance(found, list) and all(isinstance(x, str) and x and is_text(x) for x in found)
     return found if right else None
 
 
-def _whole(low: int) -> Rule:
-    return Rule(int, lambda x: x >= low, f"a whole number of at least {low}")
+# Whole numbers are int32 on the devices.
+MOST = 2**31 - 1
+# Numbers are float32 there: the sizes of those that are not 0 keep their products and quotients finite, and themselves
+# apart from 0.
+TINY, HUGE = 1e-30, 1e30
 
 
-def _real(test: Callable[[float], bool], words: str) -> Rule:
-    return Rule(float, lambda x: math.isfinite(x) and test(x), f"a number {words}")
+def as_float32(x: float) -> float:
+    """The nearest float32; infinite beyond them."""
+    try:
+        return struct.unpack("f", struct.pack("f", x))[0]
+    except OverflowError:
+        return math.copysign(math.inf, x)
+
+
+def _whole(low: int, high: int = MOST) -> Rule:
+    return Rule(int, lambda x: low <= x <= high, f"a whole number of at least {low} and at most {high:,}")
+
+
+def _real(test: Callable[[float], bool], words: str, least: float = TINY, most: float = HUGE) -> Rule:
+    """test: of the number as a float32. least, most: of its size where it is not 0."""
+    ends = f"{words} and at most {most:g}" if most < HUGE else words
+    ends += f" (and {least:g} or more where it is not 0)" if least <= TINY else f", {least:g} or more"
+
+    def right(x: float) -> bool:
+        return math.isfinite(x) and (x == 0 or least <= abs(x) <= most) and test(as_float32(x))
+
+    return Rule(float, right, f"a number {ends}")
 
 
 def _one_of(*names: str) -> Rule:
     return Rule(str, lambda x: x in names, "one of " + ", ".join(names), names)
 
 
-_POSITIVE = _real(lambda x: x > 0, "above 0")
-_NOT_NEGATIVE = _real(lambda x: x >= 0, "of at least 0")
-_FRACTION = _real(lambda x: 0 <= x < 1, "from 0 up to, not including, 1")
+def is_text(x: str) -> bool:
+    """Whether it is UTF-8, which half a surrogate pair (an argument of other bytes) is not, and no file name or text
+    ends within it."""
+    try:
+        return b"\0" not in x.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+# A weight or bound of more than this is a slip, and its products would leave float32.
+_POSITIVE = _real(lambda x: x > 0, "above 0", most=1e6)
+_NOT_NEGATIVE = _real(lambda x: x >= 0, "of at least 0", most=1e6)
+_FRACTION = _real(lambda x: 0 <= x < 1, "from 0 up to, not including, 1 as a float32")
 _PROBABILITY = _real(lambda x: 0 < x <= 1, "above 0 and at most 1")
+# Logits are divided by it, and so are their gradients.
+_TEMPERATURE = _real(lambda x: x > 0, "above 0", least=1e-3, most=1e3)
 _SWITCH = Rule(bool, lambda x: True, "true or false")
-_TEXT = Rule(str, lambda x: True, "text")
-_NAME = Rule(str, bool, "text that is not empty")
-_AXIS = Rule(int, lambda x: x == -1 or x >= 1, "a whole number of at least 1, or -1 for all remaining devices")
+_TEXT = Rule(str, is_text, "text in UTF-8 without a zero byte")
+_NAME = Rule(str, lambda x: bool(x.strip()) and is_text(x), "text that is not empty, in UTF-8 without a zero byte")
+_SEPARATOR = Rule(str, lambda x: bool(x) and is_text(x), "text that is not empty, in UTF-8 without a zero byte")
+_AXIS = Rule(
+    int, lambda x: x == -1 or 1 <= x <= MOST, "a whole number of at least 1, or -1 for all remaining devices"
+)
 _DTYPE = _one_of(*choices.DTYPES)
-_FILE_SOURCE = re.compile(r"(jsonl|parquet):.+")
+_FILE_SOURCE = re.compile(r"(jsonl|parquet):.*\S.*", re.DOTALL)
 _TFDS_SOURCES = ("tfds:chained_arithmetic", *(f"tfds:{name}" for name in DATASETS))
 
 
 def _is_evaluation_set(name: str) -> bool:
-    return name in BENCHMARKS or _FILE_SOURCE.fullmatch(name) is not None
+    return name in BENCHMARKS or _is_file_source(name)
+
+
+def _is_file_source(name: str) -> bool:
+    return _FILE_SOURCE.fullmatch(name) is not None and is_text(name)
 
 
 def _are_benchmarks(text: str) -> bool:
@@ -71,28 +114,38 @@ def _are_benchmarks(text: str) -> bool:
 def _num_groups(pattern: str) -> int:
     try:
         return re.compile(pattern).groups
-    except re.error:
+    except (re.error, OverflowError, RecursionError, ValueError):
         return -1
 
 
+def _are_terms(text: str) -> bool:
+    weights = parse_terms(text)
+    return weights is not None and all(abs(weight) <= 1e6 for weight in weights.values())
+
+
 def _formats_question(template: str) -> bool:
+    """Whether {question} is in it, and no other field or format of one."""
     try:
-        return "\0" in template.format(question="\0")
-    except (KeyError, IndexError, ValueError, AttributeError):
+        fields = [tuple(field) for _, *field in string.Formatter().parse(template)]
+    except ValueError:
         return False
+    plain = (("question", "", None), (None, None, None))
+    return is_text(template) and plain[0] in fields and all(field in plain for field in fields)
 
 
 RULES: dict[str, Rule] = {
     "method": _one_of(*METHODS),
     "compilation_cache": _TEXT,
-    "model.path": Rule(str, bool, "a folder in Hugging Face format, e.g. assets/qwen3-tiny"),
+    "model.path": Rule(
+        str, lambda x: bool(x.strip()) and is_text(x), "a folder in Hugging Face format, e.g. assets/qwen3-tiny"
+    ),
     "model.preset": Rule(str, lambda x: x == "" or x in PRESETS, f'"" or one of {", ".join(PRESETS)}', tuple(PRESETS)),
     "model.dtype": _DTYPE,
     "model.param_dtype": _DTYPE,
     "model.remat": _one_of(*choices.REMATS),
     "data.source": Rule(
         str,
-        lambda x: _FILE_SOURCE.fullmatch(x) is not None or x in _TFDS_SOURCES,
+        lambda x: _is_file_source(x) or x in _TFDS_SOURCES,
         f"jsonl:<path>, parquet:<path> or one of {', '.join(_TFDS_SOURCES)}",
         _TFDS_SOURCES,
     ),
@@ -122,7 +175,7 @@ RULES: dict[str, Rule] = {
     "data.chat_template": _SWITCH,
     "data.system_prompt": _TEXT,
     "data.max_prompt_tokens": _whole(1),
-    "data.separator": _NAME,
+    "data.separator": _SEPARATOR,
     "data.difficulty": _one_of(*choices.DIFFICULTIES),
     "data.limit": _whole(0),
     "tree.strategy": _one_of(*choices.STRATEGIES),
@@ -145,14 +198,14 @@ RULES: dict[str, Rule] = {
     "tree.root": _one_of(*choices.ROOTS),
     "tree.min_new_tokens": _whole(1),
     "tree.segment_tokens": _whole(1),
-    "sampling.temperature": _POSITIVE,
+    "sampling.temperature": _TEMPERATURE,
     "sampling.top_k": _whole(0),
     "sampling.top_p": _PROBABILITY,
     "sampling.min_p": _FRACTION,
     "sampling.max_new_tokens": _whole(1),
     "sampling.stop_tokens": Rule(
         str,
-        lambda x: not x or all(part.strip() for part in x.split(",")),
+        lambda x: not x or (is_text(x) and all(part.strip() for part in x.split(","))),
         'special tokens of the tokenizer separated by commas, or "" for its own end-of-sequence tokens',
     ),
     "sampling.stop_strings": Rule(
@@ -162,14 +215,14 @@ RULES: dict[str, Rule] = {
     ),
     "sampling.slots": _whole(1),
     "sampling.pages": _whole(0),
-    "sampling.page_size": Rule(int, lambda x: x >= 1 and x & (x - 1) == 0, "a power of two"),
+    "sampling.page_size": Rule(int, lambda x: 1 <= x <= 2**20 and x & (x - 1) == 0, "a power of two, at most 2**20"),
     "sampling.chunk": _whole(1),
     "sampling.questions_in_flight": _whole(0),
     "sampling.deterministic": _SWITCH,
     "loss.advantage": _one_of(*choices.ADVANTAGES),
-    "loss.clip_low": _real(lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "loss.clip_low": _PROBABILITY,
     "loss.clip_high": _POSITIVE,
-    "loss.dual_clip": _real(lambda x: x == 0 or x > 1, "above 1, or 0 for off"),
+    "loss.dual_clip": _real(lambda x: x == 0 or x > 1, "above 1, or 0 for off,", most=1e6),
     "loss.objective": _one_of(*choices.OBJECTIVES),
     "loss.entropy_bonus": _NOT_NEGATIVE,
     "loss.entropy_advantage": _NOT_NEGATIVE,
@@ -191,20 +244,22 @@ RULES: dict[str, Rule] = {
     "reward.unevaluated": _SWITCH,
     "reward.terms": Rule(
         str,
-        lambda x: parse_terms(x) is not None,
-        f'names with weights, "format:0.1,length:-0.05", of {", ".join(choices.TERMS)}, or "" for none',
+        _are_terms,
+        f'names with weights, "format:0.1,length:-0.05", of {", ".join(choices.TERMS)}, of 1e6 at most, or "" for none',
     ),
     "reward.overlong_share": _real(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "reward.overlong_penalty": _POSITIVE,
-    "reward.workers": _whole(1),
-    "reward.timeout": _POSITIVE,
-    "reward.memory_mb": _whole(1),
-    "optimizer.learning_rate": _POSITIVE,
+    "reward.workers": _whole(1, 1024),  # processes
+    # Below, a loaded machine would decide which answers are right.
+    "reward.timeout": _real(lambda x: x > 0, "of seconds above 0", least=0.01, most=86_400),
+    "reward.memory_mb": _whole(256),  # the imports of a worker take 130 of them
+    "optimizer.learning_rate": _real(lambda x: x > 0, "above 0", most=1e9),
     "optimizer.schedule": _one_of(*choices.SCHEDULES),
     "optimizer.warmup_steps": _whole(0),
     "optimizer.b1": _FRACTION,
     "optimizer.b2": _FRACTION,
-    "optimizer.eps": _POSITIVE,
+    # A parameter without a gradient is divided by it alone.
+    "optimizer.eps": _real(lambda x: x > 0, "above 0", least=1e-20, most=1),
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.clip_norm": _NOT_NEGATIVE,
     "optimizer.first_moment_dtype": _DTYPE,
@@ -230,7 +285,7 @@ RULES: dict[str, Rule] = {
     ),
     "eval.questions": _whole(0),
     "eval.samples": _whole(1),
-    "eval.temperature": _POSITIVE,
+    "eval.temperature": _TEMPERATURE,
     "eval.top_k": _whole(0),
     "eval.top_p": _PROBABILITY,
     "eval.min_p": _FRACTION,

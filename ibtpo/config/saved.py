@@ -22,6 +22,8 @@ _PROMPTS = "which problems the policy is trained on, or their prompts and answer
 _SHAPES = "how many responses are decoded side by side; the tokens drawn follow from key, question and position"
 _WHERE = "where files are"
 
+_MOST_LISTED = 12  # differences in a message
+
 # Changes allowed when a run is resumed: {key, or section for all its keys: (class, reason)}; a key's own entry comes
 # before its section's. docs/resuming.md is this table for readers.
 CHANGES: dict[str, tuple[str, str]] = {
@@ -33,9 +35,9 @@ CHANGES: dict[str, tuple[str, str]] = {
     "model.param_dtype": (REFUSED, "the type of the saved parameters and of the optimizer's state"),
     "model.remat": (ROUNDING, "the parts that the backward pass computes again"),
     "data": (REFUSED, _PROMPTS),
-    "data.files": (FREE, f"{_WHERE}; data.source names the set, and the number of its problems is compared"),
-    "data.check_rows": (FREE, "whether another number of rows is an error; the number of problems is compared anyway"),
-    "data.dir": (FREE, _WHERE),
+    "data.files": (FREE, f"{_WHERE}; data.source names the set, and the problems themselves are compared"),
+    "data.check_rows": (FREE, "whether another number of rows is an error; the problems themselves are compared"),
+    "data.dir": (FREE, f"{_WHERE}; the problems themselves are compared"),
     "data.eval_split": (FREE, "the problems evaluated"),
     "tree": (REFUSED, _ALGORITHM),
     "sampling": (REFUSED, "the tokens drawn, and where a response ends"),
@@ -88,13 +90,26 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any], kind: str = REFUSED) ->
 
 
 def load_saved(workdir: str) -> ConfigDict | None:
-    """The configuration that `save` wrote into a workdir, None where there is none."""
+    """The configuration that `save` wrote into a workdir, None where there is none.
+
+    Raises:
+      ConfigError: it is damaged.
+    """
     path = os.path.join(workdir, SAVED_NAME)
-    return load(path) if os.path.isfile(path) else None
+    try:
+        return load(path) if os.path.lexists(path) else None
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"--config={path}: ").removesuffix(": correct the file")
+        raise ConfigError(
+            f"{path}, the configuration of the run there, is damaged ({reason}): restore it or, to go on with the "
+            "configuration given, delete it; or choose a new --workdir"
+        ) from error
 
 
 def _listed(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in differences.items())
+    shown = [f"{key}: {old!r} -> {new!r}" for key, (old, new) in differences.items()]
+    more = f"; and {len(shown) - _MOST_LISTED} more" if len(shown) > _MOST_LISTED else ""
+    return "; ".join(shown[:_MOST_LISTED]) + more
 
 
 def _refuse_another(place: str, old: Mapping[str, Any], new: Mapping[str, Any], way_out: str) -> None:

@@ -99,10 +99,11 @@ def load(difficulty: str, split: str, data_dir: str | None = None) -> Sequence[d
       data_dir: where prepared data are kept; None is the default of TFDS.
 
     Raises:
-      UserError: unknown difficulty or split.
+      UserError: unknown difficulty or split, or a folder that cannot be written to.
     """
     arithmetic.get_difficulty(difficulty)
-    return prepare_lib.read_split(prepare(difficulty, data_dir), split)
+    with prepare_lib.usable_folder():
+        return prepare_lib.read_split(prepare(difficulty, data_dir), split)
 
 
 def prepare(config: str | ChainedArithmeticConfig, data_dir: str | None = None) -> ChainedArithmetic:

@@ -3,12 +3,11 @@
 import contextlib
 import io
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow_datasets as tfds
 
-from ibtpo.errors import UserError
+from ibtpo.errors import UserError, one_line
 
 
 def prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
@@ -18,7 +17,7 @@ def prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.D
         prepared, name = builder.is_prepared(), builder.info.full_name
     if prepared:
         return builder
-    print(f"Preparing {name} in {builder.data_dir}", file=sys.stderr)
+    print(f"Preparing {name} in {builder.data_dir}")
     try:
         with quiet():
             builder.download_and_prepare(file_format="array_record")
@@ -27,9 +26,27 @@ def prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.D
         # others, whose rename fails, find the same data there.
         with quiet():
             builder = make_builder()
-        if not builder.is_prepared():
+            prepared = builder.is_prepared()
+        if not prepared:
             raise
     return builder
+
+
+@contextlib.contextmanager
+def usable_folder() -> Iterator[None]:
+    """Preparing and reading data sets within it.
+
+    Raises:
+      UserError: in place of an error of the file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise UserError(
+            f"data.dir cannot be used ({place}{error.strerror or one_line(error)}): name a folder in which files can "
+            "be made and that has room"
+        ) from error
 
 
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict[str, bytes]]:

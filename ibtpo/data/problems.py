@@ -274,7 +274,9 @@ def _usable(
             break
     report = "; ".join(f"{reason} ({len(indices)}): {places(indices)}" for reason, indices in bad.items())
     if not problems:
-        way_out = f": the longest has {longest} tokens, set data.max_prompt_tokens={longest} or more" if longest else ""
+        way_out = ": see data.source, data.question_field, data.answer_field and data.answer_pattern"
+        if longest:
+            way_out = f": the longest has {longest} tokens, set data.max_prompt_tokens={longest} or more"
         raise UserError(f"{name}: no usable problem ({report or 'it is empty'}){way_out}")
     if bad:
         count = sum(map(len, bad.values()))

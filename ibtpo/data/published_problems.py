@@ -116,11 +116,12 @@ def load(dataset: Dataset, split: str, data_config) -> Sequence[dict[str, bytes]
         folder = os.path.expanduser(data_config.dir) or None
         return PublishedProblems(config=config, data_dir=folder, file_format="array_record")
 
-    with prepare_lib.quiet():
+    with prepare_lib.usable_folder(), prepare_lib.quiet():
         prepared = make_builder().is_prepared()
     if not prepared and not files:
         files = download(dataset, base, data_config.files)
-    builder = prepare_lib.prepare(make_builder)
+    with prepare_lib.usable_folder():
+        builder = prepare_lib.prepare(make_builder)
     report = builder.info.metadata
     if not prepared and report["repeated"]:
         print(

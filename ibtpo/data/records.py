@@ -154,7 +154,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dic
                     yield index, record
                     index += 1
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a parquet file: {error}") from error
+        raise UserError(f"{path}: not a parquet file ({error}): write or fetch it again") from error
 
 
 def _row(batch) -> dict[str, Any] | BadRecord:

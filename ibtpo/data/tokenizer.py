@@ -1,13 +1,15 @@
 """Tokenizers of Hugging Face folders: the bytes behind each token, and where reasoning steps end."""
 
+import contextlib
 import difflib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from ibtpo.data.prompts import first_token
 from ibtpo.errors import UserError, one_line
@@ -17,6 +19,17 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 _SETTINGS = "tokenizer_config.json"
 _OBJECTS = (*_TOKENIZER_FILES, _SETTINGS, "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself what transformers remarks on a config.json: it is checked here, in one line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
@@ -46,7 +59,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         )
     files = {name: read_object(folder / name) for name in _OBJECTS if (folder / name).is_file()}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         tokenizer("a")  # some settings fail when they are used
     except Exception as error:  # of any kind, for the files are the user's
         raise UserError(f"the tokenizer in {str(path)!r} cannot be read ({one_line(error)}): fetch it again") from error

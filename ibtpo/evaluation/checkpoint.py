@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from ibtpo import checkpoints, parallel
+from ibtpo import checkpoints, memory, parallel
 from ibtpo.errors import UserError
 from ibtpo.policy import Policy, load_policy
 
@@ -41,6 +41,6 @@ def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
     step = identify(checkpoint).get("step")
     mesh = parallel.use_mesh(config.mesh)
     if step is None:
-        return load_policy(config, path=pathlib.Path(checkpoint), mesh=mesh)
-    policy = load_policy(config, mesh=mesh)
+        return load_policy(config, path=pathlib.Path(checkpoint), mesh=mesh, check=memory.check_evaluation)
+    policy = load_policy(config, mesh=mesh, check=memory.check_evaluation)
     return policy.with_params(checkpoints.load_params(checkpoint, policy.params, step))

@@ -1,32 +1,22 @@
 """Grades responses in worker processes with hard limits on time and memory per answer.
 
-Responses are hostile input: `9^{9^{9^9}}` never ends, other texts exhaust memory or the C stack.
-Each answer the fast path leaves open goes to a `pebble.ProcessPool` worker (`worker.py`), which is killed and
-replaced when it overruns. Pebble gives up the pool when a worker dies between taking a task and reporting it. A watcher
-thread then starts a new pool and grades the unfinished answers again, at most `_ATTEMPTS` times each.
+Responses are hostile input: `9^{9^{9^9}}` never ends, other texts exhaust memory or the C stack. Each answer the fast
+path leaves open goes to a worker (`workers.py`), which is killed and replaced when it overruns; what it started ends
+with it.
 """
 
 import atexit
 import contextlib
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import pebble
-
 from ibtpo.errors import UserError
-from ibtpo.rewards import KINDS, find_kind, worker
-
-_STARTS = 3  # pools in a row without a working worker before giving up
-_ATTEMPTS = 10  # pools an answer may see break; which answer broke them is not always known
-_START_SECONDS = 120.0  # a worker imports sympy in about a second; a loaded machine is far slower
-_WATCH_SECONDS = 0.2
+from ibtpo.rewards import KINDS, find_kind
+from ibtpo.rewards.workers import Call, Workers
 
 
 def _importable(module: ModuleType) -> bool:
@@ -45,7 +35,6 @@ class _Job:
     kind: str = ""
     otherwise: Any = 0.0
     future: Future = field(default_factory=Future)
-    attempts: int = 0
 
 
 class Grader:
@@ -83,12 +72,8 @@ class Grader:
         self._workers, self._timeout, self._memory_mb = workers, float(timeout), int(memory_mb)
         self._counts = dict.fromkeys(("graded", "fast", "slow", "timeout", "crashed"), 0)
         self._lock = threading.RLock()  # guards everything below
-        self._jobs: set[_Job] = set()  # handed to the current pool, unfinished
-        self._pool: pebble.ProcessPool | None = None
-        self._probe: Future | None = None  # done once the current pool's first worker is up
-        self._progress = 0.0  # time of the last finished answer
-        self._failed_starts = 0
-        self._watcher: threading.Thread | None = None
+        self._jobs: set[_Job] = set()  # handed to the workers, unfinished
+        self._pool: Workers | None = None
         self._closed = threading.Event()
 
     @property
@@ -118,8 +103,8 @@ class Grader:
 
         Returns:
           A future of the reward. It holds a float in [0, 1] whatever the text does to its worker. It raises UserError
-          if the reward function returns anything outside [0, 1], RuntimeError only if no worker can be started at all,
-          and is cancelled by `close`.
+          if the reward function returns anything outside [0, 1] or no worker can be started at all, and is cancelled by
+          `close`.
 
         Raises:
           RuntimeError: the grader is closed.
@@ -143,7 +128,7 @@ class Grader:
         """The result of another function on a response, computed under the same limits; never waits for a worker.
 
         Args:
-          function: (text, reference) -> anything that can be pickled, at the top level of a module.
+          function: (text, reference) -> anything that JSON can hold, at the top level of a module.
           otherwise: the result where it overruns its time or memory, raises, or takes its worker down.
 
         Returns:
@@ -176,9 +161,7 @@ class Grader:
         for job in jobs:
             job.future.cancel()
         if pool is not None:
-            _stop(pool)
-        if self._watcher is not None and self._watcher is not threading.current_thread():
-            self._watcher.join()
+            pool.close()
 
     def __enter__(self) -> "Grader":
         return self
@@ -186,54 +169,26 @@ class Grader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _start(self) -> pebble.ProcessPool:
-        """Starts a pool (lock held)."""
-        pool = self._pool = pebble.ProcessPool(
-            max_workers=self._workers,
-            initializer=worker.initialise,
-            initargs=(self._modules(), self._memory_mb),
-            context=worker.Context(),
-        )
-        self._probe = pool.schedule(worker.ready)
-        self._progress = time.monotonic()
-        if self._watcher is None:
-            # Runs before pebble's own exit hook, which was registered earlier.
-            atexit.register(self.close)
-            self._watcher = threading.Thread(target=self._watch, name="ibtpo-grader", daemon=True)
-            self._watcher.start()
-        return pool
-
     def _schedule(self, job: _Job) -> None:
         with self._lock:
             if self._closed.is_set():
                 job.future.cancel()
                 return
-            pool = self._start() if self._pool is None else self._pool
-            job.attempts += 1
+            if self._pool is None:
+                self._pool = Workers(self._workers, self._modules, self._memory_mb, self._timeout)
+                atexit.register(self.close)
             self._jobs.add(job)
-            try:
-                function = worker.call_reward if job.kind else worker.call
-                arguments = job.module, job.name, job.text, job.reference, self._timeout
-                task = pool.schedule(function, args=arguments, timeout=self._timeout)
-            except RuntimeError:  # the pool broke just now: the watcher hands the job to the next
-                return
-        task.add_done_callback(lambda task: self._finish(pool, job, task))
+            function = [job.module, job.name, job.text, job.reference, self._timeout, bool(job.kind)]
+            self._pool.ask(Call(function, lambda outcome, value: self._finish(job, outcome, value)))
 
-    def _finish(self, pool: pebble.ProcessPool, job: _Job, task: Future) -> None:
+    def _finish(self, job: _Job, outcome: str, value: Any) -> None:
         with self._lock:
-            if pool is not self._pool or task.cancelled():
-                return  # given up; the job was handed to another pool or cancelled
-            error = task.exception()
-            if isinstance(error, BrokenProcessPool):
-                return  # left to the watcher
             self._jobs.discard(job)
-            self._progress = time.monotonic()
-        if error is None:
-            self._resolve(job, task.result(), "slow")
-        elif isinstance(error, TimeoutError) or getattr(error, "exitcode", None) == -signal.SIGALRM:
-            self._resolve(job, job.otherwise, "timeout")
-        else:
-            self._resolve(job, job.otherwise, "crashed")
+        if outcome == "failed":
+            with contextlib.suppress(InvalidStateError):
+                job.future.set_exception(UserError(f"no grading worker can be started: {value}"))
+            return
+        self._resolve(job, value if outcome == "slow" else job.otherwise, outcome)
 
     def _resolve(self, job: _Job, value: Any, outcome: str) -> None:
         if job.kind and not 0 <= value <= 1:  # NaN neither
@@ -249,47 +204,7 @@ class Grader:
         with contextlib.suppress(InvalidStateError):  # the caller cancelled the future
             job.future.set_result(value)
 
-    def _watch(self) -> None:
-        """Replaces a pool that broke, never started, or hangs (a worker died holding its lock)."""
-        while not self._closed.wait(_WATCH_SECONDS):
-            with self._lock:
-                pool, probe = self._pool, self._probe
-                if pool is None or not self._jobs:
-                    self._progress = time.monotonic()
-                    continue
-                started = probe is not None and probe.done() and not probe.cancelled() and probe.exception() is None
-                if started:
-                    self._failed_starts = 0
-                limit = _START_SECONDS + 2 * self._timeout
-                if pool.active and time.monotonic() - self._progress < limit:
-                    continue
-                self._failed_starts += not started
-                self._pool, jobs, self._jobs = None, self._jobs, set()
-            _stop(pool)
-            for job in jobs:
-                if self._failed_starts >= _STARTS:
-                    with contextlib.suppress(InvalidStateError):
-                        job.future.set_exception(RuntimeError(self._cannot_start()))
-                elif job.attempts >= _ATTEMPTS:
-                    self._resolve(job, job.otherwise, "crashed")
-                else:
-                    self._schedule(job)
-
     def _modules(self) -> tuple[str, ...]:
         """The modules a worker imports, the grader's own kind first."""
         modules = [find_kind(self._kind), *KINDS.values()]
         return tuple(dict.fromkeys(module.__name__ for module in modules if _importable(module)))
-
-    def _cannot_start(self) -> str:
-        return (
-            f"no grading worker could be started in {_STARTS} attempts: importing {', '.join(self._modules())} "
-            f"fails within reward.memory_mb={self._memory_mb}; raise the limit, or see the workers' "
-            "messages above"
-        )
-
-
-def _stop(pool: pebble.ProcessPool) -> None:
-    """Stops a pool without waiting for its tasks."""
-    pool.stop()
-    with contextlib.suppress(RuntimeError):  # a pool that broke on its own
-        pool.join()

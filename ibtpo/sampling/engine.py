@@ -19,6 +19,7 @@ response is graded by one, which tells the others.
 import math
 from collections.abc import Callable, Sequence
 
+from ibtpo.errors import UserError
 from ibtpo.sampling.admission import Admission
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.chunks import AHEAD, Chunks
@@ -157,9 +158,10 @@ class Run:
             self._done(q, draft)
             return
         if any(map(math.isnan, draft.log_probs)):
-            raise ValueError(
+            raise UserError(
                 f"response {draft.index} of question {q.question.id} has a log-probability of NaN: the parameters are "
-                "not finite, or too large for the type of the computation"
+                "not finite, or too large for model.dtype: set it to float32; if they were trained here, go on from an "
+                "older checkpoint with a lower optimizer.learning_rate, and if they came so, fetch model.path again"
             )
         self.stats.responses += 1
         self.stats.response_tokens += len(draft.tokens)

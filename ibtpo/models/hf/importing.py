@@ -12,8 +12,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, Sharding
 
+from ibtpo import parallel
+from ibtpo.errors import UserError
 from ibtpo.models.decoder import Decoder
-from ibtpo.models.hf.files import check_weights, open_weights, read_config
+from ibtpo.models.hf.files import WeightFile, check_weights, open_weights, read_config
 from ibtpo.models.hf.layout import Tensors, abstract, tensor_shapes, tensors_of
 
 _ALIGNMENT = 64  # bytes, of host arrays that JAX's CPU devices take as they are
@@ -25,6 +27,7 @@ def load(
     dtype=jnp.float32,
     param_dtype=jnp.float32,
     shardings: Any | Callable[[nnx.State], Any] = None,
+    finite: bool = False,
 ) -> Decoder:
     """Reads a model directory, tensor by tensor, straight into its place on the devices.
 
@@ -38,12 +41,13 @@ def load(
       param_dtype: of the parameters. Tensors are cast to it; those that have it keep every bit.
       shardings: a NamedSharding per parameter, in the structure of `abstract(...)[1]`, that leaves the layers axis
         whole; or a function that makes them of those abstract parameters. None: the default device.
+      finite: whether NaN and infinite numbers are refused.
 
     Raises:
       UserError: config.json or a weight file is not there; an unsupported configuration (see `ModelConfig.from_hf`);
         a damaged weight file; one file and an index, or an index and shards that differ; tensors missing, unknown,
         misshaped or of an unsupported dtype: in one line their number and the first of them, with both shapes and the
-        file.
+        file. With `finite`: a parameter holds a number that is not.
     """
     path = pathlib.Path(path)
     config = read_config(path)
@@ -53,6 +57,8 @@ def load(
     check_weights(checkpoint, shapes, config)
     staging = _Staging(max(checkpoint[name].get_tensor(name).nbytes for name in shapes))
 
+    found: list[tuple[Tensors, np.ndarray]] = []
+
     def read(key_path, param, sharding=None) -> jax.Array:
         group = tensors_of(key_path, param)
         value = _zeros(param.shape, param.dtype, sharding)()
@@ -61,12 +67,33 @@ def load(
             view = staging.put(checkpoint[name].get_tensor(name).reshape(group.view_shape), group, sharding)
             # Dispatch runs ahead of the devices, which must be done with a tensor before the next takes its place.
             value = jax.block_until_ready(insert(value, view, layer))
+        if finite:
+            found.append((group, parallel.to_host(_are_finite(value, group.stacked))))
         return value
 
     if callable(shardings):
         shardings = shardings(params)
     trees = (params,) if shardings is None else (params, shardings)
-    return nnx.merge(graphdef, jax.tree.map_with_path(read, *trees))
+    read_params = jax.tree.map_with_path(read, *trees)
+    _refuse_infinite(found, checkpoint)
+    return nnx.merge(graphdef, read_params)
+
+
+def _refuse_infinite(found: list[tuple[Tensors, np.ndarray]], checkpoint: dict[str, WeightFile]) -> None:
+    """found: parameters, and for each of their tensors whether it is finite."""
+    bad = [name for group, flags in found for name, right in zip(group.names, np.atleast_1d(flags)) if not right]
+    if bad:
+        others = f" (and in {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
+        raise UserError(
+            f"{checkpoint[bad[0]].path} holds NaN or infinite numbers in {bad[0]}{others}: fetch the weights again, or "
+            "another checkpoint of the model"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _are_finite(value: jax.Array, stacked: bool) -> jax.Array:
+    """Whether all numbers of a parameter are finite, [layers] where it is `stacked`; seen where the parameter is."""
+    return jnp.isfinite(value).all(axis=tuple(range(stacked, value.ndim)))
 
 
 @functools.cache

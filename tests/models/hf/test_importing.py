@@ -1,6 +1,9 @@
 """Import: every tensor in its place, every bit of it, on every mesh."""
 
 import os
+import pathlib
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import safetensors.numpy
 import torch
 from flax import nnx
 
+from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from tests.models.hf.folders import write_model
@@ -127,3 +131,16 @@ def test_few_programs_whatever_the_number_of_layers(tmp_path):
         hf.load(tmp_path / str(num_layers))
         counts.append(len(compiled))
     assert counts[0] >= counts[1] > 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_number_that_is_not_finite_is_refused_by_the_tensors_name(tmp_path, value, name):
+    folder = shutil.copytree(pathlib.Path(__file__).parents[3] / "assets" / "qwen3-tiny", tmp_path / "model")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors[name].flat[-1] = value
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    hf.load(folder)  # as it is, where it is not asked for
+    message = rf"model\.safetensors holds NaN or infinite numbers in {re.escape(name)}: fetch"
+    with pytest.raises(UserError, match=message):
+        hf.load(folder, finite=True)

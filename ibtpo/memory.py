@@ -1,0 +1,234 @@
+"""The least memory that a run can do with, from its configuration and its model's sizes, before any of it is taken.
+
+What is counted is there for certain: weights, optimizer state, key-value pages, logits, rows. What the compiler adds is
+not, so a run that passes may still not fit (`ibtpo.compile_check` compiles it and says so exactly), but one that is
+refused could never run.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from ibtpo import parallel
+from ibtpo.errors import UserError
+from ibtpo.models.config import ModelConfig
+from ibtpo.run_plan import RunPlan
+from ibtpo.sampling.capacity import STANDBY, Capacity
+from ibtpo.sampling.interface import SamplerOptions
+from ibtpo.sampling.strategies import TreeOptions, most_responses
+
+# Values that runs are known to work with: the key that is furthest above its own is the one to lower.
+_USUAL = {
+    "sampling.slots": 512,
+    "sampling.pages": 100_000,
+    "sampling.page_size": 256,
+    "sampling.chunk": 256,
+    "sampling.questions_in_flight": 1024,
+    "sampling.max_new_tokens": 32_768,
+    "data.max_prompt_tokens": 8192,
+    "tree.initial": 64,
+    "tree.rounds": 64,
+    "tree.top_k": 64,
+    "tree.branch": 64,
+    "tree.extra_rounds": 64,
+    "train.questions_per_step": 1024,
+    "train.rows_per_step": 256,
+    "train.row_tokens": 262_144,
+    "train.token_block": 16_384,
+    "eval.samples": 256,
+}
+_ROW_ARRAYS = 8  # of `TokenBatch`, 4 bytes a token each
+
+
+@dataclass(frozen=True)
+class Part:
+    """num_bytes: on each device, or on the host. keys: those that the size follows from."""
+
+    name: str
+    num_bytes: float
+    keys: tuple[str, ...]
+
+
+def check_training(config: Any, model: ModelConfig) -> None:
+    """Refuses a training run that this machine's memory could not hold.
+
+    Raises:
+      UserError: one line with the need, its largest part, what there is, and the key to lower.
+    """
+    weights = _weights(config, model)
+    tree = TreeOptions.from_config(config)
+    plan = RunPlan.from_config(config)
+    sampling = [*weights, *_sampler(config, model, tree, config.train.questions_per_step)]
+    if config.eval.every:
+        evaluation = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
+        # Its pool is no larger than that of training unless one question needs it (`evaluation.run`).
+        sampling = max(sampling, [*weights, *_sampler(config, model, evaluation, 1, samples=True)], key=_total)
+    _check(config, sampling, [*weights, *_update(config, model, plan)], _trees(config, plan))
+
+
+def check_evaluation(config: Any, model: ModelConfig) -> None:
+    """The same of an evaluation.
+
+    Raises:
+      UserError: as `check_training`.
+    """
+    tree = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
+    weights = Part("the weights", _num_params(config, model) * _bytes(config.model.param_dtype), ("model.path",))
+    _check(config, [weights, *_sampler(config, model, tree, 1, samples=True)], [], [])
+
+
+def _check(config: Any, sampling: list[Part], update: list[Part], host: list[Part]) -> None:
+    parts = max(sampling, update, key=_total)
+    on_cpu = parallel.platform() == "cpu"
+    devices, of_host = jax.local_device_count(), host_bytes()
+    if on_cpu:  # the devices are the host
+        parts = [Part(part.name, part.num_bytes * devices, part.keys) for part in parts] + host
+    limit = of_host if on_cpu else _device_bytes()
+    where = "this machine" if on_cpu else f"each {jax.devices()[0].device_kind}"
+    _refuse(config, parts, limit, where)
+    _refuse(config, host, of_host, "this machine")
+
+
+def _total(parts: Iterable[Part]) -> float:
+    return sum(part.num_bytes for part in parts)
+
+
+def _refuse(config: Any, parts: list[Part], limit: float | None, where: str) -> None:
+    if limit is None or not parts or _total(parts) <= limit:
+        return
+    most = max(parts, key=lambda part: part.num_bytes)
+    key = max(most.keys, key=lambda key: _value(config, key) / _USUAL.get(key, 1))
+    value = f"{key}={_value(config, key)}" if key in _USUAL else key
+    way_out = "lower it" if key in _USUAL else "take a smaller model, or split it over more devices (mesh.fsdp)"
+    raise UserError(
+        f"{value}: the run needs at least {_gib(_total(parts))} of memory, {_gib(most.num_bytes)} of it for "
+        f"{most.name}, and {where} has {_gib(limit)}: {way_out}"
+    )
+
+
+def _value(config: Any, key: str) -> float:
+    section, name = key.split(".")
+    return config[section][name] if key in _USUAL else 1
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:,.1f} GiB"
+
+
+def _bytes(dtype: str) -> int:
+    return {"float32": 4, "bfloat16": 2}[dtype]
+
+
+def _split(*axes: str) -> int:
+    mesh = parallel.current_mesh()
+    sizes = [1 if mesh is None else mesh.shape[axis] for axis in axes]
+    product = 1
+    for size in sizes:
+        product *= size
+    return product
+
+
+def _num_params(config: Any, model: ModelConfig) -> float:
+    """Of each device."""
+    return model.num_params / _split("fsdp", "tensor")
+
+
+def _weights(config: Any, model: ModelConfig) -> list[Part]:
+    number, own = _num_params(config, model), _bytes(config.model.param_dtype)
+    reference = _bytes(config.model.dtype) * RunPlan.from_config(config).keep_reference
+    moments = _bytes(config.optimizer.first_moment_dtype) + own
+    return [Part("weights, optimizer state and reference", number * (own + moments + reference), ("model.path",))]
+
+
+def _sampler(
+    config: Any, model: ModelConfig, tree: TreeOptions, questions: int, *, samples: bool = False
+) -> list[Part]:
+    """questions: the fewest of a call. samples: whether eval.samples is the number of responses."""
+    options = dataclasses.replace(SamplerOptions.from_config(config), questions=questions)
+    capacity = Capacity.of(options, tree, parallel.num_row_shards())
+    longest = ("sampling.max_new_tokens", "data.max_prompt_tokens")
+    in_flight = "sampling.questions_in_flight" if config.sampling.questions_in_flight else "sampling.slots"
+    group = ("eval.samples",) if samples else ("tree.initial", "tree.rounds", "tree.top_k", "tree.branch")
+    group = group if samples or not tree.extra_rounds else (*group, "tree.extra_rounds")
+    if not samples:
+        group = (*group, "train.questions_per_step")
+    pages = ("sampling.pages",) if config.sampling.pages else (in_flight, *group, *longest)
+    token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * _bytes(config.model.dtype)
+    kv = capacity.page_size * token / (_split("tensor") if model.num_kv_heads % _split("tensor") == 0 else 1)
+    slots = capacity.num_slots
+    table = capacity.num_blocks * capacity.block_rows * capacity.pages_per_row * 4
+    return [
+        Part(
+            "pages of keys and values",
+            capacity.num_pages * kv,
+            (*pages, "sampling.page_size"),
+        ),
+        Part("the page table", table, (in_flight, *group, *longest)),
+        Part("logits", slots * model.vocab_size * 4 / _split("tensor"), ("sampling.slots",)),
+        Part("tokens of a chunk", slots * capacity.chunk * 13, ("sampling.slots", "sampling.chunk")),
+        Part("responses standing by", STANDBY * slots * 32, ("sampling.slots",)),
+    ]
+
+
+def _update(config: Any, model: ModelConfig, plan: RunPlan) -> list[Part]:
+    shards = parallel.num_row_shards()
+    tokens, rows = plan.row_lengths[-1], plan.rows_per_step / shards
+    of_row = ("train.row_tokens",) if config.train.row_tokens else _tree_keys(config)
+    block = min(config.train.token_block, tokens)
+    gradients = _num_params(config, model) * _bytes(config.model.param_dtype)
+    hidden = rows * tokens * model.embed_dim * _bytes(config.model.dtype) * model.num_layers / _split("tensor")
+    return [
+        Part("gradients", gradients, ("model.path",)),
+        Part(
+            "logits of a microbatch",
+            rows * block * model.vocab_size * 4 / _split("tensor"),
+            ("train.token_block", "train.rows_per_step"),
+        ),
+        Part("activations of a microbatch", hidden, ("train.rows_per_step", *of_row)),
+        Part("rows of a step", _rows(plan) / shards, ("train.questions_per_step", "train.rows_per_step", *of_row)),
+    ]
+
+
+def _rows(plan: RunPlan) -> float:
+    return plan.num_rows * plan.row_lengths[-1] * _ROW_ARRAYS * 4
+
+
+def _tree_keys(config: Any) -> tuple[str, ...]:
+    keys = ("tree.initial", "tree.rounds", "tree.top_k", "tree.branch", "sampling.max_new_tokens")
+    return (*keys, "tree.extra_rounds") if config.tree.extra_rounds else keys
+
+
+def _trees(config: Any, plan: RunPlan) -> list[Part]:
+    """A step's trees on the host, each of the fewest nodes: the question, and one for each response."""
+    group = most_responses(TreeOptions.from_config(config))
+    paths = plan.num_trees * group * (group + 1)
+    shape = [key for key in _tree_keys(config) if key.startswith("tree.")]
+    return [
+        Part("rows of a step", _rows(plan), ("train.questions_per_step", "train.rows_per_step", *_tree_keys(config))),
+        Part("paths of a step's trees", paths, ("train.questions_per_step", *shape)),
+    ]
+
+
+def _device_bytes() -> float | None:
+    """Of one device; None where the platform does not say."""
+    found = jax.local_devices()[0].memory_stats() or {}
+    return found.get("bytes_limit")
+
+
+def host_bytes() -> float | None:
+    """Of this machine, or what its container may use; None where the system does not say."""
+    try:
+        limits = [float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")]
+    except (ValueError, OSError):
+        return None
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(float(pathlib.Path(name).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return min(limits)

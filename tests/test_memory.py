@@ -1,0 +1,80 @@
+"""The least memory of a run: what cannot fit is refused with its numbers, and what runs is not."""
+
+import re
+
+import jax
+import pytest
+
+from ibtpo import memory
+from ibtpo.errors import UserError
+from ibtpo.models import hf
+from ibtpo.models.presets import PRESETS
+from tests.config_cases import ROOT, parse
+
+TINY = hf.read_config(ROOT / "assets" / "qwen3-tiny")
+GIB = 2**30
+
+
+def test_a_run_that_fits_is_not_refused():
+    memory.check_training(parse(), TINY)
+    memory.check_evaluation(parse(), TINY)
+
+
+@pytest.mark.parametrize("number", [10**7, 10**8, 2**31 - 1])
+@pytest.mark.parametrize(
+    "key, of_a_flat_group",
+    [
+        ("sampling.slots", False),
+        ("sampling.chunk", False),
+        ("sampling.pages", False),
+        ("tree.initial", True),
+        ("tree.rounds", False),
+        ("tree.extra_rounds", False),
+        ("train.questions_per_step", False),
+        ("train.rows_per_step", False),
+        ("train.row_tokens", False),
+        ("eval.samples", False),
+    ],
+)
+def test_a_number_that_no_machine_holds_is_named(monkeypatch, key, of_a_flat_group, number):
+    monkeypatch.setattr(memory, "host_bytes", lambda: 1 * GIB)
+    method = ["--config.method=grpo"] if of_a_flat_group else []
+    config = parse(*method, f"--config.{key}={number}")
+    message = (
+        rf"^{re.escape(key)}={number}: the run needs at least [\d,]+\.\d GiB of memory, [\d,]+\.\d GiB of it for "
+        r"[a-z' ]+, and this machine has 1\.0 GiB: lower it$"
+    )
+    with pytest.raises(UserError, match=message):
+        memory.check_training(config, TINY)
+
+
+def test_a_model_that_is_too_large_is_named(monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: 64 * GIB)
+    with pytest.raises(UserError, match=r"^model\.path: .* for weights, optimizer state .* take a smaller model"):
+        memory.check_training(parse(), PRESETS["Qwen/Qwen3-8B"])
+    with pytest.raises(UserError, match=r"eval\.samples=1000000: .* for pages of keys and values"):
+        memory.check_evaluation(parse("--config.eval.samples=1000000"), PRESETS["Qwen/Qwen3-8B"])
+
+
+def test_the_estimate_is_a_lower_bound():
+    """Of the arrays that the sampler really makes."""
+    from ibtpo.policy import load_policy, make_sampler
+
+    config = parse("--config.sampling.slots=8")
+    sampler = make_sampler(load_policy(config), config, questions=config.train.questions_per_step)
+    made = jax.eval_shape(sampler.programs._empty_state)
+    parts = memory._sampler(config, TINY, sampler.tree, config.train.questions_per_step)
+    counted = {part.name: part.num_bytes for part in parts}
+    pool = made.pool
+    sizes = {name: x.size * x.dtype.itemsize for name, x in vars(pool).items()}
+    assert counted["pages of keys and values"] == sizes["keys"] + sizes["values"]
+    assert counted["the page table"] == sizes["page_table"]
+
+
+def test_unknown_limits_refuse_nothing(monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: None)
+    memory.check_training(parse("--config.sampling.slots=100000000"), TINY)
+
+
+def test_this_machine_has_memory():
+    assert memory.host_bytes() > 2**28
