@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import sys
 import threading
@@ -48,9 +47,9 @@ def connected(timeout: float, interruption: Interruption) -> Iterator[None]:
         aborted = [_cannot_connect]  # what to do then
         stack.enter_context(native_messages.taken(lambda report: aborted[0](report)))
         parallel.initialize(timeout)
-        if signal.getsignal(signal.SIGINT) not in (signal.SIG_DFL, signal.default_int_handler):
-            interruption.install()  # jax.distributed has taken SIGTERM
-        if jax.process_count() == 1:
+        alone = jax.process_count() == 1  # which starts the devices
+        interruption.keep()
+        if alone:
             stack.close()
             yield
             return

@@ -42,6 +42,7 @@ class Interruption:
         self.count = 0  # of points passed
         self.early = True  # nothing to save yet
         self.done = False  # everything is saved
+        self._listening = False
         self._from: dict[str, int] = {}  # the number of the point from which to stop, and to give up
         self._updates: deque[float] = deque(maxlen=5)  # seconds of the last ones
         self._began: float | None = None  # of the update under way
@@ -117,12 +118,14 @@ class Interruption:
         os.set_blocking(wakeup, False)
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         fd = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        self.install()
+        self._listening = True
+        self.keep()
         thread = threading.Thread(target=self._listen, args=(end,), name="ibtpo-signals", daemon=True)
         thread.start()
         try:
             yield self
         finally:
+            self._listening = False
             for number, handler in before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(fd)
@@ -131,11 +134,10 @@ class Interruption:
             os.close(wakeup)
             os.close(end)
 
-    @staticmethod
-    def install() -> None:
-        """Takes the signals, also from a library that has taken them meanwhile. Python's handler has nothing to do: the
-        number of each signal goes to the listening thread."""
-        for number in _SIGNALS:
+    def keep(self) -> None:
+        """Takes the signals back from a library that has taken them (jax.distributed, a TPU's runtime), if it listens.
+        Python's handler has nothing to do: the number of each signal goes to the listening thread."""
+        for number in _SIGNALS if self._listening else ():
             signal.signal(number, lambda number, frame: None)
 
     def _listen(self, end: int) -> None:

@@ -50,6 +50,7 @@ def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
     """The same, once its folders are its own."""
     checkpoints.check_writable(workdir, config.checkpoint.dir)
     trainer = Trainer(config, interruption)
+    interruption.keep()
     first_host, total = jax.process_index() == 0, config.train.steps
     with (
         trainer.grader,

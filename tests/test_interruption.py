@@ -180,7 +180,7 @@ def test_the_grace_is_enforced(repo_root, grace):
 def test_ctrl_c_of_the_command_saves_and_leaves_nobody(tmp_path):
     """As a terminal sends it, to the workers too; then the lock is free and the run goes on. Before, while it loads."""
     workdir = tmp_path / "run"
-    command = train_command(workdir, {"train.steps": 4000, "eval.every": 0, "data.difficulty": "hard"})
+    command = train_command(workdir, {"train.steps": 4000, "eval.every": 0})
     with Process(command) as process:
         time.sleep(1.5)
         process.interrupt()
@@ -201,3 +201,30 @@ def test_ctrl_c_of_the_command_saves_and_leaves_nobody(tmp_path):
         last = int(found[1])
         assert checkpoints.latest_step(workdir) == last
         assert not [name for name in os.listdir(workdir) if name.startswith("run.lock")]
+
+
+def test_signals_are_taken_back_from_a_library(repo_root):
+    """JAX's coordination service takes SIGTERM, in C."""
+    program = (
+        PROGRAM.split("with Interruption")[0]
+        + """
+import ctypes, signal
+with Interruption().listening() as interruption:
+    interruption.early = False
+    ctypes.CDLL(None).signal(15, None)
+    interruption.keep()
+    print("ready", flush=True)
+    while not interruption.reason:
+        time.sleep(0.01)
+    print(interruption.reason)
+"""
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "late", "1"], cwd=repo_root, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30)[0] == "SIGTERM\n" and process.returncode == 0
+    finally:
+        process.kill()

@@ -81,9 +81,7 @@ def evaluate(
     def column(name: str) -> list[list]:
         return [rows[p.id][name] for p in problems]
 
-    verdicts = {id: [check.result() for check in row] for id, row in checks.items()}
-    for id, row in verdicts.items():  # the reward's verdict, unless the check overran
-        rows[id]["correct"] = [float(all(verdict["strict"])) for verdict in row]
+    verdicts = _verdicts(checks, rows)
     modes = ("strict", "loose") if len(verdicts) == len(problems) else ()
     return Evaluation(
         problems=problems,
@@ -95,6 +93,14 @@ def evaluate(
         generated_tokens=stats.generated_tokens,
         followed={mode: [np.array([v[mode] for v in verdicts[p.id]]) for p in problems] for mode in modes},
     )
+
+
+def _verdicts(checks: dict[int, list[Future]], rows: dict[int, dict[str, list]]) -> dict[int, list[dict]]:
+    """The verdicts on instructions by question id, which decide what is correct in its row."""
+    verdicts = {id: [check.result() for check in row] for id, row in checks.items()}
+    for id, row in verdicts.items():  # the reward's verdict, unless the check overran
+        rows[id]["correct"] = [float(all(verdict["strict"])) for verdict in row]
+    return verdicts
 
 
 def _read(policy: Policy, problem: Problem, tree: SampledTree) -> dict[str, list]:

@@ -19,6 +19,10 @@ def main(config, workdir):
         raise errors.UserError("a file that\\n  cannot be used")
     if config.train.seed == 16:
         raise errors.RunFailure("the disk is full")
+    if config.train.seed == 17:
+        import os, signal, time
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
     if config.train.seed == 15:
         raise ValueError("a fault of the program")
     print(json.dumps({"config": config_lib.flatten(config), "workdir": workdir, "jax": "jax" in sys.modules}))
@@ -77,3 +81,9 @@ def test_program_help():
     result = command("--help", f"--config={TINY}")
     assert result.returncode == 0
     assert result.stdout.startswith("A program.") and "--config.train.steps=" in result.stdout
+
+
+def test_ctrl_c_is_one_line_and_code_130():
+    result = command(f"--config={TINY}", "--workdir=w", "--config.train.seed=17")
+    assert result.returncode == 130 and result.stdout == ""
+    assert result.stderr == "interrupted: what was written is whole; run the same command again\n"
