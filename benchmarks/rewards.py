@@ -14,7 +14,8 @@
    with shuffled answers.
 4. copies: what a policy earns that copies instead of solving. Every formula of every MATH-500 question, and the last
    calculation of every GSM8K solution ("9*2"), as the answer in a box; by the default rule and by reward.unevaluated.
-   Of formulas that are a number themselves nothing is to be learnt: they are left out.
+   Of formulas that are a number themselves nothing is to be learnt: they are left out. A formula in the very spelling
+   of its reference is the right answer by any rule: such pairs are left out too, counted, and shown.
 5. hostile: --answers of `hostile_answers` through a grader of two workers that watches files, processes and evaluated
    source text; the workers' peak memory is sampled. Then each bomb alone, timed.
 
@@ -156,7 +157,9 @@ def copies(folder: pathlib.Path, limit: int | None) -> tuple[dict, list[dict]]:
         calculations = re.findall(r"<<([^<>=]+)=[^<>]*>>", working)
         pairs += [("gsm8k", number, formula, answer.strip()) for formula in calculations[-1:]]
     pairs = [pair for pair in pairs if pair[2].strip() and not math_reward.is_number(pair[2])]
-    figures: dict = {"formulas": len(pairs)}
+    given = [pair for pair in pairs if math_reward.canonical(pair[2]) == math_reward.canonical(pair[3])]
+    pairs = [pair for pair in pairs if pair not in given]
+    figures: dict = {"formulas": len(pairs), "references_as_spelt": len(given), "spelt": [p[2:] for p in given][:50]}
     for rule, unevaluated in (("default", False), ("unevaluated", True)):
         with Grader(workers=2, unevaluated=unevaluated) as grader:
             grades = grader.grade([(rf"\boxed{{{formula}}}", answer) for _, _, formula, answer in pairs])
@@ -166,8 +169,8 @@ def copies(folder: pathlib.Path, limit: int | None) -> tuple[dict, list[dict]]:
             figures[f"{name}_{rule}"] = sum(key[0] == name for key in paid)
             figures[f"{name}_{rule}_of_numbers"] = len(numbers)
         figures[f"paid_{rule}"] = [pair for key, pair in paid.items() if key[0] == "math500"][:50]
-    paid = figures["math500_default_of_numbers"] + figures["gsm8k_default_of_numbers"]
-    return figures, [make_goal("copied formulas paid where the answer is a number", paid, 0)]
+    paid = figures["math500_default"] + figures["gsm8k_default"]
+    return figures, [make_goal("copied formulas paid by the default rule", paid, 0)]
 
 
 def agreement(folder: pathlib.Path, limit: int | None) -> tuple[dict, list[dict]]:

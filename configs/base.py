@@ -193,6 +193,8 @@ def get_config() -> config_dict.ConfigDict:
     # Updates in a row without a finite loss and gradient (skipped and counted) after which the run ends, and leaves the
     # last one's batch in the workdir; 0: never.
     train.max_skipped = 3
+    # Seconds without a sign of life after which another host is gone, and the run ends on all; several hosts only.
+    train.host_timeout = 60.0
     train.token_block = 1024  # tokens of a row whose logits, over the whole vocabulary, exist at a time
 
     config.mesh = mesh = config_dict.ConfigDict()
@@ -215,6 +217,9 @@ def get_config() -> config_dict.ConfigDict:
     checkpoint.dir = ""  # folder or URL (gs://...) of the checkpoints, seen by all hosts; "": in the workdir
     checkpoint.every = 20  # updates between checkpoints; the last update is always saved
     checkpoint.keep = 2  # newest checkpoints kept
+    # Seconds that a run which is asked to end (SIGTERM, SIGINT, a preemption notice) may take to finish its update and
+    # save; where the update would take longer, its sampling is given up.
+    checkpoint.grace_seconds = 30.0
 
     config.log = log = config_dict.ConfigDict()
     log.every = 1  # updates between lines of metrics.jsonl

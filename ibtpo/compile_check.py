@@ -5,8 +5,10 @@
 The real update and the real programs of the sampler go through the real TPU compiler (pip install -r
 requirements-tpu.txt; any x86 Linux machine). No weights are read: config.model.path needs its config.json at most.
 Everything is per chip. FLOPs and bytes are counted in the compiled programs (ibtpo/compiler/costs.py), times are what
-the chip's published peaks allow at best, and memory is the compiler's own. Goals are at the end; with --json the last
-line holds everything. The exit code is 0 if everything fits, 1 if not.
+the chip's published peaks allow at best, and memory is the compiler's own. A whole step is the scheduler on a
+simulated device, each program at its price, beside the step of 8 and of 12 independent responses; lengths are those of
+the paper's figures, or with --lengths=RUN those of an earlier run. Goals are at the end; with --json the last line
+holds everything. The exit code is 0 if everything fits, 1 if not.
 """
 
 import json
@@ -18,6 +20,7 @@ from ibtpo import config as config_lib
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "chips to compile for, by JAX's name, e.g. v5e:4x4 or v5p:2x2x2")
 _PROGRAMS = flags.DEFINE_list("programs", [], "compile only these of the programs, e.g. decode,update")
+_LENGTHS = flags.DEFINE_string("lengths", "", "workdir of a run whose response lengths the simulated step has")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object with everything as the last line, and no table")
 
 
@@ -31,7 +34,8 @@ def main(config, workdir: str | None = None) -> int:
     from ibtpo.compiler import topology
     from ibtpo.compiler.check import check_config
     from ibtpo.compiler.conclusions import advice
-    from ibtpo.compiler.show import as_json, show
+    from ibtpo.compiler.show import as_json, show, show_steps
+    from ibtpo.compiler.step import can_price, process_of, step_of
 
     if not _TOPOLOGY.value:
         raise config_lib.ConfigError(f"--topology is missing: name the chips, e.g. {topology.EXAMPLES}")
@@ -39,8 +43,18 @@ def main(config, workdir: str | None = None) -> int:
     def log(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
 
+    process = process_of(config, _LENGTHS.value)
     check = check_config(config, _TOPOLOGY.value, _PROGRAMS.value, log)
-    print(json.dumps(as_json(check)) if _JSON.value else show(check))
+    steps = []
+    if can_price(check):
+        log("simulating a step\n")
+        steps = step_of(check, process)
+    if _JSON.value:
+        print(json.dumps(as_json(check, steps)))
+    else:
+        print(show(check))
+        if steps:
+            print(f"\n{show_steps(steps)}")
     return 1 if advice(check) else 0
 
 

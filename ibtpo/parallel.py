@@ -39,11 +39,12 @@ RULES: dict[str, tuple[str, ...]] = {
 # Weights at the place where they are used: whole over data and fsdp, split over tensor. Training gathers one layer at
 # a time into this layout; sampling, which reads all of them for every token, keeps a copy in it.
 SERVING_RULES = RULES | {"embed": ()}
+CONNECT_SECONDS = 300  # that the processes of a job wait for one another to start
 _MESSAGE_BYTES = 1000  # of an error that the processes tell one another
 
 
-def initialize() -> None:
-    """Connects the processes of a job, before anything else asks JAX for devices; one process needs none of it.
+def job() -> dict[str, Any] | None:
+    """How `jax.distributed.initialize` finds the other processes of this one's job; None where there are none to find.
 
     On a TPU VM JAX finds the others by itself. Elsewhere JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID name them.
@@ -57,10 +58,26 @@ def initialize() -> None:
             if not value.isdigit():
                 raise UserError(f"JAX_COORDINATOR_ADDRESS={address} is set, so {name}={value!r} must be a number")
         count, index = map(int, numbers.values())
-        jax.distributed.initialize(address, num_processes=count, process_id=index)
-    elif importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")):
+        return dict(coordinator_address=address, num_processes=count, process_id=index)
+    if importlib.util.find_spec("libtpu") and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")):
         if os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
-            jax.distributed.initialize()
+            return {}
+    return None
+
+
+def initialize(host_timeout: float = 60.0) -> None:
+    """Connects the processes of a job, before anything else asks JAX for devices; one process needs none of it.
+
+    host_timeout: seconds after which `ibtpo.hosts` gives up a process that shows no sign of life; JAX, whose way is to
+    abort, waits longer.
+
+    Raises:
+      UserError: see `job`.
+    """
+    found = job()
+    if found is not None:
+        patience = max(100, math.ceil(2 * host_timeout))
+        jax.distributed.initialize(**found, heartbeat_timeout_seconds=patience, initialization_timeout=CONNECT_SECONDS)
 
 
 def agree(error: Exception | None = None) -> None:
@@ -162,6 +179,12 @@ def platform() -> str:
 def share_cores() -> bool:
     """Whether several CPU devices of this process share its cores, so that each had better keep to one at a time."""
     return platform() == "cpu" and jax.local_device_count() > 1
+
+
+def mesh_axis_size(axis: str) -> int:
+    """Devices along an axis of the current mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape[axis]
 
 
 def num_row_shards() -> int:

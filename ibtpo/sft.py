@@ -25,7 +25,7 @@ from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.data import arithmetic, chained_arithmetic
 from ibtpo.data.problems import Problem, format_prompt
 from ibtpo.data.records import BadRecord, find_paths, find_question, read_records
-from ibtpo.data.tokenizer import load_tokenizer
+from ibtpo.data.tokenizer import load_tokenizer, token_bytes
 from ibtpo.errors import UserError
 from ibtpo.losses import token_log_probs
 from ibtpo.metrics import MetricWriter, Progress
@@ -155,6 +155,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     config_lib.check_folder("output", config.output)
     enable_compilation_cache(config)
     tokenizer = load_tokenizer(config.tokenizer)
+    token_bytes(tokenizer)  # refuses a tokenizer that later runs refuse, before the weights are read
     dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
     if config.model.path:
         decoder = hf.load(config.model.path, **dtypes, finite=True)

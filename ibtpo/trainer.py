@@ -19,6 +19,8 @@ from ibtpo.data.datasets import load_training
 from ibtpo.data.iterator import ProblemIterator
 from ibtpo.data.problems import Problem, load_problems
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
+from ibtpo.fingerprints import check_same, fingerprints
+from ibtpo.interruption import GivenUp, Interruption
 from ibtpo.metrics.step import Sampled, Update, step_metrics
 from ibtpo.packing import Layout, TokenBatch, fill, moved, place_weights, plan, unpack
 from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
@@ -36,13 +38,14 @@ class Position:
     """Where a run is, besides its arrays; saved with every checkpoint.
 
     data: of the problem iterator. generated_tokens, questions: so far, over all updates.
-    seconds: spent so far, over all invocations.
+    seconds: spent so far, over all invocations. owes_evaluation: the one of this step was given up.
     """
 
     data: dict
     generated_tokens: int = 0
     questions: int = 0
     seconds: float = 0.0
+    owes_evaluation: bool = False
 
 
 class Trainer:
@@ -52,12 +55,14 @@ class Trainer:
     The method is in `update`, which reads top to bottom like the paper's algorithm.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, interruption: Interruption | None = None):
+        self.interruption = interruption or Interruption()
         self.config, self.mesh = config, parallel.use_mesh(config.mesh)
         config_lib.check_split(config, parallel.num_row_shards())
         self.policy = load_policy(config, mesh=self.mesh, check=memory.check_training)
         self.problems = load_training(config.data, self.policy.tokenizer)
         self.held_out = load_held_out(config, self.policy.tokenizer)
+        self.fingerprints = fingerprints(self.policy, self.problems, chat_template=config.data.chat_template)
         self.batches = ProblemIterator(self.problems, config.train.questions_per_step, config.train.seed)
 
         self.sampler = make_sampler(self.policy, config, questions=config.train.questions_per_step)
@@ -81,9 +86,16 @@ class Trainer:
     # The algorithm.
 
     def update(self) -> dict[str, float]:
-        """One step of the method: sample and grade, select, score and pack, update, measure. Returns its metrics."""
-        started = time.monotonic()
-        sampled = self.sample_batch()
+        """One step of the method: sample and grade, select, score and pack, update, measure. Returns its metrics.
+
+        Raises GivenUp if the sampling is given up, with the run as it was before the step."""
+        started, before = time.monotonic(), (dataclasses.replace(self.position), self.batches.state())
+        try:
+            sampled = self.sample_batch()
+        except GivenUp:
+            self.position = before[0]
+            self.batches.restore(before[1])
+            raise
         sampled_at = time.monotonic()
         counted = select(sampled.tree, self.config.loss)
         updates = []
@@ -134,6 +146,7 @@ class Trainer:
             make_grade(self.policy, self.grader, by_id),
             key=self.state.key,
             sampling=self.sampling,
+            between_chunks=self.interruption.sampling,
         )
         return [each.tree for each in sampled], stats
 
@@ -230,10 +243,16 @@ class Trainer:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy of the current policy, as metrics."""
+        """Held-out accuracy of the current policy, as metrics. Raises GivenUp if it is given up."""
         started = time.monotonic()
         summary = evaluate(
-            self.policy, self.state.params, self.held_out, self.eval_sampler, self.grader, self.config
+            self.policy,
+            self.state.params,
+            self.held_out,
+            self.eval_sampler,
+            self.grader,
+            self.config,
+            between_chunks=self.interruption.evaluating,
         ).summary()
         return {f"eval/{name}": value for name, value in summary.items()} | {
             "train/generated_tokens": self.position.generated_tokens,
@@ -243,18 +262,24 @@ class Trainer:
     # Beginning and end.
 
     def restore(self, store: checkpoints.Checkpoints) -> bool:
-        """Continues from the newest checkpoint; False if there is none.
+        """Continues from the newest good checkpoint; False if there is none.
 
         Raises:
           ConfigError: it is of another run's configuration; the workdir may be new where checkpoint.dir is not.
-          UserError: see `Checkpoints.restore`.
+          UserError: it is of a run on other problems, or another model; see also `Checkpoints.restore`.
         """
-        saved = store.saved_config()
-        if saved is None:
+        if store.latest_step() is None:
             return False
-        # First: a checkpoint of another configuration holds other arrays, which is no news about them.
-        config_lib.check_same(str(store.path), saved, self.config.to_dict(), "choose a new --config.checkpoint.dir")
-        self.state, position = store.restore(self.state)
+        data, model = f"data.source={self.config.data.source}", f"model.path={self.config.model.path}"
+
+        def check(saved: dict) -> None:
+            # First: a checkpoint of another configuration holds other arrays, which is no news about them.
+            way_out = "choose a new --config.checkpoint.dir"
+            config_lib.check_same(str(store.path), saved["config"], self.config.to_dict(), way_out)
+            names = dict(data=data, model=model, tokenizer=model)
+            check_same(store.path, saved["fingerprints"], self.fingerprints, names)
+
+        self.state, position = store.restore(self.state, check=check)
         self.position = Position(**position)
         self.batches.restore(self.position.data)
         return True
@@ -262,7 +287,7 @@ class Trainer:
     def save(self, store: checkpoints.Checkpoints) -> None:
         """Saves everything of the run."""
         self.position.data = self.batches.state()
-        store.save(self.state, dataclasses.asdict(self.position), self.config.to_dict())
+        store.save(self.state, dataclasses.asdict(self.position), self.config.to_dict(), self.fingerprints)
 
 
 def select(tree: Tree, loss: Any) -> np.ndarray:

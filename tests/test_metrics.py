@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ibtpo.errors import RunFailure
 from ibtpo.metrics import MetricWriter, Progress, read
 from ibtpo.metrics.step import reduce
 
@@ -106,6 +107,131 @@ def test_incomplete_last_line_is_dropped(tmp_path):
     with MetricWriter(tmp_path, tensorboard=False) as writer:
         writer.write(2, {"x": 2.0})
     assert rows_of(tmp_path) == [{"step": 1, "x": 1.0}, {"step": 2, "x": 2.0}]
+
+
+GARBAGE = {
+    "half a line": b'{"step": 2, "x": 1',
+    "the end of one": b'"x": 1.0}',
+    "binary": bytes(range(128, 160)),
+    "zeros": b"\0" * 30,
+    "empty": b"",
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "null": b"null",
+    "NaN": b'{"step": 2, "x": NaN}',
+    "infinity": b'{"step": 2, "x": -Infinity}',
+    "overflow": b'{"step": 2, "x": 1e999}',
+    "no step": b'{"x": 1.0}',
+    "a step that is text": b'{"step": "2", "x": 1.0}',
+    "a step that is true": b'{"step": true, "x": 1.0}',
+    "a step below 0": b'{"step": -2, "x": 1.0}',
+    "half a step": b'{"step": 2.5, "x": 1.0}',
+    "text": b'{"step": 2, "x": "high"}',
+    "nested": b'{"step": 2, "x": {"y": 1}}',
+    "deep": b"[" * 100_000,
+    "two rows in one line": b'{"step": 2, "x": 1.0}{"step": 2, "x": 1.0}',
+    "a page of the web": b"<html></html>",
+    "digits without end": b'{"step": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_left_out_with_one_warning(tmp_path, caplog, garbage):
+    """By the reader, and by a resumed run, which writes a whole file again."""
+    good = [{"step": 1, "x": 1.0}, {"step": 2, "x": None}]
+    lines = [json.dumps(good[0]).encode(), garbage, json.dumps(good[1]).encode()]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    for resume in (False, True):
+        caplog.clear()
+        if resume:
+            with MetricWriter(tmp_path, tensorboard=False, resume_step=2) as writer:
+                writer.write(3, {"x": 3.0})
+        else:
+            assert list(read(tmp_path)) == good
+        [record] = caplog.records
+        assert record.getMessage() == f"{tmp_path / 'metrics.jsonl'}: line 2 is no row of metrics: left out"
+    assert rows_of(tmp_path) == [*good, {"step": 3, "x": 3.0}]
+
+
+def test_much_garbage_is_one_warning(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_bytes(b"?\n" * 4 + b'{"step": 5}\n' + b"?\n" * 4)
+    assert list(read(tmp_path)) == [{"step": 5}]
+    [record] = caplog.records
+    assert record.getMessage().endswith("lines 1, 2, 3, 4, 6 and 3 more are no rows of metrics: left out")
+
+
+def test_a_row_that_only_tensorboard_has_is_written_once(tmp_path):
+    """A run was killed between the two files, in the evaluation that it owed to the step it had resumed from."""
+
+    def write(resume_step, **rows):
+        with MetricWriter(tmp_path, tensorboard=True, resume_step=resume_step) as writer:
+            for step, row in rows.items():
+                writer.write(int(step[1:]), row)
+
+    write(-1, _1={"train/x": 1.0}, _2={"train/x": math.inf})
+    with MetricWriter(tmp_path, tensorboard=True, resume_step=2) as writer:
+        writer._events.write(2, {"eval/y": 0.5, "train/z": 4.0})
+    write(2, _2={"eval/y": 0.5, "train/z": 4.0})
+    write(2, _3={"train/x": 3.0})
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 2, 3]
+    found = scalars(tmp_path)
+    assert {name: found[name] for name in ("eval/y", "train/z")} == {"eval/y": [(2, 0.5)], "train/z": [(2, 4.0)]}
+    [(_, first), (step, second), third] = found["train/x"]
+    assert (first, step, third) == (1.0, 2, (3, 3.0)) and math.isnan(second)
+
+
+KILLED = """
+import os, sys
+from ibtpo.metrics import MetricWriter
+workdir, first, last, resume_step = sys.argv[1], *map(int, sys.argv[2:])
+writer = MetricWriter(workdir, resume_step=resume_step)
+for step in range(first, last + 1):
+    writer.write(step, {f"x{i}": step + i / 8 for i in range(40)})
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_kill_loses_nothing_of_either_file(repo_root, tmp_path):
+    """Killed right after a row of many scalars, three times: TensorBoard has what metrics.jsonl has, once."""
+    for first, last, resume_step in ((1, 5, -1), (4, 7, 3), (8, 9, 7)):
+        arguments = [sys.executable, "-c", KILLED, tmp_path, *map(str, (first, last, resume_step))]
+        assert subprocess.run(arguments, cwd=repo_root).returncode == -9
+    steps = list(range(1, 10))
+    assert [row["step"] for row in rows_of(tmp_path)] == steps
+    found = scalars(tmp_path)
+    assert found == {f"x{i}": [(step, step + i / 8) for step in steps] for i in range(40)}
+
+
+def test_half_a_record_of_tensorboard_hides_nothing(tmp_path):
+    """A kill in the middle of a record, which ends its file."""
+    with MetricWriter(tmp_path, resume_step=-1) as writer:
+        writer.write(1, {"x": 1.0})
+        writer.write(2, {"x": 2.0})
+    [file] = (tmp_path / "tensorboard").iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    with MetricWriter(tmp_path, resume_step=1) as writer:
+        writer.write(2, {"x": 2.0})
+        writer.write(3, {"x": 3.0})
+    assert scalars(tmp_path) == {"x": [(1, 1.0), (2, 2.0), (3, 3.0)]}
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path):
+    writer = MetricWriter(tmp_path, tensorboard=False)
+    writer.write(1, {"x": 1.0})
+
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    writer._file.close()
+    writer._file = Full()
+    with pytest.raises(RunFailure, match=r"metrics\.jsonl cannot be written \(No space left on device\)"):
+        writer.write(2, {"x": 2.0})
+    writer.close()
+    assert rows_of(tmp_path) == [{"step": 1, "x": 1.0}]
 
 
 def test_scalars_of_numpy_are_accepted(tmp_path):

@@ -9,6 +9,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from tokenizers import Tokenizer, decoders, models
 
 from configs import tiny_sft
 from ibtpo import metrics, sft
@@ -100,6 +101,20 @@ def test_what_cannot_run_is_said_in_one_line(tiny_tokenizer_dir, tmp_path, chang
         sft.main(config, str(tmp_path / "work"))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_sentencepiece_is_refused_before_the_weights_are_read(tmp_path, monkeypatch):
+    """Also where it comes as a tokenizer.json."""
+    backend = Tokenizer(models.BPE({"▁a": 0, "<0x0A>": 1}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "▁a"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(hf, "load", lambda *_, **__: pytest.fail("the weights were read"))
+    config = tiny_sft.get_config()
+    config.tokenizer = config.model.path = str(tmp_path)
+    with pytest.raises(UserError, match=r"BPE model with decoders \['ByteFallback', 'Fuse'\].*byte-level BPE"):
+        sft.main(config, str(tmp_path / "run"))
 
 
 def test_a_short_run_learns_repeats_itself_and_saves(tiny_tokenizer_dir, tmp_path):

@@ -104,6 +104,38 @@ def test_a_mistyped_folder_of_checkpoints_loses_nothing(finished_run, tiny_confi
     assert config_lib.load_saved(workdir).checkpoint.dir == ""
 
 
+def test_a_damaged_newest_checkpoint_costs_the_updates_since_the_one_before(finished_run, tmp_path, capsys):
+    config, whole = finished_run
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    data = max((workdir / "checkpoints" / "4").rglob("*"), key=lambda path: path.stat().st_size)
+    data.write_bytes(bytes(byte ^ (i == 5000) for i, byte in enumerate(data.read_bytes())))
+    train_lib.train(config, str(workdir))
+    said = capsys.readouterr().out
+    assert "Damaged checkpoint is set aside" in said and "4.damaged" in said and "Continuing at update 2 of 4" in said
+    assert [learning(row) for row in rows(workdir)] == [learning(row) for row in rows(whole)]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "4.damaged"]
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_without_a_word(finished_run, tmp_path):
+    config, whole = finished_run
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    before = rows(workdir)
+    for step in (2, 4):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    with pytest.raises(UserError, match=r"has no checkpoint, but the run in .* had saved step 4 .*another --workdir"):
+        train_lib.train(config, str(workdir))
+    assert rows(workdir) == before
+
+
+def test_a_folder_for_checkpoints_that_cannot_be_used_is_refused_before_the_model_is_read(tiny_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    config = tiny_config(checkpoint__dir=str(tmp_path / "file"), model__path="nowhere")
+    with pytest.raises(UserError, match=r"no checkpoint can be written to .*/file \(a file is in its place\)"):
+        train_lib.train(config, str(tmp_path / "run"))
+
+
 def test_a_run_that_could_not_start_leaves_its_workdir_free(tiny_config, tmp_path):
     with pytest.raises(UserError, match="no model in Hugging Face format"):
         train_lib.train(tiny_config(model__path="nowhere"), str(tmp_path / "run"))

@@ -259,8 +259,11 @@ def test_a_checkpoint_of_another_configuration_is_refused_before_its_arrays_are_
     class Store:
         path = tmp_path
 
-        def saved_config(self):
-            return tiny_config(tree__beta=7.0).to_dict()
+        def latest_step(self):
+            return 3
+
+        def restore(self, like, *, check):
+            check({"config": tiny_config(tree__beta=7.0).to_dict()})
 
     trainer = Trainer(tiny_config())
     with trainer.grader, pytest.raises(config_lib.ConfigError, match=r"tree\.beta: 7\.0 -> 5\.0"):

@@ -19,7 +19,7 @@ from ibtpo.compiler.model import load_model_config
 from ibtpo.compiler.topology import get_devices, memory_exceeded, usable_hbm
 from ibtpo.compiler.work import make_work
 from ibtpo.config import ConfigError
-from ibtpo.kernels.paged_attention import paged_attention_cost
+from ibtpo.kernels.paged_attention import page_heads, paged_attention_cost
 from ibtpo.models import hf
 from ibtpo.packing import TokenBatch
 from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer
@@ -247,13 +247,13 @@ class Check:
         """
         if "paged" in name:
             slots = self.config.sampling.slots // self.sampler.capacity.num_shards
-            kv_heads = self.pool_shape()[0]
+            kv_heads, *_, lanes = self.pool_shape()
             lengths: Any = np.full(slots, self.work.mean_read)
             flops, num_bytes = paged_attention_cost(
                 lengths,
-                num_heads=kv_heads * (self.model.num_heads // self.model.num_kv_heads),
+                num_heads=max(kv_heads, self.kv_heads_per_chip) * (self.model.num_heads // self.model.num_kv_heads),
                 num_kv_heads=kv_heads,
-                head_dim=self.model.head_dim,
+                head_dim=lanes,
                 itemsize=self.dtype.itemsize,
             )
             return dataclasses.replace(kernel, flops=kernel.calls * flops, bytes=kernel.calls * num_bytes)
@@ -262,11 +262,20 @@ class Check:
             return dataclasses.replace(kernel, flops=kernel.flops * share, bytes=kernel.bytes * share)
         return kernel
 
+    @property
+    def kv_heads_per_chip(self) -> int:
+        """The model's own that a chip keeps."""
+        tensor, heads = self.mesh.shape["tensor"], self.model.num_kv_heads
+        return heads if heads % tensor else heads // tensor
+
     def pool_shape(self) -> tuple[int, ...]:
-        """Of the keys (or the values) on one chip."""
+        """Of the keys (or the values) on one chip, as its pages hold them."""
         model, sampler = self.model, self.sampler
         pages = sampler.total_pages
-        shape = (model.num_kv_heads, model.num_layers, pages, self.config.sampling.page_size, model.head_dim)
+        with jax.set_mesh(self.mesh):
+            tensor = self.mesh.shape["tensor"]
+            heads, lanes = page_heads(model.num_kv_heads, model.head_dim, self.dtype, tensor)
+        shape = (heads, model.num_layers, pages, self.config.sampling.page_size, lanes)
         axes: Any = POOL_AXES.keys
         spec = parallel.partition_spec(axes, shape, self.mesh)
         return jax.NamedSharding(self.mesh, spec).shard_shape(shape)

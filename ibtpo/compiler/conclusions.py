@@ -46,9 +46,10 @@ def decode_step(check: Check) -> dict[str, float] | None:
     if not check.model.tie_embeddings:
         # Of the table that is only looked up a step reads a row per slot.
         weights -= check.serving_bytes(only="embedding")
-    pool = check.pool_shape()
+    model = check.model
     slots = check.config.sampling.slots // check.sampler.capacity.num_shards
-    cache = 2.0 * slots * check.work.mean_length * pool[0] * pool[1] * check.model.head_dim * check.dtype.itemsize
+    token = 2.0 * check.kv_heads_per_chip * model.num_layers * model.head_dim * check.dtype.itemsize
+    cache = slots * check.work.mean_length * token
     seconds, bound = roofline(flops, measured, loop.body.sent, check.chip)
     return {
         "bytes": measured,
@@ -94,6 +95,8 @@ def _advice(check: Check, report: Report) -> str:
         freed = gib(chip_bytes(check.state.ref_params))
         knobs.append(f"loss.kl=0 (no reference is kept: {freed} GiB less)")
     split = f"raise mesh.fsdp={check.mesh.shape['fsdp']} (it splits the training state, {gib(state)} GiB)"
+    if check.mesh.size == 1:  # nothing to raise
+        split = f"more chips, over which mesh.fsdp splits the training state ({gib(state)} GiB)"
     if report.on_rows or report.name == "serve":
         activations = need - state
         if report.name != "serve" and activations > check.limit - state > 0:
@@ -103,19 +106,22 @@ def _advice(check: Check, report: Report) -> str:
                 knobs.insert(0, f"train.rows_per_step={shards} (now {config.train.rows_per_step})")
             knobs.append(f"train.token_block below {config.train.token_block}")
             knobs.append(f"shorter rows (train.row_tokens, now {check.work.row_tokens}, by sampling.max_new_tokens)")
-            knobs.append(f"raise mesh.tensor={check.mesh.shape['tensor']} (it splits the layers' activations)")
+            if check.mesh.size > 1:
+                knobs.append(f"raise mesh.tensor={check.mesh.shape['tensor']} (it splits the layers' activations)")
         knobs.append(split)
     else:
-        room = capacity(check)
-        least = check.sampler.capacity.group_size * shards
-        if room and room["pages"] > least:
-            knobs.insert(0, f"sampling.pages={room['pages']} or fewer (now {check.sampler.total_pages})")
+        room, sizes = capacity(check), check.sampler.capacity
+        fitting = int(room["pages"]) // shards // sizes.least if room else 0  # questions of a shard, at their worst
+        if room and fitting:
+            knobs.insert(0, f"sampling.pages={int(room['pages'])} or fewer (now {check.sampler.total_pages})")
             knobs.insert(1, f"sampling.slots below {config.sampling.slots}")
-        serving = gib(check.serving_bytes())
-        knobs += [
-            split,
-            f"raise mesh.tensor={check.mesh.shape['tensor']} (it splits the serving weights, {serving} GiB)",
-        ]
+            if not config.sampling.pages:  # then the questions in flight decide the pages
+                in_flight = sizes.num_blocks * shards
+                knobs.insert(0, f"sampling.questions_in_flight={fitting * shards} or fewer (now {in_flight})")
+        knobs.append(split)
+        if check.mesh.size > 1:
+            tensor, serving = check.mesh.shape["tensor"], gib(check.serving_bytes())
+            knobs.append(f"raise mesh.tensor={tensor} (it splits the serving weights, {serving} GiB)")
     return f"{over}: {'; or '.join(knobs)}"
 
 

@@ -17,6 +17,7 @@ from ibtpo.compiler.conclusions import (
     update_flops,
 )
 from ibtpo.compiler.model import matmul_params
+from ibtpo.compiler.step import Step
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,6 +34,26 @@ def show(check: Check) -> str:
     parts = [_heading(check), _memory(check), _amounts(check), _collectives(check), _kernels(check)]
     parts += ["\n".join(_conclusions(check)), _goals(check)]
     return "\n" + "\n\n".join(part for part in parts if part)
+
+
+def show_steps(steps: Sequence[Step]) -> str:
+    """The table of predicted steps, the first of which is the configuration's own."""
+    rows = [
+        [
+            s.name,
+            f"{s.sampling_s:.1f}",
+            f"{s.update_s:.1f}",
+            f"{s.responses_per_s:.1f}",
+            f"{s.responses_per_s / steps[-1].responses_per_s:.2f}",
+            f"{s.tokens_per_s_per_chip:,.0f}",
+            f"{100 * s.useful:.0f} %",
+            f"{s.in_flight}",
+            f"{s.preemptions}",
+        ]
+        for s in steps
+    ]
+    header = ["a step at best", "sampling s", "update s", "responses/s", f"over {steps[-1].name}", "tokens/s/chip"]
+    return _table([*header, "useful slots", "in flight", "preempted"], rows)
 
 
 def _heading(check: Check) -> str:
@@ -133,8 +154,8 @@ def _goals(check: Check) -> str:
     return _table(["goal (at most)", "value", "goal", "met"], rows)
 
 
-def as_json(check: Check) -> dict[str, Any]:
-    """The whole report as plain numbers: bytes, FLOPs, seconds."""
+def as_json(check: Check, steps: Sequence[Step] = ()) -> dict[str, Any]:
+    """The whole report as plain numbers: bytes, FLOPs, seconds. steps: those predicted."""
     work = dataclasses.asdict(check.work)
     del work["subtree_end"]
     programs = {}
@@ -164,6 +185,11 @@ def as_json(check: Check) -> dict[str, Any]:
         "update": update_flops(check),
         "decode_step": decode_step(check),
         "capacity": capacity(check),
+        "steps": [
+            dataclasses.asdict(s)
+            | {"responses_per_s": s.responses_per_s, "tokens_per_s_per_chip": s.tokens_per_s_per_chip}
+            for s in steps
+        ],
         "pool_copies": [dict(zip(("program", "shape", "bytes", "calls"), c)) for c in pool_copies(check)],
         "advice": advice(check),
         "goals": goals(check),

@@ -6,13 +6,17 @@ of a stated process (`ibtpo.sampling.process`).
 """
 
 import dataclasses
+import math
 from typing import Any
 
-from ibtpo import packing
+import numpy as np
+
+from ibtpo import packing, report
 from ibtpo.advantages import group_is_uniform
 from ibtpo.compiler.check import Check, Report
 from ibtpo.compiler.chips import Chip, roofline
 from ibtpo.config import ConfigError
+from ibtpo.errors import UserError
 from ibtpo.sampling import Question, SampledTree, SamplerOptions, SamplerStats, TreeOptions
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.chunks import Chunks
@@ -66,6 +70,12 @@ def decode_price(check: Check) -> DecodePrice:
         flops_per_token=sum(k.flops for k in kernels) / live,
         sent_per_slot=body.sent / slots,
     )
+
+
+def can_price(check: Check) -> bool:
+    """Whether all programs of a step are compiled, and fit."""
+    reports = [check.reports.get(name) for name in (*PROGRAMS, *check.plan.log_probs_of)]
+    return all(report is not None and report.program is not None for report in reports)
 
 
 def _compiled(check: Check, name: str) -> Report:
@@ -183,6 +193,23 @@ def update_seconds(check: Check, trees: list[SampledTree]) -> float:
     share = layout.rows[0] * row_tokens / (check.work.rows * check.work.row_tokens)
     passes = [_compiled(check, name).roofline for name in plan.log_probs_of]
     return share * (sum(passes) + config.train.epochs * _compiled(check, "update").roofline)
+
+
+def process_of(config: Any, run: str | None = None) -> Process:
+    """The process of a prediction: the paper's, or one with the lengths of the unguided responses in the metrics of an
+    earlier run, log-normal around their mean over its updates.
+
+    Raises:
+      UserError: no run, or none that has trained.
+    """
+    if not run:
+        return Process(seed=config.train.seed)
+    found = report.read_run(run).get("train/response_length_initial")
+    if found is None:
+        raise UserError(f"--lengths={run}: no response lengths in its metrics; name the workdir of a run that trained")
+    process = Process(seed=config.train.seed)
+    mean = float(np.nanmean(found[1]))
+    return dataclasses.replace(process, length_median=mean / math.exp(process.length_sigma**2 / 2))
 
 
 def step_of(check: Check, process: Process) -> list[Step]:

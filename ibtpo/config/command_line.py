@@ -215,6 +215,9 @@ def run(
 
     try:
         app.run(logged, flags_parser=parser)
+    except KeyboardInterrupt:  # in training it is a request to save and end (`ibtpo.interruption`)
+        print("interrupted: what was written is whole; run the same command again", file=sys.stderr)
+        sys.exit(130)
     except (UserError, RunFailure) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -268,6 +268,7 @@ RULES: dict[str, Rule] = {
     "train.seed": Rule(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 2**32 - 1"),
     "train.row_tokens": _whole(0),
     "train.max_skipped": _whole(0),
+    "train.host_timeout": _real(lambda x: 5 <= x <= 86400, "from 5 to 86400"),
     "train.epochs": _whole(1),
     "train.minibatches": _whole(1),
     "train.refills": _whole(0),
@@ -291,6 +292,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.dir": _TEXT,
     "checkpoint.every": _whole(1),
     "checkpoint.keep": _whole(1),
+    "checkpoint.grace_seconds": _NOT_NEGATIVE,
     "log.every": _whole(1),
     "log.tensorboard": _SWITCH,
 }

@@ -44,11 +44,13 @@ def evaluate(
     *,
     stream: str = "",
     on_finished: Callable[[SampledTree], None] | None = None,
+    between_chunks: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Samples and grades eval.samples responses per problem with the given parameters.
 
     The draws depend on train.seed, `stream` and the problems' ids alone, so two checkpoints are compared on the same
     random numbers. stream: the benchmark's name, so that those of two benchmarks differ; "" for the held-out split.
+    on_finished, between_chunks: see `TreeSampler`.
     """
     key = jax.random.fold_in(jax.random.key(config.train.seed), EVALUATION_STREAM)
     if stream:
@@ -73,6 +75,7 @@ def evaluate(
         key=key,
         sampling=SamplingParams.from_config(config.eval),
         on_finished=read,
+        between_chunks=between_chunks,
     )
 
     def column(name: str) -> list[list]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ibtpo import __version__, parallel
+from ibtpo import __version__, hosts
 from ibtpo import config as config_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.data.problems import Problem
@@ -19,6 +19,7 @@ from ibtpo.evaluation.benchmarks import check_grading, load_benchmarks
 from ibtpo.evaluation.checkpoint import identify, load_checkpoint
 from ibtpo.evaluation.results import Evaluation, Metric, mean_of_benchmarks, with_bounds
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
+from ibtpo.interruption import Interruption
 from ibtpo.metrics import Progress
 from ibtpo.policy import Policy, make_grader
 from ibtpo.report import summary_table
@@ -40,7 +41,12 @@ def evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
       UserError: the checkpoint, a benchmark or the grading cannot be used.
     """
     enable_compilation_cache(config)
-    parallel.initialize()
+    with hosts.connected(config.train.host_timeout, Interruption()):
+        _evaluate_checkpoint(config, checkpoint, workdir)
+
+
+def _evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
+    """The same, once the hosts are connected."""
     identity = identify(checkpoint)
     policy = load_checkpoint(config, checkpoint)
     benchmarks = load_benchmarks(config, policy.tokenizer)

@@ -35,17 +35,19 @@ def paged_attention(
     lengths: jax.Array,
     *,
     shared: jax.Array | None = None,
+    num_kv_heads: int | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(head_dim)) v over the first `lengths` cached tokens of each slot.
 
     Args:
       query: [S, H, head_dim]; query head h reads kv head h // (H / K).
-      key_pages, value_pages: [K, L, P, page_size, head_dim], all layers.
+      key_pages, value_pages: [K, L, P, page_size, head_dim], all layers; or in the shape of `page_heads`.
       layer: int32 [].
       page_table: int32 [S, M]; absent pages are -1.
       lengths: int32 [S], at least 1.
       shared: int32 [S], `shared_pages` of these slots, for the XLA path; None: every slot reads its own.
+      num_kv_heads: K; None: as many as the pages have.
       backend: "tpu" (JAX's own Pallas kernel) or "gpu" (`paged_attention_gpu`), which read the live pages only;
         "interpret" or "interpret_gpu" (the same, interpreted on any machine, for tests); or "xla" (reads whole blocks
         of the live pages; those that neighbouring slots share are read once where that pays). None: the kernel of the
@@ -57,7 +59,20 @@ def paged_attention(
     Raises:
       ValueError: the kernel is asked for and does not fit.
     """
-    page_size, head_dim = key_pages.shape[3:]
+    page_size, lanes = key_pages.shape[3:]
+    if (wide := _widened(query, num_kv_heads or key_pages.shape[0], key_pages.shape[0], lanes)) is not None:
+        out = paged_attention(
+            wide * (lanes / query.shape[-1]) ** 0.5,  # each backend divides by the root of the pages' own width
+            key_pages,
+            value_pages,
+            layer,
+            page_table,
+            lengths,
+            shared=shared,
+            backend=backend,
+        )
+        return _narrowed(out, query.shape, num_kv_heads or key_pages.shape[0], key_pages.shape[0]).astype(query.dtype)
+    head_dim = lanes
     fits = supported(head_dim, key_pages.dtype, page_table.shape)
     fits_gpu = paged_attention_gpu.supported(head_dim, page_size, key_pages.dtype)
     if backend is None:
@@ -93,6 +108,62 @@ def supported(head_dim: int, dtype: jnp.dtype, table_shape: tuple[int, ...]) -> 
     """Whether JAX's kernel takes such pages: whole lanes, the type it computes in, and a table that fits."""
     # It rounds whatever it reads to bfloat16, which a float32 cache was not chosen for.
     return head_dim % LANES == 0 and dtype == jnp.bfloat16 and table_shape[0] * table_shape[1] <= MAX_TABLE
+
+
+def page_heads(num_kv_heads: int, head_dim: int, dtype: jnp.dtype, tensor: int = 1) -> tuple[int, int]:
+    """(heads, lanes) of a model's keys or values in pages [heads, L, P, page_size, lanes] on the current platform.
+
+    The TPU kernel reads whole lanes, 128 numbers. Smaller heads lie side by side in them, and what is left of the lanes
+    is zeros; where `tensor` devices split the heads, those of one device. Elsewhere heads are as they are.
+    """
+    if platform() != "tpu" or dtype != jnp.bfloat16 or head_dim % LANES == 0:
+        return num_kv_heads, head_dim
+    lanes = pages_for(head_dim, LANES) * LANES
+    if num_kv_heads % tensor:  # every device has all of them, in pages that it does not split either
+        return num_kv_heads, lanes
+    return tensor * pages_for(num_kv_heads // tensor, lanes // head_dim), lanes
+
+
+def _side(num_kv_heads: int, heads: int, head_dim: int, lanes: int) -> int:
+    """How many heads lie side by side in pages of so many heads and lanes."""
+    return lanes // head_dim if heads < num_kv_heads else 1
+
+
+def in_pages(new: jax.Array, heads: int, lanes: int) -> jax.Array:
+    """Keys or values [..., K, head_dim] as the pages of `page_heads` hold them: [..., heads, lanes]."""
+    num_kv_heads, head_dim = new.shape[-2:]
+    if (num_kv_heads, head_dim) == (heads, lanes):
+        return new
+    side = _side(num_kv_heads, heads, head_dim, lanes)
+    missing = (heads * side - num_kv_heads, lanes // side - head_dim)
+    padded = jnp.pad(new, [(0, 0)] * (new.ndim - 2) + [(0, n) for n in missing])
+    padded = padded.reshape(*new.shape[:-2], heads, side * (lanes // side))
+    return jnp.pad(padded, [(0, 0)] * (new.ndim - 1) + [(0, lanes - padded.shape[-1])])
+
+
+def _widened(query: jax.Array, num_kv_heads: int, heads: int, lanes: int) -> jax.Array | None:
+    """float32 [S, H', lanes]: each query with zeros where its neighbours' keys lie; None: heads as they are."""
+    num_slots, _, head_dim = query.shape
+    if (num_kv_heads, head_dim) == (heads, lanes):
+        return None
+    side = _side(num_kv_heads, heads, head_dim, lanes)
+    grouped = query.astype(jnp.float32).reshape(num_slots, num_kv_heads, -1, head_dim)
+    grouped = jnp.pad(grouped, ((0, 0), (0, heads * side - num_kv_heads), (0, 0), (0, lanes // side - head_dim)))
+    grouped = grouped.reshape(num_slots, heads, side, -1, 1, lanes // side)
+    own = jnp.eye(side, dtype=jnp.float32)[:, None, :, None]
+    wide = (grouped * own).reshape(num_slots, -1, side * (lanes // side))
+    return jnp.pad(wide, ((0, 0), (0, 0), (0, lanes - wide.shape[-1])))
+
+
+def _narrowed(out: jax.Array, shape: tuple[int, ...], num_kv_heads: int, heads: int) -> jax.Array:
+    """[S, H, head_dim] of the output for queries that were `_widened`: of each its own head's values."""
+    num_slots, _, head_dim = shape
+    lanes = out.shape[-1]
+    side = _side(num_kv_heads, heads, head_dim, lanes)
+    part = lanes // side
+    out = out[..., : side * part].reshape(num_slots, heads, side, -1, side, part)
+    own = jnp.stack([out[:, :, i, :, i, :head_dim] for i in range(side)], axis=2)
+    return own.reshape(num_slots, heads * side, -1, head_dim)[:, :num_kv_heads].reshape(shape)
 
 
 class _Layer(NamedTuple):

@@ -3,24 +3,62 @@
 import json
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
+
+from absl import logging
+
+from ibtpo.errors import RunFailure
+from ibtpo.metrics.events import EventFile
 
 FILE_NAME = "metrics.jsonl"
+_NAMED = 5  # lines that a warning names
 
 
 def read(workdir: str | os.PathLike) -> Iterator[dict[str, Any]]:
     """The rows of workdir/metrics.jsonl, oldest first: {"step": int, name: float or None, ...}.
 
     None stands for a value that was not finite. An incomplete last line (a run that was killed while writing) ends
-    the reading. FileNotFoundError without the file.
+    the reading. Lines that are no row (half a line, bytes that are no text, JSON that is no object of a step and
+    numbers, NaN) are left out, with one warning that names them. FileNotFoundError without the file.
     """
-    with open(os.path.join(workdir, FILE_NAME), encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                return
-            yield json.loads(line)
+    path = os.path.join(workdir, FILE_NAME)
+    bad = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            row = _parse(line)
+            if row is None:
+                bad.append(number)
+            else:
+                yield row
+    if bad:
+        named = ", ".join(map(str, bad[:_NAMED])) + f" and {len(bad) - _NAMED} more" * (len(bad) > _NAMED)
+        what = "is no row" if len(bad) == 1 else "are no rows"
+        logging.warning("%s: line%s %s %s of metrics: left out", path, "s" * (len(bad) > 1), named, what)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The row that a line holds; None: it holds none."""
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        row = json.loads(line.decode(), parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < 2**63:
+        return None
+    return row if all(x is None or _is_number(x) for x in row.values()) else None
+
+
+def _is_number(x: Any) -> bool:
+    """Whether a value of a row is one: a finite float64."""
+    if type(x) is int:
+        return abs(x) < 2**1023
+    return type(x) is float and math.isfinite(x)
 
 
 def exist(workdir: str | os.PathLike) -> bool:
@@ -42,6 +80,9 @@ class MetricWriter:
       tensorboard: write event files too.
       resume_step: the last step whose rows are kept, -1 for none; None: continue after the last row, whatever it is.
       active: False writes nothing at all: on every host of a run but the first.
+
+    Raises:
+      RunFailure: the files cannot be written; so does `write`.
     """
 
     def __init__(
@@ -52,28 +93,31 @@ class MetricWriter:
         resume_step: int | None = None,
         active: bool = True,
     ):
-        self._file = self._events = None
+        self._file: Any = None
+        self._events: EventFile | None = None
+        self._path = os.path.join(workdir, FILE_NAME)
         if not active:
             return
-        os.makedirs(workdir, exist_ok=True)
-        path = os.path.join(workdir, FILE_NAME)
-        if os.path.exists(path):
-            rows = [row for row in read(workdir) if resume_step is None or row["step"] <= resume_step]
-            if not rows and os.path.getsize(path):
-                os.replace(path, path + ".old")
-            with open(path + ".tmp", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            os.replace(path + ".tmp", path)
-        self._file = open(path, "a", encoding="utf-8")
-        if tensorboard:
-            import tensorboardX
+        try:
+            os.makedirs(workdir, exist_ok=True)
+            rows = _continue(self._path, resume_step)
+            self._file = open(self._path, "a", encoding="utf-8")
+            if tensorboard:
+                self._events = self._open_events(os.path.join(workdir, "tensorboard"), resume_step, rows)
+        except OSError as error:
+            raise self._failure(error) from error
 
-            folder = os.path.join(workdir, "tensorboard")
-            purge = resume_step + 1 if resume_step is not None and os.path.isdir(folder) else None
-            # File names count whole seconds and a file of the same name is overwritten: two starts within a second
-            # need the finer clock, which keeps the order of names the order of time.
-            suffix = f".{time.time_ns()}"
-            self._events = tensorboardX.SummaryWriter(folder, purge_step=purge, filename_suffix=suffix)
+    @staticmethod
+    def _open_events(folder: str, resume_step: int | None, rows: list[dict[str, Any]]) -> EventFile:
+        """The next file of the folder. Of `resume_step` itself everything is written once more: a kill between the two
+        files leaves a row here that metrics.jsonl does not have and the run writes again."""
+        if resume_step is None or not os.path.isdir(folder):
+            return EventFile(folder)
+        events = EventFile(folder, max(resume_step, 0))
+        for row in rows:
+            if row["step"] == resume_step:
+                events.write(row["step"], {n: math.nan if x is None else x for n, x in row.items() if n != "step"})
+        return events
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one row; values are scalars. Several rows of one step are allowed (training and evaluation)."""
@@ -81,23 +125,45 @@ class MetricWriter:
             return
         values = {name: float(value) for name, value in metrics.items()}
         row = {"step": int(step)} | {name: x if math.isfinite(x) else None for name, x in values.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, int(step))
-            self._events.flush()
+        try:
+            if self._events is not None:  # first: so TensorBoard has whatever metrics.jsonl has
+                self._events.write(int(step), values)
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> RunFailure:
+        return RunFailure(
+            f"{error.filename or self._path} cannot be written ({error.strerror or error}): what is there is intact; "
+            "run the same command again when it can, to continue from the newest checkpoint"
+        )
 
     def close(self) -> None:
-        """Closes the files; safe to call twice."""
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        """Closes the files; safe to call twice. All rows are on disk already, so nothing can be lost here."""
+        files, self._file, self._events = (self._file, self._events), None, None
+        for file in files:
+            try:
+                if file is not None:
+                    file.close()
+            except OSError:  # what a failed `write` left in the buffer; it has said so
+                pass
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *unused) -> None:
         self.close()
+
+
+def _continue(path: str, resume_step: int | None) -> list[dict[str, Any]]:
+    """Leaves in the file the rows that a resumed run keeps, and returns them."""
+    if not os.path.exists(path):
+        return []
+    rows = [row for row in read(os.path.dirname(path)) if resume_step is None or row["step"] <= resume_step]
+    if not rows and os.path.getsize(path):
+        os.replace(path, path + ".old")
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    os.replace(path + ".tmp", path)
+    return rows

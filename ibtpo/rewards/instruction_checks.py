@@ -222,7 +222,7 @@ def json_format(text: str) -> bool:
 def title(text: str) -> bool:
     """A title in double angular brackets, <<so>>."""
     lines = (line.partition("<<")[2].rpartition(">>") for line in text.splitlines())
-    return any(content.strip("<> \t") for content, closed, _ in lines if closed)
+    return any(content.lstrip("<").rstrip(">").strip() for content, closed, _ in lines if closed)
 
 
 def two_responses(text: str) -> bool:

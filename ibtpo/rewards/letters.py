@@ -69,7 +69,7 @@ _QUESTION = re.compile(r"\s?[)\]]?\s?\?")
 _CONDITION_BEHIND = re.compile(r"\s?[)\]]?\s?\b(?:(?:only\s+)?if|unless|provided|assuming|or\s+not)\b")
 _TURN = re.compile(r"[.;!?\n]|\b(?:(?<!if )so|hence|thus|therefore|but|however|consequently)\b", re.IGNORECASE)
 _SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether)\b|\b(?:suppos|assum|imagin|pretend)\w*\s+(?:that\s+)?(?:the\s+)?(?:\w+\s+)?\Z|"
+    r"\b(?:if|unless|whether|maybe|perhaps|possibly)\b|\b(?:suppos|assum|imagin|pretend)\w*\s+(?:that\s+)?(?:the\s+)?(?:\w+\s+)?\Z|"
     r"\b(?:might|may|could|would|many|most|people|some|students|others)\s+(?:\w+\s+){0,3}"
     r"(?:think|say|believe|guess|answer|choose|claim|argue|expect|suggest)\w*\b|\btempt\w+\b",
     re.IGNORECASE,

@@ -19,8 +19,8 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox|boldsymbol)\s*\
 _MARKUP = re.compile(r"\\[()\[\]]|[*_$`\"“”«»]|</?(?:answer|final_answer|b|strong|em)>")
 _QUOTED = re.compile(r"(?<![\w'‘])['‘](\(?[A-Ja-j]\)?)['’](?![\w'’])")
 _PLAIN = (_TEXT_COMMAND, _MARKUP, _QUOTED)
-# "(C)", "C)", "C.", "C"; the letter is a word of its own, and no contraction.
-_LETTER = r"[(\[<{]? ?([A-Ja-j])(?![\w'’^]) ?[)\]>}]?"
+# "(C)", "C)", "C.", "C"; the letter is a word of its own, and no contraction, name ("D-glucose", "C++") or formula.
+_LETTER = r"[(\[<{]? ?([A-Ja-j])(?![\w'’^+=]|[-–][a-z\d]) ?[)\]>}]?"
 _SURELY = (
     r"(?:(?:therefore|thus|then|hence|clearly|obviously|definitely|certainly|surely|indeed|(?:most\s+|very\s+)?likely|"
     r"probably|simply|just|actually|really|in\s+fact|of\s+course|for\s+sure|without\s+(?:a\s+|any\s+)?doubt|again|still|"
@@ -31,7 +31,8 @@ _BE = rf"(?:(?:is|=)(?!\w)|(?:would|should|must|will|has\s+to)\s+{_SURELY}?be\b)
 # "answer is C", "option: C", "answer - C"; without such a link only under a heading, in a line of its own, or after
 # "correct" ("the correct option C"): "option C needs more energy" states nothing.
 _STATED = re.compile(
-    rf"\b(?:answer|option|choice)(?:\s+(?:choice|option|letter))?(?:\s+to\s+(?:this|the)\s+(?:question|problem))?[ \t]*"
+    rf"\b(?:answers?|option|choice|(?<=my )(?:pick|guess)|(?:^|(?<=\n))[*# ]*correct(?=\s*:))"
+    rf"(?:\s+(?:choice|option|letter))?(?:\s+to\s+(?:this|the)\s+(?:question|problem))?[ \t]*"
     rf"(?:{_BE}[ \t]*[:=]?|:|=|[-–—]+>?[ \t]|→)\s{{0,4}}{_SURELY}?"
     rf"(?:(?:the\s+|an?\s+)?(?:correct\s+)?{_NOUN}\s+)?{_LETTER}",
     re.IGNORECASE,
@@ -43,8 +44,8 @@ _HEADED = re.compile(
     re.IGNORECASE,
 )
 _CHOSEN = re.compile(
-    rf"\b(?:I|we)(?:['’](?:d|ll|m)|\s+(?:would|will|am))?\s+{_SURELY}?(?:choos(?:e|ing)|chose|pick|select|go(?:ing)?\s+(?:with|"
-    rf"for)|say|answer)\s+(?:the\s+)?(?:{_NOUN}\s+)?{_LETTER}"
+    rf"\b(?:[Ll]et['’]?s|[Ll]et us|(?:I|we)(?:['’](?:d|ll|m)|\s+(?:would|will|am))?)\s+{_SURELY}?"
+    rf"(?:choos(?:e|ing)|chose|pick|select|go(?:ing)?\s+(?:with|for)|say|answer)\s+(?:the\s+)?(?:{_NOUN}\s+)?{_LETTER}"
 )
 _IT_IS = re.compile(
     rf"(?:^|(?<=[.,;:!?\n—] )|(?<=\n)|\b(?:so|hence|thus|therefore|then|but|that)\s+)(?:it|this)(?:['’]s|\s+{_BE})\s+"
@@ -92,6 +93,7 @@ _SUBJECT = re.compile(
 _WORD_BEFORE = re.compile(r"([\w°'’]+)\s*\Z")
 # A box that speaks of letters and names none.
 _BOX_WITHOUT = re.compile(r"(?i:either|both|neither|not|no|\\l?n(?:eg|ot)|¬)(?![a-z]).*(?<!\w)[A-J](?!\w)")
+_BARE = re.compile(r"\s*\(?([a-j])\)?[.:]?\s*")
 _OPENING = re.compile(r"\s*([A-HJ])\s+([A-Z0-9][^\n.!?]{0,60})(?:\n|$)")
 _MAX_ALONE = 30  # letters in a line that concludes something
 _MAX_OPENING = 100  # characters of a response that is a letter and its option's text
@@ -255,7 +257,8 @@ def extract_answer(text: str) -> str | None:
     2. the last "answer is C", "Answer: (C)", "I choose C", "option **C** is correct" and the like that is asserted:
        not asked, denied or conditional; none where it names several letters or is taken back later ("C is wrong");
     3. the one letter that the last line names ("**C**", "(C)", "C. 5 m/s", "so C is right");
-    4. the letter that a short response begins with, before its option's text ("A Peter").
+    4. a small letter that is all of the response, or the letter that a short response begins with, before its option's
+       text ("A Peter").
     """
     text = text[visible_start(text) :][-TAIL_CHARACTERS:]
     content, end = find_boxes(text, alternatives=True)
@@ -263,6 +266,8 @@ def extract_answer(text: str) -> str | None:
     if settled:
         return letter
     text = _plain(_without_boxes(text[:end]))
+    if bare := _BARE.fullmatch(text):
+        return bare.group(1).upper()
     settled, letter = _stated(text)
     return letter if settled else _of_last_line(text) or _of_opening(text)
 

@@ -81,7 +81,8 @@ def _paged_attend(page_size: int, table: jax.Array, page: jax.Array, offset: jax
 
     def grouped(query, keys, values, layer, table, lengths, shared):
         S, K, G, Dh = query.shape
-        out = paged_attention(query.reshape(S, K * G, Dh), keys, values, layer, table, lengths, shared=shared)
+        query = query.reshape(S, K * G, Dh)
+        out = paged_attention(query, keys, values, layer, table, lengths, shared=shared, num_kv_heads=K)
         return out.reshape(S, K, G, Dh)
 
     attention = per_shard(

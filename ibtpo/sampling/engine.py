@@ -29,6 +29,7 @@ from ibtpo.sampling.growth import Draft, Growing, Growth
 from ibtpo.sampling.interface import Question, SampledTree, SamplerStats
 
 OnFinished = Callable[[SampledTree], None]
+BetweenChunks = Callable[[], None]
 
 
 class Run:
@@ -43,9 +44,10 @@ class Run:
         chunks: Chunks,
         questions: Sequence[Question],
         on_finished: OnFinished | None = None,
+        between_chunks: BetweenChunks | None = None,
     ):
         self.device, self.capacity, self.growth, self.grades, self.chunks = device, capacity, growth, grades, chunks
-        self.on_finished = on_finished
+        self.on_finished, self.between_chunks = on_finished, between_chunks
         self.results: dict[int, SampledTree] = {}  # by order
         self.stats = SamplerStats(questions=len(questions))
         initial = growth.tree.initial
@@ -56,6 +58,8 @@ class Run:
         """The trees in the order of the questions, and their cost (but for `seconds`)."""
         with self.chunks:
             while self.admission.pending or any(shard.in_flight for shard in self.shards):
+                if self.between_chunks:
+                    self.between_chunks()
                 self.admission.release()
                 self._admit()
                 self._start()

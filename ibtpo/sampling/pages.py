@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 from jax import numpy as jnp
 
-from ibtpo.kernels.paged_attention import pages_for
+from ibtpo.kernels.paged_attention import in_pages, pages_for
 
 NO_PAGE = -1
 NO_ROW = np.iinfo(np.int32).max  # a row (or page) out of range of any pool: scatters pass it over
@@ -32,7 +32,8 @@ class PagePool:
     """All KV memory of the sampler.
 
     keys, values: [K, L, P, page_size, head_dim]: layers and pages are neighbours, so that one layer's
-      pages are a range of L * P, and kernels that know no layers read them without a copy.
+      pages are a range of L * P, and kernels that know no layers read them without a copy. Where a kernel reads whole
+      lanes only, several small heads are one (`kernels.paged_attention.page_heads`).
     ref_counts: [P] int32, how many page-table entries name the page; 0 means free.
     page_table: [N, M] int32, pages of each row in order, NO_PAGE where there is none.
     """
@@ -71,7 +72,7 @@ def make_pool(
     pages_per_row: int,
     dtype=jnp.float32,
 ) -> PagePool:
-    """An empty pool: every page free, every row of the page table empty."""
+    """An empty pool: every page free, every row of the page table empty. Heads as `page_heads` has them."""
     shape = (num_kv_heads, num_layers, num_pages, page_size, head_dim)
     return PagePool(
         keys=jnp.zeros(shape, dtype),
@@ -212,9 +213,10 @@ def page_and_offset(
 
 
 def write(cache: jax.Array, layer: jax.Array, page: jax.Array, offset: jax.Array, new: jax.Array) -> jax.Array:
-    """Keys or values `cache` [K, L, P, page_size, head_dim] with those of new tokens, [S, T, K, head_dim], of one
+    """Keys or values `cache` [heads, L, P, page_size, lanes] with those of new tokens, [S, T, K, head_dim], of one
     layer stored at (page, offset) [S, T]."""
     num_kv_heads, num_layers, num_pages, page_size, head_dim = cache.shape
+    new = in_pages(new, num_kv_heads, head_dim)
     # Rows of a flat view, one per token and kv head: a window over several heads would make the TPU compiler prefer
     # another layout than the attention kernel's, and copy the whole cache there and back in every layer.
     head = jnp.arange(num_kv_heads)[:, None, None]

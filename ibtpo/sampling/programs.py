@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ibtpo import parallel
+from ibtpo.kernels.paged_attention import page_heads
 from ibtpo.models.config import ModelConfig
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.capacity import Capacity
@@ -80,13 +81,14 @@ class Programs:
 
     def _empty_state(self) -> SamplerState:
         model, capacity, shards = self.model, self.capacity, self.capacity.num_shards
+        heads, lanes = page_heads(model.num_kv_heads, model.head_dim, self.dtype, parallel.mesh_axis_size("tensor"))
         state = SamplerState(
             pool=paging.make_pool(
                 num_layers=model.num_layers,
                 num_pages=capacity.num_pages * shards,
                 page_size=capacity.page_size,
-                num_kv_heads=model.num_kv_heads,
-                head_dim=model.head_dim,
+                num_kv_heads=heads,
+                head_dim=lanes,
                 num_rows=capacity.num_blocks * capacity.block_rows * shards,
                 pages_per_row=capacity.pages_per_row,
                 dtype=self.dtype,

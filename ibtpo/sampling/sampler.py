@@ -15,7 +15,7 @@ from ibtpo.models.config import ModelConfig
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.chunks import Chunks
 from ibtpo.sampling.codec import Codec
-from ibtpo.sampling.engine import OnFinished, Run
+from ibtpo.sampling.engine import BetweenChunks, OnFinished, Run
 from ibtpo.sampling.grades import Grades
 from ibtpo.sampling.growth import Growth
 from ibtpo.sampling.interface import Grade, Question, SampledTree, SamplerOptions, SamplerStats
@@ -78,12 +78,14 @@ class TreeSampler:
         key: jax.Array,
         sampling: SamplingParams,
         on_finished: OnFinished | None = None,
+        between_chunks: BetweenChunks | None = None,
     ) -> tuple[list[SampledTree], SamplerStats]:
         """Grows a tree for every question.
 
         params: the decoder's parameters. grade(question, generated tokens) returns a reward in [0, 1] or a Future
         of one; it is called once per response. key: typed PRNG key of this batch. on_finished is called
-        with each tree as it is done. Returns the trees in the order of the questions, and the cost.
+        with each tree as it is done, between_chunks between two chunks of decoding, as often on every process; an error
+        that it raises gives the sampling up. Returns the trees in the order of the questions, and the cost.
         The KV cache lives only as long as the call, so no older policy's keys can be read.
 
         Raises:
@@ -97,7 +99,8 @@ class TreeSampler:
         device = DecoderDevice(self.programs, params, key, sampling)
         growth = Growth(self.tree, self.codec, seed)
         grades = Grades(grade, deterministic=self.options.deterministic)
-        trees, stats = Run(device, self.capacity, growth, grades, Chunks(began), questions, on_finished).run()
+        run = Run(device, self.capacity, growth, grades, Chunks(began), questions, on_finished, between_chunks)
+        trees, stats = run.run()
         stats.seconds = time.perf_counter() - began
         return trees, stats
 

@@ -28,7 +28,7 @@ def test_what_does_not_fit_says_by_how_much_and_which_knob(check):
     made.limit = 0.9 * state  # not even the state fits: only what splits it, or leaves some of it out, helps
     (line,) = advice(made)
     assert line.startswith(f"update needs {need / 2**30:.2f} GiB per chip, {(need - made.limit) / 2**30:.2f} too many")
-    assert "mesh.fsdp=1" in line and "loss.kl=0" in line and "remat" not in line
+    assert "more chips, over which mesh.fsdp" in line and "loss.kl=0" in line and "remat" not in line
     assert not goals(made)[0]["met"]
 
     made.limit = state + 0.3 * (need - state)  # the activations do not
@@ -44,3 +44,4 @@ def test_a_pool_that_does_not_fit_names_the_one_that_does(check):
     assert capacity(made)["pages"] == pages
     (line,) = advice(made)
     assert f"sampling.pages={pages} or fewer (now {pages + 10})" in line
+    assert "sampling.questions_in_flight=1 or fewer (now 2)" in line and "raise mesh" not in line

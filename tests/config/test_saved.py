@@ -27,7 +27,7 @@ def changed(key):
 
 FREE_KEYS = {
     "compilation_cache", "model.preset", "data.files", "data.check_rows", "data.dir", "data.eval_split",
-    "reward.workers", "train.steps", "train.max_skipped",
+    "reward.workers", "train.steps", "train.max_skipped", "train.host_timeout",
 }  # fmt: skip
 ROUNDING_KEYS = {
     "model.remat", "sampling.slots", "sampling.pages", "sampling.page_size", "sampling.chunk",

@@ -61,6 +61,46 @@ def test_paged_attention_matches_the_oracle(backend, dtype, head_dim, tolerance,
         assert abs(expected).max() > 10 * tolerance
 
 
+@pytest.mark.parametrize("backend", ["xla", "interpret"])
+@pytest.mark.parametrize(
+    "num_kv_heads, group, head_dim, pages",
+    [
+        (2, 7, 64, (1, 128)),  # Qwen2.5-0.5B
+        (3, 3, 64, (2, 128)),  # SmolLM2-135M: zeros for a fourth head
+        (1, 4, 64, (1, 128)),
+        (5, 1, 32, (2, 128)),
+        (2, 2, 80, (2, 128)),
+        (1, 2, 192, (1, 256)),
+    ],
+)
+def test_small_heads_lie_side_by_side_where_lanes_are_read_whole(
+    backend, num_kv_heads, group, head_dim, pages, monkeypatch
+):
+    monkeypatch.setattr(module, "platform", lambda: "tpu")
+    assert module.page_heads(num_kv_heads, head_dim, jnp.dtype(jnp.bfloat16)) == pages
+    query, keys, values, table, lengths = case(np.random.default_rng(group), num_kv_heads, group, head_dim)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (query, keys, values)]
+    packed = [jnp.moveaxis(module.in_pages(jnp.moveaxis(x, 0, -2), *pages), -2, 0) for x in arrays[1:]]
+    assert packed[0].shape == (pages[0], LAYERS, PAGES, PAGE, pages[1])
+    attend = jax.jit(module.paged_attention, static_argnames=("backend", "num_kv_heads"))
+    out = attend(arrays[0], *packed, jnp.int32(1), table, lengths, num_kv_heads=num_kv_heads, backend=backend)
+    expected = oracle(*[np.asarray(x, np.float64) for x in arrays], 1, table, lengths)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=2e-2)
+
+
+def test_pages_are_split_as_the_heads_are(monkeypatch):
+    """Heads of one device lie side by side; heads that the devices do not divide stay whole on each."""
+    bfloat16 = jnp.dtype(jnp.bfloat16)
+    assert module.page_heads(2, 64, bfloat16) == (2, 64)  # not on a CPU
+    monkeypatch.setattr(module, "platform", lambda: "tpu")
+    assert module.page_heads(8, 64, bfloat16, 4) == (4, 128)
+    assert module.page_heads(2, 64, bfloat16, 2) == (2, 128)
+    assert module.page_heads(3, 64, bfloat16, 2) == (3, 128)
+    assert module.page_heads(8, 128, bfloat16, 4) == (8, 128)
+    assert module.page_heads(8, 64, jnp.dtype(jnp.float32), 4) == (8, 64)
+
+
 @pytest.mark.parametrize("num_kv_heads, group", [(1, 1), (2, 2), (2, 7), (1, 17)])
 @pytest.mark.parametrize("programs, block", [(1, 8), (1, 32), (40, 8), (1000, 8)])
 def test_the_gpu_kernel_matches_the_oracle(programs, block, num_kv_heads, group, monkeypatch):

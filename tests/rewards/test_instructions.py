@@ -221,6 +221,14 @@ def test_sentences(text, count):
     assert count_sentences(text) == count
 
 
+def test_instructions_are_checked_as_labelled():
+    """Labelled by the published checker's rules, by hand."""
+    lines = (pathlib.Path(__file__).parent / "cases" / "instructions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) >= 190
+    assert not [row for row in rows if CHECKS[row["kind"]](row["response"], **row["arguments"]) is not row["follows"]]
+
+
 CAPITAL_WORDS = pathlib.Path(__file__).parent / "cases" / "capital_words.jsonl"
 
 

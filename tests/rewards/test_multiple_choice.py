@@ -12,7 +12,8 @@ from ibtpo.rewards.multiple_choice import extract_answer, find_statement, reward
 from ibtpo.rewards.pool import Grader
 
 LETTERS = "ABCD"
-CASES = pathlib.Path(__file__).parent / "cases" / "multiple_choice.jsonl"
+FOLDER = pathlib.Path(__file__).parent / "cases"
+CASES = FOLDER / "multiple_choice.jsonl"
 # %s is the letter.
 FORMS = [
     r"\boxed{%s}",
@@ -111,6 +112,13 @@ def test_extraction(text, letter):
 def test_labelled_cases(case):
     """Responses that were once graded wrong; where `choice` is given, graders may differ, and it says why we do not."""
     assert reward(case["response"], case["reference"]) == case["reward"]
+
+
+def test_responses_are_graded_as_labelled():
+    """Labelled by hand: letters stated, hedged, denied, asked, in lists, in names, in boxes, tags and thinking."""
+    rows = [json.loads(line) for line in (FOLDER / "multiple_choice_by_kind.jsonl").read_text().splitlines()]
+    assert len(rows) >= 280
+    assert not [row for row in rows if reward(row["response"], row["reference"]) != row["reward"]]
 
 
 # %s is the letter that is stated, {} another one.

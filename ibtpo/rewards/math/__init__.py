@@ -5,7 +5,7 @@ Three stages, each only for pairs that the stage before left open:
 1. `statements.extract_answer` finds the answer in the last `TAIL_CHARACTERS` characters of the response: in a box
    (`boxes`), in a sentence that states it (`sentences`), or as the last number (`lastnumber`);
 2. `fast.fast_grade` compares strings (`spelling`), exact rational numbers (`numbers`, `units`), times, ratios, lists
-   (`shapes`) and words (`words`), without sympy, in microseconds;
+   (`shapes`), intervals (`inequalities`) and words (`words`), without sympy, in microseconds;
 3. `symbolic.symbolic_grade` has Math-Verify parse formulas to sympy, and compares them exactly (`exact`). It may take
    for ever: it belongs in a worker of `ibtpo.rewards.pool.Grader`.
 

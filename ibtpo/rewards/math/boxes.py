@@ -14,18 +14,32 @@ _JOINT = re.compile(rf"{_BLANK}*(?:{_LINK}{_BLANK}*)+{_NAME}{_BLANK}*")
 _ALTERNATIVE = re.compile(
     r"\b(?:or|alternatively|maybe|perhaps|possibly|vs|versus)\b|[/|]|\\l?or\b|\\vee\b", re.IGNORECASE
 )
-_SENTENCE_END = re.compile(r"[.!?](?:\s|\$|$)|\n\s*\n|\bhence\b|\bso\b|\bthus\b|\btherefore\b", re.IGNORECASE)
+# Behind each of two boxes: one for each case.
+_CASE = re.compile(r"[\s$]*(?:,\s*|\()?(?:if|when|for|where|in case|otherwise|else)\b")
+_SENTENCE_END = re.compile(r"(?<!\bvs)[.!?](?:\s|\$|$)|\n\s*\n|\bhence\b|\bso\b|\bthus\b|\btherefore\b", re.IGNORECASE)
 _EMPTY = re.compile(r"(?:\s|\\[,;:! ]|~|\.\.\.|\\[lc]?dots|\\(?:text|ldots)\s*\{\s*\}|\\q?quad)*")
 _MAX_JOINT_CHARACTERS = 60
 
 
-def _joins(gap: str, alternatives: bool) -> bool:
-    """Whether the text between two boxes makes them one answer, or two of which one is meant."""
+def _joins(gap: str, behind: str, alternatives: bool) -> bool:
+    """Whether the text between two boxes and behind the second makes them one answer, or two of which one is meant."""
     if len(gap) > _MAX_JOINT_CHARACTERS:
         return False
     if _JOINT.fullmatch(gap):
         return True
-    return alternatives and _ALTERNATIVE.search(gap) is not None and _SENTENCE_END.search(gap) is None
+    if not alternatives or _SENTENCE_END.search(gap):
+        return False
+    return _ALTERNATIVE.search(gap) is not None or (_CASE.match(gap) is not None and _CASE.match(behind) is not None)
+
+
+def first_box(text: str) -> re.Match | None:
+    """The first match of BOX, which is slow to search for in a text without one."""
+    begin = text.find("box")
+    if begin < 0:
+        return None
+    while begin and text[begin - 1] in "f\\":
+        begin -= 1
+    return BOX.search(text, begin)
 
 
 def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, int]:
@@ -34,13 +48,13 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
 
     Boxes with nothing but a comma, a wide space or "and" between them ("$x=\boxed{1}$ and $x=\boxed{2}$"), or that are
     the items of a list, are one answer, their different contents with commas between. With `alternatives`, so are boxes
-    with "or" in the words between: a reference solution may write its answer twice, but a response that names several
-    values has not named one of them. An empty box hides none before it.
+    with "or" in the words between, or with a condition behind each: a reference solution may write its answer twice,
+    but a response that names several values has not named one of them. An empty box hides none before it.
     """
     # (where the token starts, where a box's content starts or -1 for a mere brace)
     open_braces: list[tuple[int, int]] = []
     boxes: list[tuple[int, int, str]] = []  # (begin, end, content) of complete boxes that no later one encloses
-    first = BOX.search(text) if "box" in text else None  # braces before it close after its own or not at all
+    first = first_box(text)  # braces before it close after its own or not at all
     for match in _BRACE.finditer(text, first.start()) if first else ():
         token = match.group()
         if token in ("\\\\", "\\{", "\\}"):
@@ -61,7 +75,7 @@ def find_boxes(text: str, *, alternatives: bool = False) -> tuple[str | None, in
     joined = len(boxes) - 1
     while joined:
         gap = text[boxes[joined - 1][1] : boxes[joined][0]]
-        if not _joins(gap, alternatives):
+        if not _joins(gap, text[boxes[joined][1] : boxes[joined][1] + 20], alternatives):
             break
         joined -= 1
     contents = dict.fromkeys(content.strip() for _, _, content in boxes[joined:])

@@ -6,10 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ibtpo.errors import UserError
-from ibtpo.rewards.math import shapes
-from ibtpo.rewards.math.numbers import Number, equal_numbers, read_number
-from ibtpo.rewards.math.spelling import ALL_TEXT, normalise, spelling_of, split_label
-from ibtpo.rewards.math.units import convert, plain_unit, read_unit
+from ibtpo.rewards.math import inequalities, shapes
+from ibtpo.rewards.math.numbers import Number, equal_numbers, is_rounded, read_number
+from ibtpo.rewards.math.spelling import (
+    ALL_TEXT,
+    DEGREES_BEHIND,
+    normalise,
+    spelling_of,
+    split_approximation,
+    split_label,
+)
+from ibtpo.rewards.math.units import convert, is_angle, plain_unit, read_unit
 from ibtpo.rewards.math.words import FUNCTIONS, GREEK, HEDGES, SCALE_WORDS, opposite, phrase_of
 
 Formula = Callable[[str, str], bool | None]  # whether two formulas are equal: None, not looked at
@@ -30,19 +37,20 @@ class _Side:
 
     text: str
     spelling: str
+    degrees: bool = False  # whether a degree sign, which normalising removes, ends it
 
     @functools.cached_property
     def number(self) -> Number | None:
         return read_number(self.text)
 
 
-def _side(text: str) -> _Side:
-    return _Side(text, spelling_of(text))
+def _side(text: str, degrees: bool = False) -> _Side:
+    return _Side(text, spelling_of(text), degrees)
 
 
 @functools.lru_cache(8192)  # one reference serves all responses to its question
 def _expected(reference: str) -> _Side:
-    return _side(shapes.with_base(normalise(reference)))
+    return _side(shapes.with_base(normalise(reference)), DEGREES_BEHIND.search(reference) is not None)
 
 
 def fast_grade(answer_text: str | None, reference: str, *, unevaluated: bool = False) -> bool | None:
@@ -55,7 +63,8 @@ def fast_grade(answer_text: str | None, reference: str, *, unevaluated: bool = F
     2. times, ratios and numerals in a base are compared as such, never as quotients or plain numbers;
     3. a reference that is a number is answered by a number: exact values decide, see `numbers.equal_numbers`. An
        expression that would have to be evaluated is wrong, or left open with `unevaluated`;
-    4. lists, sets, pairs, intervals and matrices are compared part by part;
+    4. lists, sets, pairs, intervals and matrices are compared part by part; an inequality in one variable is an
+       interval;
     5. where one side has words beside or instead of a value, both must have the same;
     6. other formulas are left open.
 
@@ -85,14 +94,36 @@ def decide(answer_text: str | None, reference: str, formula: Formula, unevaluate
     answer = normalise(answer_text)
     if not answer:
         return False
+    if "\\approx" in answer and "\\approx" not in expected.text:
+        answer = _without_approximation(answer, expected)
     label, value = split_label(answer, expected.text)
     if label and re.fullmatch("[A-E]", expected.spelling):
         return label == expected.spelling and _CHANGING.isdisjoint(re.findall("[a-z]+", value.lower()))
-    return _compare(_side(shapes.with_base(value if label else answer)), expected, formula, unevaluated)
+    degrees = ("circ" in answer_text or "°" in answer_text) and DEGREES_BEHIND.search(answer_text) is not None
+    return _compare(_side(shapes.with_base(value if label else answer), degrees), expected, formula, unevaluated)
+
+
+def _without_approximation(answer: str, expected: _Side) -> str:
+    r"""The value of "x \approx 5" or "\frac{22}{7} \approx 3.14", the rounded one where that is the reference; the
+    answer as it stands where its values differ, or only symbolic comparison can tell."""
+    parts = split_approximation(answer)
+    if parts is None:
+        return answer
+    value = shapes.strip_name(parts[0])[1] if "=" in parts[0] else parts[0]
+    if shapes.is_name(value) and "\\pi" not in value:
+        return answer[answer.index("\\approx") + len("\\approx") :].strip()
+    exact, rounded = read_number(value), read_number(parts[1])
+    if exact is None or rounded is None or not is_rounded(exact.value, rounded):
+        return answer
+    return parts[1] if expected.number and equal_numbers(rounded, expected.number) else value
 
 
 def _compare(answer: _Side, expected: _Side, formula: Formula, unevaluated: bool, depth: int = 0) -> bool | None:
     """The grade of two sides; `depth` of nested shapes."""
+    if answer.degrees != expected.degrees:
+        other = (expected if answer.degrees else answer).number
+        if other and other.words and not is_angle(other.unit):  # of 36° and $36 the signs go unread
+            return False
     if answer.spelling == expected.spelling:
         return True
     if answer.number and expected.number:
@@ -100,6 +131,8 @@ def _compare(answer: _Side, expected: _Side, formula: Formula, unevaluated: bool
         if not same and "," in answer.text and (listed := _as_lists(answer.text, expected.text)):
             return _compare_shapes(*listed, formula, unevaluated, depth)
         return same
+    if not expected.number and (ranges := _as_intervals(answer.text, expected.text)):
+        return _compare_intervals(*ranges, formula, unevaluated, depth)
     left, right = shapes.strip_member(answer.text), shapes.strip_member(expected.text)
     (left_name, left), (right_name, right) = _value_of(left), _value_of(right)
     special = _compare_special(left, right)
@@ -142,6 +175,44 @@ def _as_lists(answer: str, expected: str) -> tuple[shapes.Shape, shapes.Shape] |
     return (left, right) if left and right else None
 
 
+def _as_intervals(answer: str, expected: str) -> tuple[list, list] | None:
+    """The intervals that both sides are, one being an inequality or all numbers and the other written otherwise."""
+    relations = [inequalities.has_relation(side) for side in (answer, expected)]
+    if not any(relations) and "real" not in answer + expected and "mathbb" not in answer + expected:
+        return None
+    if all(relations) and not re.search(r"\b(?:than|at)\b", answer + expected):
+        return None
+    left, right = inequalities.read_intervals(answer), inequalities.read_intervals(expected)
+    if left is None or right is None or (left[0] and right[0] and left[0] != right[0]):
+        return None
+    return left[1], right[1]
+
+
+def _compare_intervals(mine: list, other: list, formula: Formula, unevaluated: bool, depth: int) -> bool | None:
+    """Interval by interval, in any order: brackets and both ends."""
+
+    def grade(a: inequalities.Interval, b: inequalities.Interval) -> bool | None:
+        ends = [(_side(a.low), _side(b.low)), (_side(a.high), _side(b.high))]
+        grades = [_compare(*end, formula, unevaluated, depth + 1) for end in ends]
+        return False if a.kind != b.kind or False in grades else None if None in grades else True
+
+    return len(mine) == len(other) and _in_any_order(mine, other, grade)
+
+
+def _in_any_order(mine: list, other: list, grade: Callable) -> bool | None:
+    """Whether each of the others has one of mine for itself."""
+    open_pair, free = False, list(mine)
+    for b in other:
+        grades = [grade(a, b) for a in free]
+        if True in grades:
+            free.pop(grades.index(True))
+        elif None in grades:
+            open_pair = True
+        else:
+            return False
+    return None if open_pair else True
+
+
 def _compare_special(answer: str, expected: str) -> bool | None:
     """The grade where one side is a time, a ratio or in a base; None where neither is."""
     left, right = shapes.read_time(answer), shapes.read_time(expected)
@@ -175,6 +246,8 @@ def _against_number(left: str, right: str, number: Number, formula: Formula, une
     stated = read_number(last.strip()) if equals and _ARITHMETIC.fullmatch(head) else None
     if stated:  # "9*2 = 18"
         return formula(last, head) if equal_numbers(stated, number) else False
+    if equals and (first := read_number(head.strip())) and (same := read_number(last.strip())):  # "5/8 = 0.625"
+        return equal_numbers(first, same) and equal_numbers(same, number)
     if not unevaluated or several or _words_of(left) or equals:
         return False
     return formula(left, right)
@@ -214,6 +287,8 @@ def _compare_shapes(mine: shapes.Shape, other: shapes.Shape, formula: Formula, u
     left, right = [_part(part) for part in mine.parts], [_part(part) for part in other.parts]
     named = [all(name for name, _ in side) for side in (left, right)]
     in_order = mine.ordered or other.ordered or (any(named) and not all(named) and _names_differ(left + right))
+    if any(named) and not all(named):  # coordinates have an order of their own: "y = 2, x = 1" for "(1, 2)"
+        left, right = (sorted(s, key=lambda p: p[0]) if {p[0] for p in s} <= set("xyz") else s for s in (left, right))
     if not all(named):  # "x = 1, y = 2" for "1, 2"
         left, right = ([("", value) for _, value in side] for side in (left, right))
 
@@ -223,16 +298,7 @@ def _compare_shapes(mine: shapes.Shape, other: shapes.Shape, formula: Formula, u
     if in_order:
         grades = [grade(a, b) for a, b in zip(left, right)]
         return False if False in grades else None if None in grades else True
-    open_pair, free = False, list(left)
-    for b in right:
-        grades = [grade(a, b) for a in free]
-        if True in grades:
-            free.pop(grades.index(True))
-        elif None in grades:
-            open_pair = True
-        else:
-            return False
-    return None if open_pair else True
+    return _in_any_order(left, right, grade)
 
 
 def _part(text: str) -> tuple[str, _Side]:

@@ -2,7 +2,9 @@
 
 import re
 
+from ibtpo.rewards.math.numbers import equal_numbers, read_number
 from ibtpo.rewards.math.sentences import LABEL_BEFORE, NUMBER_IN_TEXT, SIGN_X, states_a_name
+from ibtpo.rewards.math.spelling import normalise
 
 _MATH = re.compile(
     r"(?<!\\)\$\$([^$]{1,500})\$\$|(?<!\\)\$((?:[^$\\]|\\.){1,500})\$|\\\[(.{1,500}?)\\\]|\\\((.{1,500}?)\\\)",
@@ -18,12 +20,40 @@ _LITERAL = re.compile(
 )
 _OPERAND = re.compile(r"[$]?(?:[\w.,\\{}()\[\]^!√°²³]*[\d\\^!√²³(][\w.,\\{}()\[\]^!√²³]*|[A-Za-z])")
 _NO_BOX = re.compile(r"\\*f?box(?:ed)?\{([^{}]*)\}")
-_SIGNS = frozenset("+ - − – * / × · ÷ x".split())
+_SIGNS = frozenset(r"+ - − – * / × · ÷ x ± : \times \cdot \div \pm".split())
 _UNSURE = re.compile(
-    r"\b(?:maybe|perhaps|possibly|(?:might|could|may)(?: well)? be|unsure|unknown|guess|cannot|can't|not sure"
+    r"\b(?:maybe|perhaps|possibly|(?:might|could|may)(?: well)? be|unsure|unknown|unlikely|guess|cannot|can't|not sure"
     r"|don't know|do not know|no idea|unclear|undetermined)\b", re.IGNORECASE
 )  # fmt: skip
-_NEGATED = re.compile(r"\b(?:not|never|isn't|neither|nor)\b", re.IGNORECASE)
+_NEGATED = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|(?<!no )(?<!a )(?<!any )doubt)\b|"
+    r"\b(?:is|are|was|(?:ca|could|would)(?=n['’]t be))n['’]t\b|"
+    r"(?:^|\s)(?:if|unless|whether) (?:it|this|the (?:final |correct )?answer)\b|"
+    r"n['’]t (?:think|believe|suppose|mean|say|imply|claim)\b|"
+    r"\b(?:wrong|incorrect|false) (?:answer|result|value|number|solution)",
+    re.IGNORECASE,
+)
+# Directly before a number: it is only what another value is made of.
+_PART_OF = re.compile(
+    r"(?:\b(?:half|thirds?|quarters?|fourths?|fifths?|tenths?|square|cube|root|reciprocal|inverse|opposite|multiples?|"
+    r"factors?|divisors?|powers?|logarithm) of(?: about)?(?: the)?|\b(?:twice|double|triple|thrice|negative|minus)|"
+    r"\b(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than)\s*\$?\Z",
+    re.IGNORECASE,
+)
+# Directly behind a number: words that make it another value, or a bound.
+_SCALED = re.compile(
+    r"\$? ?(?:(?:dozen|hundred|thousand|million|billion|trillion|percent|squared|cubed|factorial)\b|[ap]\.?m\b|"
+    r"and (?:an? |one )(?:half|quarter|third)\b|or (?!\$?\d)[a-z]+)",
+    re.IGNORECASE,
+)
+# Before a number, up to it: the values it is listed with, "x = 2, x = 3 or x = ", "2 to "; "from 2 to 3" lists none.
+_VALUE = r"\$?(?:[A-Za-z]\w{0,3} ?= ?)?[-−–]?[\w\\{}^.]*\d[\w\\{}^./%]*\$?"
+_LISTED = re.compile(
+    rf"(?<!\S)(?<![-+*/×÷=–] )({_VALUE}(?:, ?{_VALUE}){{0,8}}(?: [a-z]{{2,}}){{0,3}}),? or "
+    r"(?:(?:maybe|perhaps|possibly|even|else|just|only|about) ){0,2}\Z"
+)
+_NAMED_LIST = re.compile(r"(?<!\S)\$?[A-Za-z]\w{0,3} ?= ?[^\s,;]{1,60}(?:,| and|, and) \Z")
+_RATIO = re.compile(r"(?<!\S)(?<!from )\d[\d.]* to \Z")
 _CLAUSE = re.compile(r"[,;:.!?]\s|\n|\b(?:so|but|therefore|thus|hence|because|since)\b", re.IGNORECASE)
 _HYPHENATED = re.compile(r"\$?-[A-Za-z]{2}")  # "3-digit"
 _SENTENCE = re.compile(r"[.!?]\s|\n")
@@ -47,7 +77,8 @@ def last_number(text: str) -> str | None:
         end = _SENTENCE.search(text, number.end())
         sentence = text[sentence_start : end.start() if end else number.end() + _LAST_WORDS]
         clause = text[_start(_CLAUSE, text, number.start()) : number.start()]
-        if _UNSURE.search(sentence) or _NEGATED.search(clause):
+        asked = text[number.end() : end.start() + 1 if end else number.end() + _LAST_WORDS].rstrip().endswith("?")
+        if asked or _UNSURE.search(sentence) or _NEGATED.search(clause) or _PART_OF.search(clause):
             return None
         return _whole(text, number)
     return None
@@ -60,11 +91,12 @@ def _start(pattern: re.Pattern, text: str, end: int) -> int:
 
 
 def _whole(text: str, number: re.Match) -> str:
-    """All that a number is a part of."""
+    """All that a number is a part of, with the values that it is listed with."""
     window = max(0, number.start() - _END_CHARACTERS)
     for formula in _MATH.finditer(text, window):
         if formula.start() <= number.start() < formula.end():
-            return _of_formula("".join(filter(None, formula.groups())).strip())
+            value = "".join(filter(None, formula.groups())).strip()
+            return _with_others(text, formula.start(), formula.end(), value, _of_formula(value))
         if formula.start() > number.start():
             break
     line = text.rfind("\n", window, number.start()) + 1 or window
@@ -77,9 +109,24 @@ def _whole(text: str, number: re.Match) -> str:
     found = None
     for literal in _LITERAL.finditer(run):
         found = literal
-    if found and found.end() == len(run) and found.start() == 0:
-        return run
-    return _of_formula(run)
+    whole = run if found and found.end() == len(run) and found.start() == 0 else _of_formula(run)
+    return _with_others(text, begin, finish, run, whole)
+
+
+def _with_others(text: str, begin: int, end: int, run: str, value: str) -> str:
+    """A value that stands from `begin` to `end` as `run`, with the words behind it that make it another, and the values
+    before it that it is an alternative to, the second of two named ones or the end of a ratio."""
+    closed = text[begin:end].rstrip(" *`")
+    scaled = _SCALED.match(text, begin + len(closed)) if closed[-1:] not in ".,;:!?" else None
+    if scaled:
+        run = value = f"{value} {scaled.group().strip(' $')}"
+    before = text[max(0, begin - 200) : begin]
+    named = states_a_name(run) != run
+    others = _RATIO.search(before) or (_NAMED_LIST.search(before) if named else None)
+    if not others and (named or "=" not in run) and (listed := _LISTED.search(before)):
+        first, second = (read_number(normalise(side)) for side in (listed.group(1), value))
+        others = None if first and second and equal_numbers(first, second) else listed  # "0.6 or 60%"
+    return f"{others.group().replace('$', '')}{run}" if others else value
 
 
 def _around(text: str, begin: int, end: int, first: int, last: int) -> tuple[int, int]:

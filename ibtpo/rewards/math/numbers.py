@@ -14,6 +14,7 @@ from ibtpo.rewards.math.units import (
     currency,
     plain_unit,
     read_unit,
+    sum_of_units,
 )
 from ibtpo.rewards.math.words import FRACTION_WORDS, SCALE_WORDS, opposite, read_number_words
 
@@ -38,20 +39,27 @@ _CODES = re.compile(r"^(?:\\text ?\{ ?)?(usd|eur|gbp|jpy|cny|inr|rs\.?)(?: ?\})?
 _CURRENCY_OF = {"usd": "$", "eur": "€", "gbp": "£", "jpy": "¥", "inr": "₹", "rs": "₹"}
 _HALF_OF_DAY = re.compile(r"[ap]\. ?m\b|[ap]m\b", re.IGNORECASE)
 _SAME_IN_WORDS = re.compile(r" ?\(([A-Za-z -]+)\)$")
+_NEGATIVE_TOP = re.compile(r"\(-(\d+)\)(?=/\d)")
 _ABOUT = re.compile(r"(?:about|approximately|roughly|around) (?=[-$\d.\\])", re.IGNORECASE)
+_SUM = re.compile(r"\d+(?:\.\d+)? ?[A-Za-z]+\.?(?:,? (?:and )?\d+(?:\.\d+)? ?[A-Za-z]+\.?){1,3}")
+_PART = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)")
+_FEET = re.compile(r"(\d+)' ?(\d+(?:\.\d+)?) ?(?:\"|'')")
+_ONE = Fraction(1)
 _DIGITS = 30  # of a rounded value, more than any answer has
 
 
 @dataclass(frozen=True)
 class Number:
     """A number as written. value: exact, of a percentage the number before the sign; places: of its decimals, 0 for a
-    whole number or a fraction; unit: if it is known; words: all behind the number."""
+    whole number or a fraction; unit: if it is known; words: all behind the number; summed: of several
+    units, "5 feet 6 inches", in the first one."""
 
     value: Fraction
     places: int = 0
     percent: bool = False
     unit: Unit | None = None
     words: frozenset[str] = frozenset()
+    summed: bool = False
 
 
 def read_number(text: str) -> Number | None:
@@ -65,6 +73,8 @@ def read_number(text: str) -> Number | None:
     if "\\" in text and (command := ALL_TEXT.fullmatch(text)):
         text = command.group(1).strip()
     words = frozenset[str]()
+    if text[:2] == "(-" and (negative := _NEGATIVE_TOP.match(text)):
+        text = text[negative.end() :].join((f"-{negative.group(1)}", ""))
     if text[:1] in "aArR" and (about := _ABOUT.match(text)):
         text = text[about.end() :]
     if code := _CODES.match(text):
@@ -86,9 +96,10 @@ def read_number(text: str) -> Number | None:
     if not rest and not start.group(2):
         return Number(value, places)
     unit: Unit | None = currency(start.group(2)) if start.group(2) else None
-    read = _read_rest(rest, value, whole=not places and value.denominator == 1)
+    needed = value if "(" in rest or _ORDINAL.match(rest) else None
+    read = _read_rest(rest, needed, whole=not places and value.denominator == 1)
     if read is None:
-        return None
+        return _read_sum(text)
     factor, percent, counted, words = read
     if unit is not None and counted is not None and counted.powers != unit.powers:
         # "$5 per hour"
@@ -98,7 +109,20 @@ def read_number(text: str) -> Number | None:
         if not any(power < 0 for _, power in counted.powers):
             return None
         counted = Unit(unit.worth * counted.worth, tuple(sorted((n, p) for n, p in product.items() if p)))
-    return Number(value * factor, places, percent, counted or unit, words)
+    return Number(value if factor is _ONE else value * factor, places, percent, counted or unit, words)
+
+
+def _read_sum(text: str) -> Number | None:
+    """A value with several units, "5 feet 6 inches", "$3 and 50 cents"; else None."""
+    if "'" in text:
+        text = _FEET.sub(r"\1 feet \2 inches", text)
+    plain = re.sub(r" +", " ", ALL_TEXT.sub(r" \1 ", text)).strip()
+    if plain.startswith("$"):
+        plain = re.sub(r"^\$ ?(\d+) ", r"\1 dollars ", plain)
+    if not _SUM.fullmatch(plain):
+        return None
+    total = sum_of_units([(Fraction(count), name) for count, name in _PART.findall(plain)])
+    return None if total is None else Number(total[0], 6, unit=total[1], summed=True)
 
 
 def _whole(text: str | None) -> int:
@@ -136,22 +160,24 @@ def _value(match: re.Match) -> tuple[Fraction, int] | None:
         return None
     decimals = part["decimals"] or part["only"] or ""
     exponent = int(part["e"] or part["power"] or part["short"] or 0)
-    value = Fraction(int(f"{_whole(part['units'])}{decimals}"), 10 ** len(decimals))
+    units = _whole(part["units"])
+    value = Fraction(int(f"{units}{decimals}"), 10 ** len(decimals)) if decimals else Fraction(units)
     value = value * Fraction(10) ** exponent if exponent else value
     return value, max(0, len(decimals) - exponent) if decimals.strip("0") else 0
 
 
 @functools.lru_cache(4096)  # few units, many numbers
 def _read_rest(
-    rest: str, value: Fraction, *, whole: bool
+    rest: str, value: Fraction | None, *, whole: bool
 ) -> tuple[Fraction, bool, Unit | None, frozenset[str]] | None:
-    """(factor, whether a percentage, unit, words) of what stands behind a number; None where it is no unit."""
-    factor, none = Fraction(1), frozenset[str]()
+    """(factor, whether a percentage, unit, words) of what stands behind a number; None where it is no unit. The value
+    is needed of one in words too or with an ending, "5 (five)", "5th"."""
+    factor, none = _ONE, frozenset[str]()
     if in_words := _SAME_IN_WORDS.match(rest):
         return (factor, False, None, none) if read_number_words(in_words.group(1)) == value else None
     percent = bool(match := _PERCENT.match(rest))
     rest = rest[match.end() :] if match else rest
-    if whole and value >= 0 and (match := _ORDINAL.match(rest)):
+    if whole and value is not None and value >= 0 and (match := _ORDINAL.match(rest)):
         if match.group(1) != ordinal_ending(int(value)):
             return None
         rest = rest[match.end() :]
@@ -197,7 +223,12 @@ def equal_numbers(answer: Number, expected: Number) -> bool:
     rate = convert(answer.unit, expected.unit)
     if rate is None:
         return False
-    if rate == 1 and answer.value == expected.value and answer.percent == expected.percent:
+    if (answer.summed and not expected.unit) or (expected.summed and not answer.unit):
+        return False
+    if answer.percent != expected.percent and (expected.unit if answer.percent else answer.unit):
+        return False
+    equal = answer.value.as_integer_ratio() == expected.value.as_integer_ratio()
+    if equal and answer.percent == expected.percent and rate == 1:
         return True
     if not (answer.percent or expected.percent or answer.places or expected.places or rate != 1):
         return False
@@ -210,6 +241,11 @@ def equal_numbers(answer: Number, expected: Number) -> bool:
         if k == 1 and rate == 1 and (rounds_to(left, right, expected.places) or rounds_to(right, left, answer.places)):
             return True
     return False
+
+
+def is_rounded(exact: Fraction, rounded: Number) -> bool:
+    """Whether a number as written is a value rounded, or cut off, at its last digit."""
+    return abs(exact - rounded.value) < Fraction(1, 10**rounded.places)
 
 
 def rounds_to(exact: Fraction, rounded: Fraction, places: int) -> bool:

@@ -19,8 +19,9 @@ _TIME = re.compile(r"(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))? ?(?:([ap])\.? ?m\.?
 _RATIO_IN_WORDS = re.compile(r"\d+(?: to \d+)+")
 _BASE_WORD = re.compile(
     r"(?<=[0-9A-Z]) ?(?:_ ?\{? ?(?:\\text ?\{ ?([A-Za-z]+) ?\}|\((\d+)\)|([A-Za-z]{3,})) ?\}?"
-    r"|\(?(?:\\text ?\{ ?)?\(?(?:in )?base[ -]?(\d+|[a-z]+)\)?(?: ?\})?\)?)"
+    r"|\(?(?:\\text ?\{ ?)?\(?(?:in )?base[ -]?(?:\} ?)?(\d+|[a-z]+)\)?(?: ?\})?\)?)"
 )
+_BRACKETED_NUMERAL = re.compile(r"\(([0-9A-Z]*\d[0-9A-Z]*)\)(?= ?_)")
 _IN_BASE = re.compile(r"(-?[0-9A-Z]+(?:\.[0-9A-Z]+)?) ?_ ?\{? ?(\d+) ?\}?")
 _HAS_BASE = re.compile(r"(?<![A-Za-z\\])[0-9A-Z]*\d[0-9A-Z]* ?_ ?\{? ?\d")
 _AND = re.compile(r",? ?(?:\\text ?\{ ?,? ?(?:and|or) ?,? ?\}|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])),?|;")
@@ -57,6 +58,11 @@ def strip_name(text: str) -> tuple[str, str]:
     if not last.strip() or any(re.fullmatch(r"\s*-?[\d.,/]+\s*", part) for part in middle):
         return "", text
     return head.replace(" ", ""), last.strip()
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is a name that a value may be given."""
+    return _NAME.fullmatch(text) is not None
 
 
 def strip_member(text: str) -> str:
@@ -121,7 +127,9 @@ def with_base(text: str) -> str:
         value = name if name.isdigit() else read_number_words(name)
         return match.group() if value is None else f"_{{{value}}}" if len(str(value)) > 1 else f"_{value}"
 
-    return _BASE_WORD.sub(number, text) if "_" in text or "base" in text else text
+    if "_" not in text and "base" not in text:
+        return text
+    return _BASE_WORD.sub(number, _BRACKETED_NUMERAL.sub(r"\1", text))
 
 
 def has_base(text: str) -> bool:

@@ -29,9 +29,14 @@ _LOOSE_BLANK = re.compile(r" (?!(?<=\d )\d)")
 _BRACED_COMMA = re.compile(r"\{ ?, ?\}")
 _PLAIN = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
+_PLAIN_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt(?=\s*\{)")
+_BARE_RADICAND = re.compile(r"(\\sqrt ?\[ ?\w+ ?\]) ?(\w)")
+_OVER = re.compile(r"\{?\s*([^{}\\=,]{1,50}?)\s*\\over(?![a-zA-Z])\s*([^{}\\=,]{1,50})\s*\}?")
 _ROW_GAP = re.compile(r"\\\\ ?\[ ?-?[\d.]+ ?[a-z]{2} ?\]")
 # "\\" starts a matrix row: the second of the two never begins a command.
 _COMMAND = r"(?<!\\)\\"
+# Any command but these few, which stay as they are.
+_OTHER_COMMAND = re.compile(r"\\(?!(?:text|frac|sqrt|pi|cdot|times|circ|infty)(?![a-zA-Z]))|~")
 _SPACING = re.compile(rf"\s*{_COMMAND}!\s*|{_COMMAND}(?:[,;: >]|(?:q?quad|enspace|thinspace)(?![a-zA-Z]))|~")
 _SIZED_SPACE = re.compile(rf"{_COMMAND}(?:hspace|vspace|phantom|hphantom|tag|label)\*? ?\{{[^{{}}]*\}}")
 _DECORATION = re.compile(
@@ -63,6 +68,7 @@ _NAMES = [
 ]
 _DEGREE = r"(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degrees?(?![a-zA-Z]))"
 _DEGREES = re.compile(rf"\s*{_DEGREE}")
+DEGREES_BEHIND = re.compile(rf"{_DEGREE}\s*[.$]*\s*$")
 _TEMPERATURE = re.compile(rf"\s*{_DEGREE}\s*(?:\\text\s*\{{\s*([CF])\s*\}}|([CF])(?![A-Za-z]))")
 _ANGLE = re.compile(
     rf"\\?(?<![A-Za-z])(sin|cos|tan|cot|sec|csc)(?![a-z])(\s*\^\s*\{{?\d\}}?)?\s*[({{]?\s*(-?\d+(?:\.\d+)?)\s*{_DEGREE}\s*[)}}]?"
@@ -72,11 +78,13 @@ _LEADING = re.compile(r"(?:[\s=:]|\\(?:therefore|implies|Rightarrow|Longrightarr
 _ANNOUNCED = re.compile(r"\\text\s*\{\s*(?:the )?(?:final )?answer(?: is|:)?:?\s*([^{}]*)\}\s*", re.IGNORECASE)
 TEXT = r"\\text\s*\{([^{}]*)\}"
 ALL_TEXT = re.compile(TEXT)
+_MINUS = re.compile(r"\\text\s*\{\s*(?:minus|negative)\s*\}\s*(?=[\d.\\])")
 _CHOICE = re.compile(r"\(([A-Z])\)")
 # Of a multiple-choice answer with its value: "\textbf{(B)} 27".
 _LABEL = re.compile(
     r"(\\text\s*\{\s*)?\(([A-E])\)(?(1)\s*\}|(?!\())\s*(?=-?[\w\\({\[.$])(?!\\(?:cup|cap|cdot|times|pm)\b)"
 )
+_APPROXIMATION = re.compile(r"((?:(?!\\approx).)+)\\approx ?\$?(-?\d[\d,]*(?:\.\d+)?)(?: ?\\?%| ?\\text ?\{[^{}]*\})?")
 _CURRENCY = "\x00"  # a dollar sign that is money, not a delimiter
 
 
@@ -85,10 +93,13 @@ def normalise(text: str) -> str:
     outside of a function, a leading equals sign, a comma or full stop at the end; spells symbols as LaTeX commands and
     text commands as \text. A dollar sign that is left is money."""
     text = text if text.isascii() else _to_ascii(text)
-    text = _BLANKS.sub(" ", text).strip()
+    text = " ".join(text.split())
     if _PLAIN.fullmatch(text):
         return text.rstrip(",")
-    text = _PI.sub(r"\\pi", _BRACED_COMMA.sub(",", text) if "{" in text else text)
+    if "{" in text:
+        text = _BRACED_COMMA.sub(",", text)
+    if "pi" in text:
+        text = _PI.sub(r"\\pi", text)
     while text.startswith("\\boxed{"):
         content, _ = find_boxes(text)
         if content is None or len(content) != len(text) - len("\\boxed{}"):
@@ -99,20 +110,31 @@ def normalise(text: str) -> str:
         if text.count("$") == 1 and re.match(r"-? ?\$ ?[\d.]", text):
             text = text.replace("$", _CURRENCY)
         text = text.replace("$", "").replace(_CURRENCY, "$")
-    text = BOLD.sub("", text)
+    if text.startswith('"') and text.count('"') == 2 and text.rstrip(".").endswith('"'):
+        text = text.replace('"', "")
+    if "**" in text:
+        text = BOLD.sub("", text)
+    if "sqrt" in text:
+        text = _BARE_RADICAND.sub(r"\1{\2}", _PLAIN_ROOT.sub(r"\\sqrt", text))
+    if "\\over" in text:
+        text = _OVER.sub(r"\\frac{\1}{\2}", text)
     if "\\" in text or "~" in text:
         text = _without_commands(text)
     if "circ" in text or "°" in text or "\\degree" in text:
         text = _TEMPERATURE.sub(lambda match: f"\\text{{ {_SCALES[match.group(1) or match.group(2)]}}}", text)
         text = _DEGREES.sub("", _ANGLE.sub(r"\\\1\2(\\frac{\3\\pi}{180})", text))
-    text = re.sub(r" +", " ", _ONE_IN_BRACES.sub(r"\1\2", text)).strip().replace(":=", "=")
+    if "{" in text and ("_" in text or "^" in text):
+        text = _ONE_IN_BRACES.sub(r"\1\2", text)
+    text = (re.sub(r" +", " ", text) if "  " in text else text).strip().replace(":=", "=")
     if "+" in text:
         text = re.sub(r"(?<=[\w)}]) ?\+ ?-(?=[\d.\\])", " - ", text)
-    if leading := _LEADING.match(text):
+    if text[:1] in "\\=:" and (leading := _LEADING.match(text)):
         text = text[leading.end() :]
     if text.startswith("\\text") and (announced := _ANNOUNCED.match(text)):
         said = f"\\text{{{announced.group(1)}}}" if announced.group(1) else ""
         text = said + text[announced.end() :]
+    if text.startswith("\\text") and (minus := _MINUS.match(text)):
+        text = f"-{text[minus.end() :]}"
     text = _without_braces(text)
     if text.endswith((",", ";")):
         text = text[:-1].rstrip()
@@ -146,6 +168,8 @@ def _root(match: re.Match) -> str:
 
 def _without_commands(text: str) -> str:
     """Without commands that carry no value, and with one name for those that are the same."""
+    if not _OTHER_COMMAND.search(text):
+        return text
     text = _ROW_GAP.sub(r"\\\\", text)
     text = _SPACING.sub(lambda match: "" if "!" in match.group() else " ", text)
     text = _DECORATION.sub("", _SIZED_SPACE.sub("", text))
@@ -155,6 +179,12 @@ def _without_commands(text: str) -> str:
         for pattern, name in _NAMES:
             text = pattern.sub(name, text)
     return text
+
+
+def split_approximation(text: str) -> tuple[str, str] | None:
+    r"""("2\sqrt3", "3.46") of "2\sqrt3 \approx 3.46", also with a unit behind; None without such an end."""
+    match = _APPROXIMATION.fullmatch(text) if "\\approx" in text else None
+    return (match.group(1).strip(), match.group(2)) if match else None
 
 
 def _without_braces(text: str) -> str:
@@ -181,8 +211,10 @@ def spelling_of(text: str) -> str:
     """The form in which two answers are compared as strings: text commands unwrapped, no money signs, no blanks but
     between digits, "(C)" as "C"."""
     text = ALL_TEXT.sub(r"\1", text) if "\\" in text else text
-    text = _LOOSE_BLANK.sub("", _BLANKS.sub(" ", text.replace("$", "")).strip())
-    choice = _CHOICE.fullmatch(text)
+    text = text.replace("$", "")
+    if " " in text:
+        text = _LOOSE_BLANK.sub("", " ".join(text.split()))
+    choice = _CHOICE.fullmatch(text) if text.startswith("(") else None
     return choice.group(1) if choice else text
 
 

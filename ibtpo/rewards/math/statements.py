@@ -12,14 +12,19 @@ from ibtpo.rewards.thinking import visible_start
 TAIL_CHARACTERS = 8192
 
 _HASHES = re.compile(r"####+[ \t]*([^\n]+)")
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPEN_TAG = re.compile(r"<answer>")
+_TAGS = re.compile(r"</?answer>")
 _ANSWER_IS = re.compile(r"\banswers?(?:[ \t]+(is|are)\b|[ \t]*[:=])[ \t]*:?", re.IGNORECASE)
 # The end of a text that breaks off within the words that announce an answer.
 _BEGUN = re.compile(
-    r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4})[ \t]*$", re.IGNORECASE
+    r"(?:\bans(?:w(?:er?)?)?|\banswer[ \t]*(?:is?|[:=])?|\\f?b(?:ox?)?(?:ed?)?|#{1,4}|"
+    r"<a(?:n(?:s(?:w(?:e(?:r>?)?)?)?)?)?)[ \t]*$",
+    re.IGNORECASE,
 )
 _MARKUP = " \t\r\n*:`"
 _SENTENCE_END = re.compile(
-    r"(?<!\bi\.e)(?<!\be\.g)(?<!\b[ap]\.m)\.(?=[\s`]|$)|。|(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)"  # not of "i.e. 5"
+    r"(?<!\bi\.e)(?<!\be\.g)(?<!\b[ap]\.m)(?<!\.)\.(?=[\s`]|$)|。|(?<=\b[ap]\.m)\.(?=\s+[A-Z]|$)"  # not of "i.e. 5"
 )
 _LIST_ITEM = re.compile(r"\d+[.)] ")
 _EXPLANATION = re.compile(r",? \(?(?:because|since)\b", re.IGNORECASE)
@@ -31,6 +36,25 @@ _REMARK = re.compile(
     r"|checked|sensible|unique|independent|accurate|justified|expected|rounded|close|within|in (?:line|agreement|the)"
     r"|because|since|clear|complete|explained|dependent|determined)\b", re.IGNORECASE
 )  # fmt: skip
+# Before "answer is", in its clause: nothing is stated.
+_DISCLAIMED = re.compile(
+    r"\b(?:maybe|perhaps|possibly|unlikely|(?<!no )(?<!a )(?<!any )doubt)\b|"
+    r"(?:\b(?:not|never|neither|nor)|n['’]t)(?:\s+(?:true|correct|right|sure|certain|clear|likely|possible|case|know|think|"
+    r"believe|suppose|say|mean|imply|claim|follow|that|whether|if|the|my|an?|final|yet|really|necessarily))*\s*\Z|"
+    r"\b(?:if|whether|unless|wrong|incorrect|false|tempting|naive)(?: the| my| our)?(?: final| correct)? *\Z",
+    re.IGNORECASE,
+)
+_TURN = re.compile(r"\b(?:but|so|hence|thus|therefore)\b", re.IGNORECASE)
+
+
+def _disclaimed(text: str, start: int) -> bool:
+    """Whether the clause before an announcement denies or doubts it: "I don't think the answer is"."""
+    clause = text[max(0, start - 80) : start]
+    clause = clause[max(map(clause.rfind, ".!?;:,\n")) + 1 :]
+    if not _DISCLAIMED.search(clause):
+        return False
+    begin = max((match.end() for match in _TURN.finditer(clause)), default=0)
+    return _DISCLAIMED.search(clause, begin) is not None
 
 
 def _announced(text: str, match: re.Match, end: int) -> tuple[str, bool] | None:
@@ -72,7 +96,10 @@ def _announcements(text: str) -> list[tuple[int, str]]:
     """
     matches = list(_ANSWER_IS.finditer(text))
     ends = [*(match.start() for match in matches[1:]), len(text)]
-    found = [(match, _announced(text, match, end)) for match, end in zip(matches, ends)]
+    found = [
+        (match, None if _disclaimed(text, match.start()) else _announced(text, match, end))
+        for match, end in zip(matches, ends)
+    ]
     remarks = [bool(match.group(1) and _REMARK.match(text, match.end())) for match in matches]
     given = [(match.start(), *answer, remark) for (match, answer), remark in zip(found, remarks) if answer]
     for certain, remark in ((True, False), (False, False), (True, True), (False, True)):
@@ -106,7 +133,8 @@ def extract_answer(text: str) -> str | None:
     r"""The answer a response states, as written, or None.
 
     Nothing before the last `</think>` is read, and nothing at all while a `<think>` is open; of the rest, only the last
-    `TAIL_CHARACTERS` characters. In this order:
+    `TAIL_CHARACTERS` characters; of these only what the last `<answer> ... </answer>` holds, if there is one: all of it
+    if it is a line without any of 1 to 3. In this order:
 
     1. the content of the `\boxed{...}` (or `\fbox{...}`) that closes last and is not empty, braces balanced, nested
        boxes included, or of several that name one answer together (see `find_boxes`); a box left open (a truncated
@@ -125,6 +153,29 @@ def extract_answer(text: str) -> str | None:
       The answer without surrounding blanks; None where there is none.
     """
     text = text[visible_start(text) :][-TAIL_CHARACTERS:]
+    if "<answer>" in text:
+        return _of_tags(text)
+    return _of_text(text)
+
+
+def _of_tags(text: str) -> str | None:
+    """The answer of the last <answer> ... </answer>, of two with nothing but "or" or "and" between them both."""
+    tags = list(_TAG.finditer(text, 0, text.rfind("</answer>") + len("</answer>")))  # each that is opened is closed
+    if not tags:
+        return _of_text(_TAGS.sub(" ", text))
+    first = len(tags) - 1
+    while first and re.fullmatch(r"\W*(?:or|and)\W*", text[tags[first - 1].end() : tags[first].start()]):
+        first -= 1
+    contents = dict.fromkeys(tag.group(1).strip() for tag in tags[first:])
+    content = ", ".join(contents)
+    bare = "\n" not in content and len(content) <= _LINE_CHARACTERS and not _HASHES.search(content)
+    if bare and not BOX.search(content) and not _ANSWER_IS.search(content):
+        return (value_of_sentence(content) if len(contents) == 1 else content) or None
+    return _of_text(content)
+
+
+def _of_text(text: str) -> str | None:
+    """The answer of a text without tags."""
     content, end = find_boxes(text, alternatives=True)
     if content is not None:
         return content.strip() or None
@@ -143,5 +194,5 @@ def find_statement(text: str) -> int:
     """
     start = visible_start(text)
     seen = text[start:]
-    found = [match.start() for match in (BOX.search(seen), _HASHES.search(seen), _BEGUN.search(seen)) if match]
+    found = [match.start() for pattern in (BOX, _HASHES, _OPEN_TAG, _BEGUN) if (match := pattern.search(seen))]
     return start + min([*found, *(begin for begin, _ in _announcements(seen)[:1]), len(seen)])

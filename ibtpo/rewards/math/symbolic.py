@@ -14,10 +14,13 @@ from fractions import Fraction
 from typing import Any
 
 from ibtpo.rewards.math.exact import evaluated, exact_comparison
-from ibtpo.rewards.math.numbers import read_number, rounds_to
-from ibtpo.rewards.math.spelling import normalise, split_label
+from ibtpo.rewards.math.numbers import is_rounded, read_number, rounds_to
+from ibtpo.rewards.math.spelling import normalise, split_approximation, split_label
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d{1,30})?\.(\d{1,30})(?![\d.])")
+
+_POWER = re.compile(r"(?<=[\w)}]) ?\*\* ?(-?\w+)")
+_EXPONENT = re.compile(r"^(-?\d*\.?\d+)[eE]([+-]?\d{1,3})$")
 
 
 def load() -> None:
@@ -54,7 +57,8 @@ def _parse(text: str) -> list:
         boxed_match_priority=0,
         normalization_config=dataclasses.replace(options.normalization_config, units=False),
     )
-    text = _DECIMAL.sub(_fraction, normalise(text))
+    text = _DECIMAL.sub(_fraction, _EXPONENT.sub(r"\1\\cdot 10^{\2}", normalise(text)))
+    text = _POWER.sub(r"^{\1}", text)
     return math_verify.parse(f"\\boxed{{{text}}}", [options], parsing_timeout=None, raise_on_error=True)
 
 
@@ -74,16 +78,32 @@ def symbolic_grade(answer: str, reference: str, *, unevaluated: bool = False) ->
     """
     try:
         label, value = split_label(normalise(answer), normalise(reference))
-        expected, given = _parse_reference(reference), _parse(value if label else answer)
+        value = value if label else normalise(answer)
+        approximation = split_approximation(value)
+        value = approximation[0] if approximation else value
+        expected, given = _parse_reference(reference), _parse(value)
         math_verify = _math_verify()
         with exact_comparison(math_verify.grader):
             if not math_verify.verify(expected, given, timeout_seconds=None, raise_on_error=True):
-                return _rounds(value if label else normalise(answer), expected[0])
+                return _rounds(value, expected[0])
+        if approximation and not _is_close(expected[0], approximation[1]):
+            return False
         return unevaluated or not _left_to_do(given[0], expected[0])
     except MemoryError:  # let the worker report that its limit was hit
         raise
     except Exception:  # sympy raises nearly anything on odd input; an answer that cannot be compared is no answer
         return False
+
+
+def _is_close(exact: Any, rounded: str) -> bool:
+    """Whether a constant comes to a number as rounded."""
+    import sympy
+
+    number = read_number(rounded)
+    if number is None or not isinstance(exact, sympy.Expr) or exact.free_symbols:
+        return False
+    value = exact.doit().evalf(40)
+    return bool(value.is_real) and is_rounded(Fraction(str(sympy.Rational(value))), number)
 
 
 def _rounds(answer: str, reference: Any) -> bool:
@@ -101,11 +121,13 @@ def _left_to_do(answer: Any, reference: Any) -> bool:
     """Whether an expression, right in value, still has to be evaluated: multiplying out and collecting terms makes it
     shorter, and no longer than its reference; or it uses functions, sums or integrals where its reference uses none, or
     more than twice as many; or it multiplies out a reference that is a product of sums; or roots stand within roots,
-    deeper than in the reference."""
+    deeper than in the reference; or its roots are not in simplest form, see `_roots_to_simplify`."""
     import sympy
 
     if not (isinstance(answer, sympy.Expr) and isinstance(reference, sympy.Expr)):
         return False
+    if _roots_to_simplify(answer, reference):
+        return True
     used, expected = _functions(answer), _functions(reference)
     if _depth_of_roots(answer) > max(1, _depth_of_roots(reference)):
         return True
@@ -136,6 +158,92 @@ def _depth_of_roots(expression: Any) -> int:
     return depth + bool(expression.is_Pow and expression.exp.is_Rational and not expression.exp.is_Integer)
 
 
+def _roots_to_simplify(answer: Any, reference: Any) -> bool:
+    r"""Whether an answer has yet to simplify its roots: a number under one has a factor to be taken out (\sqrt{242} for
+    11\sqrt2, 3/\sqrt{27} for \sqrt3/3) or is a calculation (\sqrt{2\cdot121}), unless the reference's are no better; or
+    roots of numbers are left to be multiplied or added (\sqrt3\sqrt6). 1/\sqrt3 and \sqrt3/3 are both in simplest
+    form; a square root that is all of the answer may keep the least factor, 4 (\sqrt8 for 2\sqrt2)."""
+    import sympy
+
+    factors = [factor for factor in _flat(answer, sympy.Mul) if factor != -1]
+    lone = factors[0] if len(factors) == 1 else answer
+    if lone.is_Pow and lone.exp == sympy.Rational(1, 2) and lone.base.is_Integer and lone.base % 4 == 0:
+        if _is_simplest(sympy.Pow(lone.base / 4, lone.exp, evaluate=False)):
+            return False
+    mine, other = _roots(answer), _roots(reference)
+    if _to_collect(answer) and not _to_collect(reference):
+        return True
+    if not all(map(_is_simplest, mine)) and all(map(_is_simplest, other)):
+        return True
+    if _power_of_constants(answer) and not _power_of_constants(reference):
+        return True
+    return len(mine) > len(other) and len(mine) > len(_roots(evaluated(answer)))
+
+
+def _roots(expression: Any) -> list:
+    """All roots in an expression as it stands."""
+    import sympy
+
+    parts = sympy.preorder_traversal(expression)
+    return [part for part in parts if part.is_Pow and part.exp.is_Rational and not part.exp.is_Integer]
+
+
+def _power_of_constants(expression: Any) -> bool:
+    """Whether a constant with roots, or with an imaginary part, stands to a whole power, the latter below a line."""
+    import sympy
+
+    for part in sympy.preorder_traversal(expression):
+        if not (part.is_Pow and part.exp.is_Integer and {symbol.name for symbol in part.base.free_symbols} <= {"i"}):
+            continue
+        imaginary = bool(part.base.free_symbols) or part.base.has(sympy.I)
+        if (part.exp > 1 and _roots(part.base)) or (imaginary and part.exp != 1):
+            return True
+    return False
+
+
+def _to_collect(expression: Any) -> bool:
+    """Whether like terms stand in a sum, numbers or powers of one variable in a product, or powers of numbers in it."""
+    import sympy
+
+    for part in sympy.preorder_traversal(expression):
+        if part.is_Add:
+            terms = _flat(part, sympy.Add)
+            if len(terms) > len(sympy.Add.make_args(sympy.Add(*(term.doit() for term in terms)))):
+                return True
+        if part.is_Mul:
+            factors = [factor.as_base_exp() for factor in _flat(part, sympy.Mul)]
+            pairs = [tuple(map(int, pair)) for pair in factors if all(side.is_Integer for side in pair)]
+            whole = [exponent for base, exponent in pairs if abs(base) > 1 and exponent > 0]
+            names = [base for base, _ in factors if base.is_Symbol]
+            if len(whole) > 1 or any(exponent > 1 for exponent in whole) or len(set(names)) < len(names):
+                return True
+    return False
+
+
+def _flat(expression: Any, kind: Any) -> list:
+    """The terms of a sum within sums, or the factors of a product within products."""
+    if not isinstance(expression, kind):
+        return [expression]
+    return [part for arg in expression.args for part in _flat(arg, kind)]
+
+
+def _is_simplest(root: Any) -> bool:
+    """Whether no number can be taken out from under a root, and none is left to be calculated there."""
+    import sympy
+
+    base = root.base
+    if base.is_Pow and base.exp == -1:
+        base = base.base
+    if base.is_number and base.is_rational and not base.is_Rational:
+        return False
+    number = base.as_coeff_Mul()[0]
+    for part in (abs(number.p), number.q) if number.is_Rational else ():
+        factor, rest = sympy.Pow(part, sympy.Rational(1, root.exp.q)).as_coeff_Mul()
+        if part != 1 and (factor != 1 or not rest.is_Pow or rest.exp.q != root.exp.q):
+            return False
+    return True
+
+
 def _sums_multiplied(expression: Any) -> int:
     """How many sums are factors of a product, powers counted as often as they multiply."""
     if expression.is_Add:
@@ -151,4 +259,5 @@ def _size(expression: Any) -> int:
     """Numbers and variables in an expression as it stands, signs not counted."""
     if not expression.args:
         return 0 if expression == -1 else 1
-    return sum(map(_size, expression.args))
+    base = expression.func.__name__ == "exp"  # e^x, like every other power
+    return base + sum(_size(arg) for arg in expression.args if not (arg == 1 and expression.is_Mul))

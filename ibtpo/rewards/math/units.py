@@ -78,6 +78,9 @@ _TOKEN = re.compile(r"([A-Za-z$€£¥₹¢]+)\.?(?:\s*\^\s*\{?(-?\d)\}?|(?<=[a-
 # Letters that alone are a unit behind a number, and words that may stand within one.
 _LETTERS_IN_UNITS = frozenset("mgshLJNWV")
 _WITHIN = frozenset("of in a an the each every".split())
+# Letters that stand for a thousand, a million or a billion.
+_SCALES = frozenset(("k", "M", "B", "bn", "mn", "mln"))
+_SIZES = {"degree", "celsius", "fahrenheit"}
 
 
 def read_unit(text: str) -> tuple[Unit | None, frozenset[str]] | None:
@@ -98,13 +101,15 @@ def read_unit(text: str) -> tuple[Unit | None, frozenset[str]] | None:
             if match.group() in ".,":
                 continue
             return None
+        if word in _SCALES:
+            return None
         name = word.lower()
         if name in _POWER_AFTER and last in _BASIC:
             if sign > 0:
                 _add(powers, _BASIC[last], _POWER_AFTER[name] - 1)
                 worth *= _BASIC[last].worth ** (_POWER_AFTER[name] - 1)
             continue
-        if name in NOT_UNITS and not (name == "second"):
+        if name in NOT_UNITS and name not in ("second", "min"):
             return None
         words.append(name)
         if name in _POWER_BEFORE:
@@ -154,6 +159,26 @@ def plain_unit(text: str) -> bool:
         elif len(word) == 2 and word.lower() not in UNIT_NAMES and word.lower() not in _WITHIN | {"sq", "cu"}:
             return False
     return True
+
+
+def sum_of_units(parts: list[tuple[Fraction, str]]) -> tuple[Fraction, Unit] | None:
+    """(value, unit) in the first unit of a value with several, "5 feet 6 inches": known ones of one kind, from large to
+    small, of each but the first fewer than make one of the unit before; else None."""
+    units = [_BASIC.get(name.lower().strip(".")) for _, name in parts]
+    first, total, before = units[0], parts[0][0], units[0]
+    if first is None or before is None:
+        return None
+    for (count, _), unit in zip(parts[1:], units[1:]):
+        if unit is None or unit.powers != first.powers or count * unit.worth >= before.worth:
+            return None
+        total += count * unit.worth / first.worth
+        before = unit
+    return total, first
+
+
+def is_angle(unit: Unit | None) -> bool:
+    """Whether a unit may be what a degree sign stands for; also where none is known."""
+    return unit is None or {name for name, _ in unit.powers} <= _SIZES
 
 
 def convert(left: Unit | None, right: Unit | None) -> Fraction | None:

@@ -44,9 +44,9 @@ FUNCTIONS = frozenset(
 # They say that a value is not the answer, or not for certain.
 DOUBTS = frozenset(
     "or nor and not no never none neither either but except unless without instead rather versus vs maybe perhaps "
-    "possibly probably likely might may could cannot if else otherwise whether unknown unsure guess wait incorrect "
-    "wrong false untrue impossible invalid isn isnt ain aint doesn dont don wasn aren undefined pending tbd "
-    "alternatively".split()
+    "possibly probably likely might may could cannot if else otherwise whether unknown unsure unclear uncertain "
+    "guess fails wait incorrect wrong false untrue impossible invalid isn isnt ain aint doesn dont don wasn "
+    "aren undefined pending tbd alternatively".split()
 )
 # They make another value, a bound or a range of the one beside them.
 _OPERATIONS = frozenset(
@@ -54,7 +54,7 @@ _OPERATIONS = frozenset(
     "mod modulo more less most least fewer greater larger smaller bigger higher lower above below under exceeding "
     "exceeds between from to until through about around approximately roughly nearly almost close negative double "
     "triple quadruple twice thrice reciprocal inverse opposite remainder base binary octal hexadecimal hex infinity "
-    "infty infinite".split()
+    "infty infinite ish fold".split()
 )
 HEDGES = DOUBTS | _OPERATIONS
 # Behind a number these are not its unit either. "of", "in", "a", "each" may stand within a unit.
@@ -87,7 +87,7 @@ _PHRASES = {
     phrase: phrases.split("|")[0]
     for phrases in (
         r"no solution|no solutions|\emptyset|\varnothing|none|empty set|\{\}", "does not exist|dne|d.n.e",
-        r"\mathbb{r}|all real numbers|all reals|all real x|(-\infty,\infty)",
+        r"\infty|infinity|+\infty|infinite", r"\mathbb{r}|all real numbers|all reals|all real x|(-\infty,\infty)",
     )
     for phrase in phrases.split("|")
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Answers that graders get wrong, by kind (tests/rewards/cases), and those where reasonable graders differ."""
 
+import collections
 import json
 from types import SimpleNamespace
 
@@ -31,6 +32,42 @@ def test_every_case_is_graded_right(repo_root):
         elif reward(response, reference) != right:
             wrong.append((kind, response, reference))
     assert not wrong
+
+
+def test_answers_by_kind_are_graded_as_labelled(repo_root):
+    """Labelled by hand, kind by kind; wrong ones that are paid are listed apart from right ones that are refused."""
+    rows = list(read(repo_root, "math_by_kind.jsonl"))
+    assert len(rows) >= 1800 and min(collections.Counter(row[0] for row in rows).values()) >= 140
+    paid = [row[:3] for row in rows if not row[3] and reward(row[1], row[2])]
+    refused = [row[:3] for row in rows if row[3] and not reward(row[1], row[2])]
+    assert not paid
+    assert not refused
+
+
+# Surds: (answer, reference, right).
+SURDS = [
+    (r"\sqrt{242}", r"11\sqrt2", 0), (r"\frac{3}{\sqrt{27}}", r"\frac{\sqrt3}{3}", 0),
+    (r"\sqrt[3]{16}", r"2\sqrt[3]{2}", 0), (r"18^{1/2}", r"3\sqrt2", 0), (r"\sqrt3\cdot\sqrt6", r"3\sqrt2", 0),
+    (r"\sqrt2+\sqrt8", r"3\sqrt2", 0), (r"\sqrt{11^2+11^2}", r"11\sqrt2", 0), (r"\sqrt{2^2+7^2}", r"\sqrt{53}", 0),
+    (r"\frac{\sqrt6}{\sqrt2}", r"\sqrt3", 0), (r"\sqrt{12x}", r"2\sqrt{3x}", 0),
+    (r"\sqrt{4+2\sqrt3}", r"1+\sqrt3", 0), (r"\sqrt{2}^3", r"2\sqrt2", 0),
+    (r"\frac{-2\pm\sqrt{20}}{4}", r"\frac{-1+\sqrt5}{2}, \frac{-1-\sqrt5}{2}", 0), (r"\sqrt[4]{4}", r"\sqrt2", 0),
+    (r"2\cdot\sqrt{8}", r"4\sqrt2", 0), (r"\frac{4}{\sqrt8}", r"\sqrt2", 0), (r"\sqrt{32}", r"4\sqrt2", 0),
+    # The least factor may be kept by a root that is all of the answer.
+    (r"\sqrt8", r"2\sqrt2", 1), (r"-\sqrt{12}", r"-2\sqrt3", 1), (r"\sqrt{20}", r"2\sqrt5", 1),
+    (r"2^{0.5}", r"\sqrt2", 1), (r"\frac{1}{\sqrt3}", r"\frac{\sqrt3}{3}", 1),
+    (r"\sqrt{\frac12}", r"\frac{\sqrt2}{2}", 1), (r"2\sqrt5", r"\sqrt{20}", 1), (r"\sqrt{20}", r"\sqrt{20}", 1),
+    (r"\sqrt{-3}", r"i\sqrt3", 1), (r"2^{3/2}", r"2\sqrt2", 1),
+    (r"\frac{\sqrt2}{4}(1+\sqrt3)", r"\frac{\sqrt2+\sqrt6}{4}", 1), (r"\sqrt[3]{4}", r"2^{2/3}", 1),
+    # A formula of a question that is its reference, letter for letter: right by any rule.
+    (r"\sqrt{53}", r"\sqrt{53}", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, reference, right", SURDS)
+def test_surds_are_answered_in_simplest_form(answer, reference, right):
+    assert reward(rf"\boxed{{{answer}}}", reference) == right
+    assert unevaluated_reward(rf"\boxed{{{answer}}}", reference) == 1
 
 
 def test_debatable_answers_are_graded_as_written_down(repo_root):

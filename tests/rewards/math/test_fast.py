@@ -1,5 +1,6 @@
 """The fast path: any text in bounded time, and its decisions without sympy."""
 
+import gc
 import time
 
 import pytest
@@ -26,11 +27,21 @@ HOSTILE = [
     "_aaaaa", "1,", "x=", "for $x$ ", "a a", r"1 \pm ", r"\boxed{1}\, ", "1:", "1 2 ", "is ", r"\text{ or }", r"\bf ",
     "√(", "10^", "1.000", "five ", "i.e. ", "(1,", r"\{1,", "#### 1\n", r"\circ C", "<think>",
     r"\frac{1}{2}", r"\! ", "~", "1 m/", "√", "π", r"\boxed{1} or ", "% ",
+    "<answer>", "</answer>", "<answer>1</answer>", "1 or ", "x = 1 and ", r"1 \approx ", "maybe ", "x < ", "$5 and ",
+    "5 feet ", r"1 \over ", "1 to ", "sqrt{", "n't think ", "if it ", r"\sqrt[3]", "(-1", "than ", "|x| > ",
 ]  # fmt: skip
 
 
+@pytest.fixture
+def no_collection():
+    """Without the garbage collector, which would look through all that other tests have left."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.parametrize("unit", HOSTILE)
-def test_hostile_repetitions_take_bounded_time(unit):
+def test_hostile_repetitions_take_bounded_time(unit, no_collection):
     """The fast path runs in the training process: no text may hold it up, however long."""
     text = unit * (100_000 // len(unit))
     start = time.process_time()

@@ -26,6 +26,8 @@ def test_the_label_of_a_choice_is_not_part_of_its_value(label):
     "answer, reference, right",
     [
         (r"\sqrt{8}", r"2\sqrt{2}", True),
+        (r"\sqrt{18}", r"3\sqrt{2}", False),
+        (r"\frac{4}{\sqrt{2}}", r"2\sqrt{2}", True),
         ("-5i + 6", "6 - 5i", True),
         ("x/2", r"\frac{1}{2}x", True),
         ("2, 1", "1, 2", True),
@@ -73,7 +75,12 @@ WRITTEN = [
     ("speed", ["5", "5 m/s", r"5\text{ m/s}", "5 meters per second"], "5", "6 m/s"),
     ("money", ["36", r"\$36", "$36.00", "36 dollars", r"36\text{ dollars}"], "36", "36.5"),
     ("large", ["10080", "10,080", r"10{,}080", r"10,\!080", r"1.008\times 10^4"], "10080", "1008"),
-    ("surd", [r"2\sqrt3", r"\sqrt{12}", r"2 \sqrt{3}", "2√3", "2*sqrt(3)", r"6/\sqrt3"], r"2\sqrt{3}", r"3\sqrt2"),
+    (
+        "surd",
+        [r"2\sqrt3", r"\sqrt{12}", r"2\cdot3^{1/2}", r"2 \sqrt{3}", "2√3", "2*sqrt(3)", r"6/\sqrt3"],
+        r"2\sqrt{3}",
+        r"3\sqrt2",
+    ),
     ("set", [r"\{1,2,3\}", r"\{3, 1, 2\}", r"\left\{2,1,3\right\}", "1,2,3"], r"\{1,2,3\}", r"\{1,2\}"),
     ("list", ["1,-2", "-2, 1", r"1 \text{ and } -2", "1 and -2", r"x=1 \text{ or } x=-2"], "1,-2", "1,2"),
     ("interval", [r"[1,\infty)", r"\left[1, \infty\right)", "[1,∞)"], r"[1,\infty)", r"(1,\infty)"),
