@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ibtpo.config.files import load
-from ibtpo.config.folders import check_folder, log_error
+from ibtpo.config.folders import check_folder, log_error, remove_empty
 from ibtpo.config.keys import ConfigError, flatten, nearest_key, shown
 from ibtpo.config.resolve import resolve
 from ibtpo.errors import RunFailure, UserError
@@ -207,10 +207,14 @@ def run(
         return list(argv[:1])
 
     def logged(_: Sequence[str]) -> int | None:
+        workdir = parsed[1]
+        is_new = workdir is not None and not os.path.isdir(workdir)
         try:
             return main(*parsed)
         except Exception as error:
-            log_error(parsed[1], error)
+            if is_new:
+                remove_empty(workdir)
+            log_error(workdir, error)
             raise
 
     try:

@@ -84,6 +84,13 @@ def _reason(error: OSError) -> str:
     return f"{shown(error.filename)[1:-1]}: {text}" if isinstance(error.filename, str) else text
 
 
+def remove_empty(folder: str) -> None:
+    """Removes a folder that a refused command made, and those in it, as far as there is no file in them."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
 def log_error(folder: str | None, error: BaseException) -> None:
     """Adds an error with its traceback to <folder>/error.log; nothing where there is no such folder, or no room."""
     if not folder or not os.path.isdir(folder):
