@@ -3,10 +3,11 @@
     python -m ibtpo.train --config=configs/tiny.py --workdir=runs/tiny --config.train.steps=3
 """
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -217,8 +218,15 @@ def run(
             log_error(workdir, error)
             raise
 
-    try:
+    with _one_line():
         app.run(logged, flags_parser=parser)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Ends the program in one line where Ctrl-C, the user's input or the machine ends it."""
+    try:
+        yield
     except KeyboardInterrupt:  # in training it is a request to save and end (`ibtpo.interruption`)
         print("interrupted: what was written is whole; run the same command again", file=sys.stderr)
         sys.exit(130)
