@@ -41,7 +41,6 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.learning_rate = 1e-6  # constant
 
     config.sampling.slots = 64  # responses decoded side by side, 16 per shard of rows
-    config.sampling.questions_in_flight = 16  # trees that grow at the same time; they set the pages needed
 
     config.train.rows_per_step = 4  # one row per shard: the longest trees set the memory
 

@@ -29,7 +29,6 @@ def get_config() -> config_dict.ConfigDict:
     config.data.decontaminate = "math_500,aime_2024,aime_2025,amc_2023"  # left out of training
 
     config.sampling.slots = 128  # responses decoded side by side, 32 per shard of rows
-    config.sampling.questions_in_flight = 32  # trees that grow at the same time; they set the pages needed
 
     config.train.rows_per_step = 4  # one row per shard: the longest trees set the memory
 

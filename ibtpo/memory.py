@@ -17,7 +17,7 @@ from jax import numpy as jnp
 
 from ibtpo import parallel
 from ibtpo.errors import UserError
-from ibtpo.kernels.paged_attention import page_heads
+from ibtpo.kernels.page_heads import page_heads
 from ibtpo.models.config import ModelConfig
 from ibtpo.run_plan import RunPlan
 from ibtpo.sampling.capacity import STANDBY, Capacity

@@ -19,7 +19,8 @@ from ibtpo.compiler.model import load_model_config
 from ibtpo.compiler.topology import get_devices, memory_exceeded, usable_hbm
 from ibtpo.compiler.work import make_work
 from ibtpo.config import ConfigError
-from ibtpo.kernels.paged_attention import page_heads, paged_attention_cost
+from ibtpo.kernels.page_heads import page_heads
+from ibtpo.kernels.paged_attention import paged_attention_cost
 from ibtpo.models import hf
 from ibtpo.packing import TokenBatch
 from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer

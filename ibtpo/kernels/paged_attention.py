@@ -13,9 +13,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu import paged_attention as pallas
 
 from ibtpo.kernels import paged_attention_gpu
+from ibtpo.kernels.page_heads import LANES, narrowed, pages_for, widened
 from ibtpo.parallel import platform, share_cores
 
-LANES = 128
 BLOCK_TOKENS = 256  # tokens of a block, which the TPU kernel reads whole (half of one is beyond the end, on average)
 XLA_BLOCK = 64  # tokens of a slot that the XLA path reads at once
 XLA_BLOCKS = 8  # such blocks that it reads at once on one core: the gathered tokens stay in the core's cache
@@ -59,20 +59,15 @@ def paged_attention(
     Raises:
       ValueError: the kernel is asked for and does not fit.
     """
-    page_size, lanes = key_pages.shape[3:]
-    if (wide := _widened(query, num_kv_heads or key_pages.shape[0], key_pages.shape[0], lanes)) is not None:
-        out = paged_attention(
-            wide * (lanes / query.shape[-1]) ** 0.5,  # each backend divides by the root of the pages' own width
-            key_pages,
-            value_pages,
-            layer,
-            page_table,
-            lengths,
-            shared=shared,
-            backend=backend,
-        )
-        return _narrowed(out, query.shape, num_kv_heads or key_pages.shape[0], key_pages.shape[0]).astype(query.dtype)
-    head_dim = lanes
+    num_kv_heads = num_kv_heads or key_pages.shape[0]
+    wide = widened(query, num_kv_heads, key_pages.shape)
+    out = _on(backend, wide, key_pages, value_pages, layer, page_table, lengths, shared)
+    return narrowed(out, query, num_kv_heads, key_pages.shape)
+
+
+def _on(backend, query, key_pages, value_pages, layer, page_table, lengths, shared) -> jax.Array:
+    """`paged_attention` of queries as wide as the pages, on the backend that is asked for, or that fits."""
+    page_size, head_dim = key_pages.shape[3:]
     fits = supported(head_dim, key_pages.dtype, page_table.shape)
     fits_gpu = paged_attention_gpu.supported(head_dim, page_size, key_pages.dtype)
     if backend is None:
@@ -99,71 +94,10 @@ def paged_attention(
     return _tpu(*arrays)
 
 
-def pages_for(num_tokens, page_size: int):
-    """ceil(num_tokens / page_size): pages that hold `num_tokens` tokens."""
-    return -(-num_tokens // page_size)
-
-
 def supported(head_dim: int, dtype: jnp.dtype, table_shape: tuple[int, ...]) -> bool:
     """Whether JAX's kernel takes such pages: whole lanes, the type it computes in, and a table that fits."""
     # It rounds whatever it reads to bfloat16, which a float32 cache was not chosen for.
     return head_dim % LANES == 0 and dtype == jnp.bfloat16 and table_shape[0] * table_shape[1] <= MAX_TABLE
-
-
-def page_heads(num_kv_heads: int, head_dim: int, dtype: jnp.dtype, tensor: int = 1) -> tuple[int, int]:
-    """(heads, lanes) of a model's keys or values in pages [heads, L, P, page_size, lanes] on the current platform.
-
-    The TPU kernel reads whole lanes, 128 numbers. Smaller heads lie side by side in them, and what is left of the lanes
-    is zeros; where `tensor` devices split the heads, those of one device. Elsewhere heads are as they are.
-    """
-    if platform() != "tpu" or dtype != jnp.bfloat16 or head_dim % LANES == 0:
-        return num_kv_heads, head_dim
-    lanes = pages_for(head_dim, LANES) * LANES
-    if num_kv_heads % tensor:  # every device has all of them, in pages that it does not split either
-        return num_kv_heads, lanes
-    return tensor * pages_for(num_kv_heads // tensor, lanes // head_dim), lanes
-
-
-def _side(num_kv_heads: int, heads: int, head_dim: int, lanes: int) -> int:
-    """How many heads lie side by side in pages of so many heads and lanes."""
-    return lanes // head_dim if heads < num_kv_heads else 1
-
-
-def in_pages(new: jax.Array, heads: int, lanes: int) -> jax.Array:
-    """Keys or values [..., K, head_dim] as the pages of `page_heads` hold them: [..., heads, lanes]."""
-    num_kv_heads, head_dim = new.shape[-2:]
-    if (num_kv_heads, head_dim) == (heads, lanes):
-        return new
-    side = _side(num_kv_heads, heads, head_dim, lanes)
-    missing = (heads * side - num_kv_heads, lanes // side - head_dim)
-    padded = jnp.pad(new, [(0, 0)] * (new.ndim - 2) + [(0, n) for n in missing])
-    padded = padded.reshape(*new.shape[:-2], heads, side * (lanes // side))
-    return jnp.pad(padded, [(0, 0)] * (new.ndim - 1) + [(0, lanes - padded.shape[-1])])
-
-
-def _widened(query: jax.Array, num_kv_heads: int, heads: int, lanes: int) -> jax.Array | None:
-    """float32 [S, H', lanes]: each query with zeros where its neighbours' keys lie; None: heads as they are."""
-    num_slots, _, head_dim = query.shape
-    if (num_kv_heads, head_dim) == (heads, lanes):
-        return None
-    side = _side(num_kv_heads, heads, head_dim, lanes)
-    grouped = query.astype(jnp.float32).reshape(num_slots, num_kv_heads, -1, head_dim)
-    grouped = jnp.pad(grouped, ((0, 0), (0, heads * side - num_kv_heads), (0, 0), (0, lanes // side - head_dim)))
-    grouped = grouped.reshape(num_slots, heads, side, -1, 1, lanes // side)
-    own = jnp.eye(side, dtype=jnp.float32)[:, None, :, None]
-    wide = (grouped * own).reshape(num_slots, -1, side * (lanes // side))
-    return jnp.pad(wide, ((0, 0), (0, 0), (0, lanes - wide.shape[-1])))
-
-
-def _narrowed(out: jax.Array, shape: tuple[int, ...], num_kv_heads: int, heads: int) -> jax.Array:
-    """[S, H, head_dim] of the output for queries that were `_widened`: of each its own head's values."""
-    num_slots, _, head_dim = shape
-    lanes = out.shape[-1]
-    side = _side(num_kv_heads, heads, head_dim, lanes)
-    part = lanes // side
-    out = out[..., : side * part].reshape(num_slots, heads, side, -1, side, part)
-    own = jnp.stack([out[:, :, i, :, i, :head_dim] for i in range(side)], axis=2)
-    return own.reshape(num_slots, heads * side, -1, head_dim)[:, :num_kv_heads].reshape(shape)
 
 
 class _Layer(NamedTuple):

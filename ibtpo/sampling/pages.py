@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 from jax import numpy as jnp
 
-from ibtpo.kernels.paged_attention import in_pages, pages_for
+from ibtpo.kernels.page_heads import in_pages, pages_for
 
 NO_PAGE = -1
 NO_ROW = np.iinfo(np.int32).max  # a row (or page) out of range of any pool: scatters pass it over
@@ -33,7 +33,7 @@ class PagePool:
 
     keys, values: [K, L, P, page_size, head_dim]: layers and pages are neighbours, so that one layer's
       pages are a range of L * P, and kernels that know no layers read them without a copy. Where a kernel reads whole
-      lanes only, several small heads are one (`kernels.paged_attention.page_heads`).
+      lanes only, several small heads are one (`kernels.page_heads`).
     ref_counts: [P] int32, how many page-table entries name the page; 0 means free.
     page_table: [N, M] int32, pages of each row in order, NO_PAGE where there is none.
     """

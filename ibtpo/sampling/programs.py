@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ibtpo import parallel
-from ibtpo.kernels.paged_attention import page_heads
+from ibtpo.kernels.page_heads import page_heads
 from ibtpo.models.config import ModelConfig
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.capacity import Capacity

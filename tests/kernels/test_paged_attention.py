@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
+from ibtpo.kernels import page_heads as layout
 from ibtpo.kernels import paged_attention as module
 from ibtpo.kernels import paged_attention_gpu
 from ibtpo.kernels.paged_attention import paged_attention_cost
@@ -76,11 +77,11 @@ def test_paged_attention_matches_the_oracle(backend, dtype, head_dim, tolerance,
 def test_small_heads_lie_side_by_side_where_lanes_are_read_whole(
     backend, num_kv_heads, group, head_dim, pages, monkeypatch
 ):
-    monkeypatch.setattr(module, "platform", lambda: "tpu")
-    assert module.page_heads(num_kv_heads, head_dim, jnp.dtype(jnp.bfloat16)) == pages
+    monkeypatch.setattr(layout, "platform", lambda: "tpu")
+    assert layout.page_heads(num_kv_heads, head_dim, jnp.dtype(jnp.bfloat16)) == pages
     query, keys, values, table, lengths = case(np.random.default_rng(group), num_kv_heads, group, head_dim)
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in (query, keys, values)]
-    packed = [jnp.moveaxis(module.in_pages(jnp.moveaxis(x, 0, -2), *pages), -2, 0) for x in arrays[1:]]
+    packed = [jnp.moveaxis(layout.in_pages(jnp.moveaxis(x, 0, -2), *pages), -2, 0) for x in arrays[1:]]
     assert packed[0].shape == (pages[0], LAYERS, PAGES, PAGE, pages[1])
     attend = jax.jit(module.paged_attention, static_argnames=("backend", "num_kv_heads"))
     out = attend(arrays[0], *packed, jnp.int32(1), table, lengths, num_kv_heads=num_kv_heads, backend=backend)
@@ -92,13 +93,13 @@ def test_small_heads_lie_side_by_side_where_lanes_are_read_whole(
 def test_pages_are_split_as_the_heads_are(monkeypatch):
     """Heads of one device lie side by side; heads that the devices do not divide stay whole on each."""
     bfloat16 = jnp.dtype(jnp.bfloat16)
-    assert module.page_heads(2, 64, bfloat16) == (2, 64)  # not on a CPU
-    monkeypatch.setattr(module, "platform", lambda: "tpu")
-    assert module.page_heads(8, 64, bfloat16, 4) == (4, 128)
-    assert module.page_heads(2, 64, bfloat16, 2) == (2, 128)
-    assert module.page_heads(3, 64, bfloat16, 2) == (3, 128)
-    assert module.page_heads(8, 128, bfloat16, 4) == (8, 128)
-    assert module.page_heads(8, 64, jnp.dtype(jnp.float32), 4) == (8, 64)
+    assert layout.page_heads(2, 64, bfloat16) == (2, 64)  # not on a CPU
+    monkeypatch.setattr(layout, "platform", lambda: "tpu")
+    assert layout.page_heads(8, 64, bfloat16, 4) == (4, 128)
+    assert layout.page_heads(2, 64, bfloat16, 2) == (2, 128)
+    assert layout.page_heads(3, 64, bfloat16, 2) == (3, 128)
+    assert layout.page_heads(8, 128, bfloat16, 4) == (8, 128)
+    assert layout.page_heads(8, 64, jnp.dtype(jnp.float32), 4) == (8, 64)
 
 
 @pytest.mark.parametrize("num_kv_heads, group", [(1, 1), (2, 2), (2, 7), (1, 17)])
