@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 STOP, GIVE_UP = "stop", "give up"  # at the next update's end; in the middle of sampling
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -112,8 +113,12 @@ class Interruption:
     # The signals.
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["Interruption"]:
-        """Hears the signals within it; in the main thread."""
+    def listening(self, *, to_the_end: bool = False) -> Iterator["Interruption"]:
+        """Hears the signals within it; in the main thread.
+
+        to_the_end: nothing but the end of the process follows it. A signal that comes then ends it at once, with code 0
+        if everything was saved.
+        """
         end, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -127,12 +132,15 @@ class Interruption:
         finally:
             self._listening = False
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, self._end if to_the_end else handler)
             signal.set_wakeup_fd(fd)
             os.write(wakeup, b"\0")
             thread.join()
             os.close(wakeup)
             os.close(end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        os._exit(0 if self.done else 128 + number)
 
     def keep(self) -> None:
         """Takes the signals back from a library that has taken them (jax.distributed, a TPU's runtime), if it listens.

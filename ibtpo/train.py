@@ -24,7 +24,7 @@ def train(config: Any, workdir: str, interruption: Interruption | None = None) -
 
 def main() -> None:
     """The command."""
-    with Interruption().listening() as interruption:
+    with Interruption().listening(to_the_end=True) as interruption:
         from ibtpo import config as config_lib  # signals are heard while this and JAX load
 
         config_lib.run(lambda config, workdir: train(config, workdir, interruption))

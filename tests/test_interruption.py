@@ -228,3 +228,22 @@ with Interruption().listening() as interruption:
         assert process.communicate(timeout=30)[0] == "SIGTERM\n" and process.returncode == 0
     finally:
         process.kill()
+
+
+AT_THE_END = """
+import sys, time
+from ibtpo.interruption import Interruption
+with Interruption().listening(to_the_end=True) as interruption:
+    interruption.done = sys.argv[1] == "saved"
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("state, code", [("saved", 0), ("not saved", 128 + signal.SIGTERM)])
+def test_a_signal_behind_the_end_of_a_run_is_no_failure(repo_root, state, code):
+    command = [sys.executable, "-c", AT_THE_END, state]
+    with subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == code
