@@ -42,7 +42,7 @@ def show_steps(steps: Sequence[Step]) -> str:
         [
             s.name,
             f"{s.sampling_s:.1f}",
-            f"{s.update_s:.1f}",
+            "-" if s.update_s is None else f"{s.update_s:.1f}",
             f"{s.responses_per_s:.1f}",
             f"{s.responses_per_s / steps[-1].responses_per_s:.2f}",
             f"{s.tokens_per_s_per_chip:,.0f}",

@@ -7,6 +7,7 @@ of a stated process (`ibtpo.sampling.process`).
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ class Step:
 
     name: str
     sampling_s: float
-    update_s: float
+    update_s: float | None
     responses: int
     unique_tokens: int
     useful: float
@@ -163,15 +164,18 @@ def sample(
     return trees, stats, device
 
 
-def predict(check: Check, process: Process, tree: TreeOptions, options: SamplerOptions, name: str) -> Step:
-    """A step of `train.questions_per_step` questions with these options, by the programs of the check."""
+def predict(
+    check: Check, process: Process, tree: TreeOptions, options: SamplerOptions, name: str, *, update: bool = True
+) -> Step:
+    """A step of `train.questions_per_step` questions with these options, by the programs of the check. update: whether
+    the update is priced too, whose program must be compiled then."""
     price, questions = CompiledPrice(check), check.config.train.questions_per_step
     shards = check.sampler.capacity.num_shards
     trees, stats, device = sample(price, process, options, tree, shards, questions)
     return Step(
         name=name,
         sampling_s=price.serve + device.clock.seconds,
-        update_s=update_seconds(check, trees),
+        update_s=update_seconds(check, trees) if update else None,
         responses=stats.responses,
         unique_tokens=stats.generated_tokens,
         useful=stats.generated_tokens / stats.slot_steps,
@@ -212,16 +216,22 @@ def process_of(config: Any, run: str | None = None) -> Process:
     return dataclasses.replace(process, length_median=mean / math.exp(process.length_sigma**2 / 2))
 
 
-def step_of(check: Check, process: Process) -> list[Step]:
+def step_of(
+    check: Check, process: Process, *, counts: Sequence[int] = (8, 12), update: bool = True
+) -> list[Step]:
     """The configuration's own step, and those of 8 and of 12 independent responses on as many slots and pages."""
     config = check.config
     tree, options = TreeOptions.from_config(config), check.options
     shape = ",".join(str(getattr(tree, name)) for name in ("initial", "rounds", "top_k", "branch"))
-    own = predict(check, process, tree, options, f"{tree.strategy} ({shape})")
-    pages = check.sampler.total_pages
+    own = predict(check, process, tree, options, f"{tree.strategy} ({shape})", update=update)
     others = []
-    for count in (8, 12):
+    for count in counts:
         flat = dataclasses.replace(tree, strategy="independent", initial=count, rounds=1, lag=0)
-        roomy = dataclasses.replace(options, pages=pages, questions_in_flight=0)
-        others.append(predict(check, process, flat, roomy, f"{count} independent"))
+        roomy = dataclasses.replace(options, pages=check.sampler.total_pages, questions_in_flight=0)
+        others.append(predict(check, process, flat, roomy, f"{count} independent", update=update))
     return [own, *others]
+
+
+def sampling_steps(check: Check, process: Process) -> list[Step]:
+    """The same without the update, beside 12 independent responses alone."""
+    return step_of(check, process, counts=(12,), update=False)
