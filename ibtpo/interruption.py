@@ -20,7 +20,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from types import FrameType
 
 STOP, GIVE_UP = "stop", "give up"  # at the next update's end; in the middle of sampling
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -116,8 +115,7 @@ class Interruption:
     def listening(self, *, to_the_end: bool = False) -> Iterator["Interruption"]:
         """Hears the signals within it; in the main thread.
 
-        to_the_end: nothing but the end of the process follows it. A signal that comes then ends it at once, with code 0
-        if everything was saved.
+        to_the_end: nothing but the end of the process follows it. Signals are ignored then: the exit code is the run's.
         """
         end, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
@@ -132,15 +130,12 @@ class Interruption:
         finally:
             self._listening = False
             for number, handler in before.items():
-                signal.signal(number, self._end if to_the_end else handler)
+                signal.signal(number, signal.SIG_IGN if to_the_end else handler)
             signal.set_wakeup_fd(fd)
             os.write(wakeup, b"\0")
             thread.join()
             os.close(wakeup)
             os.close(end)
-
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        os._exit(0 if self.done else 128 + number)
 
     def keep(self) -> None:
         """Takes the signals back from a library that has taken them (jax.distributed, a TPU's runtime), if it listens.
