@@ -56,9 +56,10 @@ def size_sampler(
     if room < capacity.least:
         share = f"sampling.memory_share={config.sampling.memory_share} of {memory.gib(limit)}"
         raise UserError(
-            f"sampling.pages=0: a question's {capacity.group_size} responses need up to {capacity.least} pages, "
-            f"{memory.gib(capacity.least * page)}, and {share} leaves room for {room}: lower "
-            "sampling.max_new_tokens or sampling.slots, raise mesh.fsdp or mesh.tensor, or set sampling.pages"
+            f"sampling.pages=0: a question's {capacity.group_size} responses need up to {capacity.least} pages "
+            f"(sampling.page_size={options.page_size}), {memory.gib(capacity.least * page)}, and {share} leaves room "
+            f"for {room}: lower sampling.max_new_tokens, sampling.page_size or sampling.slots, raise mesh.fsdp or "
+            "mesh.tensor, or set sampling.pages"
         )
     return dataclasses.replace(options, pages=room * shards)
 

@@ -26,6 +26,7 @@ def run(config: Any, workdir: str, interruption: Interruption) -> None:
     with hosts.connected(config.train.host_timeout, interruption):
         with parallel.together():
             config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
+        checkpoints.check_writable(workdir, config.checkpoint.dir)
         with alone(config, workdir):
             run_alone(config, workdir, interruption)
 
@@ -48,7 +49,6 @@ def alone(config: Any, workdir: str) -> Iterator[None]:
 
 def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
     """The same, once its folders are its own."""
-    checkpoints.check_writable(workdir, config.checkpoint.dir)
     trainer = Trainer(config, interruption)
     interruption.keep()
     first_host, total = jax.process_index() == 0, config.train.steps

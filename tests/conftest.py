@@ -6,6 +6,7 @@ compiled programs are kept in build/jax_cache so that a second run of the suite 
 
 import os
 import pathlib
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,6 +31,14 @@ settings.register_profile("fixed", max_examples=25, derandomize=True, database=N
 settings.register_profile("random", max_examples=25, **_COMMON)
 settings.register_profile("thorough", max_examples=300, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "fixed")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_mesh_is_left():
+    """A program sets its mesh for the rest of its life; the next file of tests begins without one."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].set_mesh(None)
 
 
 @pytest.fixture(scope="session")

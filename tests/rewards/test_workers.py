@@ -25,9 +25,12 @@ RIGHT = ("a", "a")
 def hostile(monkeypatch):
     """The kind "hostile" alone, whose workers start at once."""
     monkeypatch.syspath_prepend(str(harness.ROOT))
-    for kind in list(KINDS):
-        monkeypatch.delitem(KINDS, kind)
-    monkeypatch.setitem(KINDS, "hostile", hostile_rewards)
+    kinds = dict(KINDS)
+    KINDS.clear()
+    KINDS["hostile"] = hostile_rewards
+    yield
+    KINDS.clear()
+    KINDS.update(kinds)  # in their order
 
 
 def children(pid: int) -> set[int]:
