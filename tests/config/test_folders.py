@@ -77,7 +77,8 @@ def test_hosts_that_look_at_the_same_time_do_not_refuse_one_another(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors == [] and everything(tmp_path) == []
+    # Who makes a folder may find another's probe in it when it goes: an empty folder may stay, and no file.
+    assert errors == [] and all(path.is_dir() for path in tmp_path.rglob("*"))
 
 
 def test_the_log_gets_the_command_and_the_traceback_and_does_not_grow_for_ever(tmp_path, monkeypatch):
