@@ -148,7 +148,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> dict:
                 if not running:  # it was done before its moment came
                     break
                 of_this += 1
-                counts |= {f"{phase} {number.name}": counts[f"{phase} {number.name}"] + 1}
+                counts[f"{phase} {number.name}"] += 1
                 if not is_right(ended, number, sent):
                     wrong.append(f"{number.name} in {phase} after {sent:.2f} s: {ended.code}, {ended.lines[-3:]}")
                     say(wrong[-1])
@@ -164,7 +164,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> dict:
         make_goal("kills survived / tried, bit by bit", survived / kills, 1.0, at_least=True),
         make_goal("kills tried", kills, tried, at_least=True),
         make_goal("ends after a signal that are not as they should be", len(wrong), 0, at_least=False),
-        make_goal("hangs", counts.pop("hangs"), 0, at_least=False),
-        make_goal("processes left", counts.pop("processes left"), 0, at_least=False),
+        make_goal("hangs", counts.pop("hangs", 0), 0, at_least=False),
+        make_goal("processes left", counts.pop("processes left", 0), 0, at_least=False),
     ]
     return {"goals": goals, "figures": {"kills": kills, "runs": runs, "by phase": dict(counts), "wrong": wrong}}
