@@ -14,9 +14,7 @@ CHANGES = {
     "sampling.max_new_tokens": 24,
     "train.questions_per_step": 2,
     "sampling.questions_in_flight": 2,
-    "eval.every": 50,
     "eval.questions": 2,
-    "checkpoint.every": 50,
     "log.tensorboard": True,
 }
 _COMPILED = "Finished XLA compilation"
@@ -57,7 +55,9 @@ def run(*, quick: bool, say: Callable[[str], None]) -> dict:
     steps = 120 if quick else 2000
     with folder() as place:
         workdir = place / "run"
-        command = train_command(workdir, CHANGES | {"train.steps": steps})
+        every = 10 if quick else 50  # several of each before the warm-up ends
+        changes = CHANGES | {"train.steps": steps, "eval.every": every, "checkpoint.every": every}
+        command = train_command(workdir, changes)
         with Process(command, {"JAX_LOG_COMPILES": "1"}) as process:
             looks = watch(process, workdir, steps // 40)
             ended = process.finish(steps * 10.0)
@@ -65,7 +65,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> dict:
             raise RuntimeError(f"the run ended with {ended.code}: {ended.output[-2000:]}")
         say(f"{steps} updates in {ended.seconds:.0f} s")
         bytes_of_metrics = (workdir / "metrics.jsonl").stat().st_size
-    warm = [x for x in looks if x["updates"] >= steps // 4]  # two evaluations and saves have been
+    warm = [x for x in looks if x["updates"] >= steps // 4]
     half = len(warm) // 2
 
     def growth(name: str) -> float:
