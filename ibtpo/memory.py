@@ -6,6 +6,7 @@ refused could never run.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -144,12 +145,7 @@ def bytes_of(dtype: str) -> int:
 
 
 def _split(*axes: str) -> int:
-    mesh = parallel.current_mesh()
-    sizes = [1 if mesh is None else mesh.shape[axis] for axis in axes]
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
+    return math.prod(map(parallel.mesh_axis_size, axes))
 
 
 def _num_params(config: Any, model: ModelConfig) -> float:

@@ -206,12 +206,12 @@ def process_of(config: Any, run: str | None = None) -> Process:
     Raises:
       UserError: no run, or none that has trained.
     """
+    process = Process(seed=config.train.seed)
     if not run:
-        return Process(seed=config.train.seed)
+        return process
     found = report.read_run(run).get("train/response_length_initial")
     if found is None:
         raise UserError(f"--lengths={run}: no response lengths in its metrics; name the workdir of a run that trained")
-    process = Process(seed=config.train.seed)
     mean = float(np.nanmean(found[1]))
     return dataclasses.replace(process, length_median=mean / math.exp(process.length_sigma**2 / 2))
 

@@ -17,6 +17,7 @@ from ibtpo.sampling.grades import Grades
 from ibtpo.sampling.growth import Growth
 from ibtpo.sampling.strategies import STRATEGIES
 from ibtpo.tree import tokens_of_response
+from tests.sampling.recording import recording
 from tests.sampling.scripted_device import STOP, VOCAB, ScriptedDevice, draw
 
 OPTIONS = SamplerOptions(slots=4, page_size=4, chunk=3, max_prompt_tokens=6, questions_in_flight=6)
@@ -102,35 +103,11 @@ def test_with_a_lag_a_round_knows_only_the_rounds_before(strategy, lag, monkeypa
         assert set(pending) == set(range(max(known) + 1, coming))
 
 
-class RecordingDevice(ScriptedDevice):
-    """Notes all that it is asked for, in order."""
-
-    def __init__(self, capacity):
-        super().__init__(capacity)
-        self.asked = []
-
-    def prefill(self, prompts):
-        self.asked.append(("prefill", [[prompt.row for prompt in of_shard] for of_shard in prompts]))
-        super().prefill(prompts)
-
-    def start(self, sequences):
-        self.asked.append(("start", sequences))
-        super().start(sequences)
-
-    def decode(self, steps, sequences):
-        self.asked.append(("decode", steps, sequences))
-        return super().decode(steps, sequences)
-
-    def release(self, blocks):
-        self.asked.append(("release", [list(of_shard) for of_shard in blocks]))
-        super().release(blocks)
-
-
 def schedule(delay, *, deterministic):
     """What a device is asked for where the grade of a response takes `delay` seconds; 0: no time, and no Future."""
     tree = TreeOptions(strategy="ib", initial=3, rounds=4, max_new_tokens=12)
     capacity = Capacity.of(OPTIONS, tree, 2)
-    device = RecordingDevice(capacity)
+    device = recording(ScriptedDevice)(capacity)
     codec = Codec(VOCAB, stop_ids=[STOP], cut_steps=lambda tokens: [*range(2, len(tokens), 2), len(tokens)])
     questions = [Question(id, [1] * (1 + id % 6)) for id in range(12)]
     with ThreadPoolExecutor(8) as pool:
@@ -141,7 +118,7 @@ def schedule(delay, *, deterministic):
 
         grades = Grades(grade, deterministic=deterministic)
         Run(device, capacity, Growth(tree, codec, [3]), grades, Chunks(0.0), questions).run()
-    return device.asked
+    return device.log
 
 
 def test_a_deterministic_schedule_does_not_depend_on_the_time_of_grading():
