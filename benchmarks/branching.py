@@ -11,7 +11,8 @@ model      16 word problems (GSM8K's format) by a real model, a folder in Huggin
 Every tree has 12 responses but "independent 8"; the same questions, and the same unguided responses, for all. Columns:
 tokens a question, over those of the random tree and of 12 independent responses; Eff-Rate; share of right responses of
 all and of the unguided ones; of the forks: how many of 8 are at different places, the most at one place, the share at
-the question, the depth (share of the parent's tokens kept), and how many lie behind a stated answer.
+the question, the depth (share of the tokens kept), how many lie behind a stated answer, and the mean IB-Score J
+of the nodes that were branched, by the finished tree.
 """
 
 import argparse
@@ -51,7 +52,18 @@ READINGS = {
     "ib printed squared": PRINTED | dict(ratio_power=2),
     "ib printed beta 1": PRINTED | dict(beta=1.0),
 }
-VARIANTS = STRATEGIES | {name: dict(strategy="ib", **ROUNDS, **changes) for name, changes in READINGS.items()}
+# Rounds that do not wait for the last ones (`tree.lag`), and fewer rounds of more branches.
+LAGS = {
+    f"{strategy} {shape} lag {lag}": dict(strategy=strategy, initial=4, rounds=rounds, top_k=top_k, branch=1, lag=lag)
+    for strategy, shape, rounds, top_k, lags in (
+        ("ib", "4-9-1-1", 9, 1, (1, 2)),
+        ("ib", "4-5-2-1", 5, 2, (0, 1)),
+        ("ib", "4-3-4-1", 3, 4, (0, 1)),
+        ("random", "4-9-1-1", 9, 1, (1, 2)),
+    )
+    for lag in lags
+}
+VARIANTS = STRATEGIES | LAGS | {name: dict(strategy="ib", **ROUNDS, **changes) for name, changes in READINGS.items()}
 NEEDED = ("independent 12", "random", "ib")
 EXAMPLES = """Problem: Tom has 3 boxes with 12 pens in each. He gives away 9 pens. How many pens are left?
 Solution: Tom has 3 * 12 = 36 pens.
@@ -79,6 +91,7 @@ def row_of(trees, codec) -> dict[str, float]:
     """The figures of the trees of one variant."""
     from ibtpo.tree import fork_owner
 
+    scores = []
     tokens, rewards, unguided, uniform = [], [], [], []
     distinct, most, at_question, depth, behind = [], [], [], [], 0
     for sampled in trees:
@@ -96,6 +109,7 @@ def row_of(trees, codec) -> dict[str, float]:
         at_question += [r.fork == 0 for r in forked]
         depth += [r.fork / len(responses[r.parent].tokens) for r in forked if r.fork]
         starts = [codec.answer_start(r.tokens, sampled.question.find_answer) for r in responses]
+        scores += scores_at(sampled.tree, places)
         behind += sum(r.fork > starts[r.parent] for r in forked if r.fork)
 
     def mean(values):
@@ -111,7 +125,22 @@ def row_of(trees, codec) -> dict[str, float]:
         "at question": mean(at_question),
         "depth": mean(depth),
         "behind": behind if distinct else None,
+        "J": mean(scores),
     }
+
+
+def scores_at(tree, places: list[tuple[int, int]]) -> list[float]:
+    """The IB-Score of the nodes at these places (the response that owns the token before, its position)."""
+    import numpy as np
+
+    from ibtpo.ib_score import ib_score
+    from ibtpo.sampling import TreeOptions
+    from ibtpo.sampling.strategies import inner_prefixes
+
+    nodes, forks = inner_prefixes(tree, TreeOptions(max_new_tokens=10**9))
+    node = {(f.response if f.position else -1, f.position): n for n, f in zip(nodes, forks)}
+    score = np.asarray(ib_score(tree).J)[0]
+    return [float(score[node[place]]) for place in places]
 
 
 def simulator(questions: int, variants: dict, log):

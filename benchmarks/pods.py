@@ -9,7 +9,7 @@ the chip's published peaks. The real scheduler then draws train.questions_per_st
 once with the config's tree and once as 12 independent responses on as many slots and pages, for two processes: one
 fitted to the paper's tokens (12 independent responses 12,035, its tree 7,592; `ibtpo/sampling/process.py`), and one
 whose lengths are log-normal as those of `benchmarks/sampler.py` (standard deviation 0.5 of the logarithm), with a mean
-of 940.
+of 940. A third run has half of the pages that the tree used at its peak, so that questions are preempted.
 
 Last, the decode step of a model with heads of 64 on one chip: its bytes over those of weights and live KV.
 
@@ -75,7 +75,7 @@ def processes(seed: int) -> dict:
 def measure(pod: str, log) -> dict:
     """{process: figures} of a pod's tree over 12 independent responses, and what its programs need."""
     from ibtpo.compiler.check import check_config
-    from ibtpo.compiler.step import sampling_steps
+    from ibtpo.compiler.step import half_the_pages, sampling_steps
 
     name, topology = pod.split("@")
     config = load(name, PODS[pod])
@@ -84,6 +84,7 @@ def measure(pod: str, log) -> dict:
     figures: dict = {"fullest_program": round(fullest, 3), "pages": check.sampler.total_pages}
     for kind, process in processes(config.train.seed).items():
         tree, flat = sampling_steps(check, process)
+        tight = half_the_pages(check, process, tree)
         figures[kind] = {
             "over_12_independent": round(tree.responses_per_s / flat.responses_per_s, 3),
             "useful_slots": round(tree.useful, 3),
@@ -91,6 +92,8 @@ def measure(pod: str, log) -> dict:
             "sampling_s": round(tree.sampling_s, 1),
             "in_flight": tree.in_flight,
             "preemptions": tree.preemptions,
+            "time_with_half_the_pages": round(tight.sampling_s / tree.sampling_s, 3),
+            "preemptions_with_half_the_pages": tight.preemptions,
         }
         log(f"  {pod}, {kind}: {figures[kind]}\n")
     return figures

@@ -85,19 +85,20 @@ class Workload:
         prompts = rng.integers(FIRST_PROMPT_TOKEN, job["model"]["vocab_size"], size).tolist()
         self.questions = [Question(i, prompt) for i, prompt in enumerate(prompts)]
 
-    def run(self, num_questions: int | None = None) -> tuple[float, list, object]:
+    def run(self, questions: list | None = None) -> tuple[float, list, object]:
+        """(seconds, trees, stats) of these questions, or all."""
         import jax
 
         from ibtpo.sampling.logits import SamplingParams
 
         start = time.perf_counter()
         trees, stats = self.sampler(
-            self.params, self.questions[:num_questions], grade, key=jax.random.key(0), sampling=SamplingParams()
+            self.params, questions or self.questions, grade, key=jax.random.key(0), sampling=SamplingParams()
         )
         return time.perf_counter() - start, trees, stats
 
     def warm_up(self) -> None:
-        self.run(self.job.get("warm_questions"))
+        self.run(self.questions[: self.job.get("warm_questions")])
 
     def unfinished(self) -> bool:
         return len(self.seconds) < self.job["repeats"] and sum(self.seconds) < self.job["budget_s"]

@@ -184,6 +184,11 @@ on_end: list[Callable[[int, str], None]] = []  # called with exit code and line 
 _ending = threading.Lock()
 
 
+def folder_lost(line: str) -> None:
+    """Ends a run whose folder another one has taken (`workdir_lock`)."""
+    end_now(1, f"error: {line}: this run ends, so that two do not write the same files")
+
+
 def end_now(code: int, line: str) -> None:
     """Ends the process at once, from any thread: prints the line, calls `on_end`, kills the workers. Never returns."""
     if not _ending.acquire(blocking=False):

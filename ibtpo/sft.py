@@ -27,6 +27,7 @@ from ibtpo.data.problems import Problem, format_prompt
 from ibtpo.data.records import BadRecord, find_paths, find_question, read_records
 from ibtpo.data.tokenizer import load_tokenizer, token_bytes
 from ibtpo.errors import UserError
+from ibtpo.interruption import folder_lost
 from ibtpo.losses import token_log_probs
 from ibtpo.metrics import MetricWriter, Progress
 from ibtpo.models import hf
@@ -34,6 +35,7 @@ from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import REMAT, Decoder
 from ibtpo.optimizer import make_optimizer
 from ibtpo.packing import TokenBatch
+from ibtpo.workdir_lock import locked
 
 
 def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
@@ -154,6 +156,12 @@ def main(config: ConfigDict, workdir: str) -> None:
     _check(config)
     config_lib.check_folder("output", config.output)
     enable_compilation_cache(config)
+    with locked([workdir], on_lost=folder_lost):
+        train(config, workdir)
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+    """The same, in folders that are checked and its own."""
     tokenizer = load_tokenizer(config.tokenizer)
     token_bytes(tokenizer)  # refuses a tokenizer that later runs refuse, before the weights are read
     dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))

@@ -35,14 +35,11 @@ def run(config: Any, workdir: str, interruption: Interruption) -> None:
 def alone(config: Any, workdir: str) -> Iterator[None]:
     """Holds the folders of the run, on its first host: no other run may write there (`ibtpo.workdir_lock`)."""
 
-    def lost(line: str) -> None:
-        interruption_lib.end_now(1, f"error: {line}: this run ends, so that two do not write the same files")
-
     with contextlib.ExitStack() as stack:
         with parallel.together():
             if jax.process_index() == 0:
                 folders = [workdir, config.checkpoint.dir or str(pathlib.Path(workdir) / "checkpoints")]
-                release = stack.enter_context(locked(folders, on_lost=lost))
+                release = stack.enter_context(locked(folders, on_lost=interruption_lib.folder_lost))
                 stack.enter_context(interruption_lib.at_end(lambda code, line: release()))
         yield
 

@@ -15,6 +15,7 @@ from configs import tiny_sft
 from ibtpo import metrics, sft
 from ibtpo.errors import UserError
 from ibtpo.models import hf
+from ibtpo.workdir_lock import FolderLock
 
 
 @given(
@@ -115,6 +116,16 @@ def test_sentencepiece_is_refused_before_the_weights_are_read(tmp_path, monkeypa
     config.tokenizer = config.model.path = str(tmp_path)
     with pytest.raises(UserError, match=r"BPE model with decoders \['ByteFallback', 'Fuse'\].*byte-level BPE"):
         sft.main(config, str(tmp_path / "run"))
+
+
+def test_a_folder_that_another_run_has_is_refused(tiny_tokenizer_dir, tmp_path):
+    config = tiny_sft.get_config()
+    config.tokenizer, config.output = str(tiny_tokenizer_dir), str(tmp_path / "out")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    with FolderLock(tmp_path / "run"), pytest.raises(UserError, match="is in use by process"):
+        sft.main(config, str(tmp_path / "run"))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
 def test_a_short_run_learns_repeats_itself_and_saves(tiny_tokenizer_dir, tmp_path):

@@ -17,6 +17,7 @@ from ibtpo.compiler.conclusions import (
     update_flops,
 )
 from ibtpo.compiler.model import matmul_params
+from ibtpo.compiler.search import Found, Search
 from ibtpo.compiler.step import Step
 
 
@@ -49,11 +50,58 @@ def show_steps(steps: Sequence[Step]) -> str:
             f"{100 * s.useful:.0f} %",
             f"{s.in_flight}",
             f"{s.preemptions}",
+            f"{s.chain_s:.1f}",
         ]
         for s in steps
     ]
     header = ["a step at best", "sampling s", "update s", "responses/s", f"over {steps[-1].name}", "tokens/s/chip"]
-    return _table([*header, "useful slots", "in flight", "preempted"], rows)
+    return _table([*header, "useful slots", "in flight", "preempted", "longest alone s"], rows)
+
+
+def show_half(tight: Step, own: Step) -> str:
+    """One line: what preemption costs where there are half the pages that were in use."""
+    ratio = tight.sampling_s / own.sampling_s
+    return (
+        f"At its peak it has {own.peak_pages:,} of {own.pages:,} pages in use; with {tight.pages:,} in all sampling "
+        f"takes {ratio:.2f} times as long, {tight.preemptions} questions are preempted"
+    )
+
+
+def show_search(search: Search) -> str:
+    """The tables of what was tried, the fastest first, and the keys to change."""
+
+    def fullest(found: Found) -> str:
+        return "" if found.fullest is None else f"{100 * found.fullest:.0f} %"
+
+    def row(found: Found) -> list[str]:
+        s, flat = found.step, search.flat_at(found)
+        assert s is not None
+        over = f"{s.responses_per_s / flat.responses_per_s:.2f}"
+        work = [f"{s.pages:,}", f"{s.sampling_s:.1f}", over, f"{100 * s.useful:.0f} %", f"{s.preemptions}"]
+        return [*(str(value) for value in found.changes.values()), *work, fullest(found)]
+
+    work = ["pages", "sampling s", "over 12 independent", "useful slots", "preempted", "of HBM"]
+    sizes = _table(["slots", "in flight (0: chosen)", *work], [row(f) for f in search.sizes])
+    shape = ["slots", "in flight", "rounds", "top_k", "lag"]
+    shapes = _table([*shape, *work], [row(f) for f in search.shapes])
+    flats = _table(
+        ["slots", "sampling s", "responses/s", "useful slots"],
+        [
+            [str(slots), f"{s.sampling_s:.1f}", f"{s.responses_per_s:.1f}", f"{100 * s.useful:.0f} %"]
+            for slots, s in sorted(search.flats.items())
+        ],
+    )
+    rows = [
+        [str(f.changes["train.rows_per_step"]), "-" if f.update_s is None else f"{f.update_s:.1f}", fullest(f)]
+        for f in search.updates
+    ]
+    updates = _table(["rows at a time", "update s", "of HBM"], rows)
+    flags = " ".join(f"--config.{key}={value}" for key, value in search.changes.items())
+    notes = ["Sizes of the sampler by time; those with a share of the HBM are compiled, the others estimated:", sizes]
+    notes += ["Trees of as many responses at the fastest size; each is another method:", shapes] * bool(search.shapes)
+    notes += ["12 independent responses on as many slots and pages:", flats]
+    notes += ["Rows of an update at a time:", updates, f"Fastest that fits: {flags or 'nothing that was tried'}"]
+    return "\n\n".join(notes)
 
 
 def _heading(check: Check) -> str:
@@ -154,8 +202,26 @@ def _goals(check: Check) -> str:
     return _table(["goal (at most)", "value", "goal", "met"], rows)
 
 
-def as_json(check: Check, steps: Sequence[Step] = ()) -> dict[str, Any]:
-    """The whole report as plain numbers: bytes, FLOPs, seconds. steps: those predicted."""
+def _step_as_json(step: Step) -> dict[str, Any]:
+    rates = {"responses_per_s": step.responses_per_s, "tokens_per_s_per_chip": step.tokens_per_s_per_chip}
+    return dataclasses.asdict(step) | rates
+
+
+def _search_as_json(search: Search) -> dict[str, Any]:
+    def plain(f: Found) -> dict[str, Any]:
+        own = {"changes": f.changes, "fullest": f.fullest, "update_s": f.update_s}
+        return own | {"step": f.step and _step_as_json(f.step)}
+
+    kinds = {"sizes": search.sizes, "updates": search.updates, "shapes": search.shapes}
+    found = {kind: [plain(f) for f in of_kind] for kind, of_kind in kinds.items()}
+    return found | {"flats": {n: _step_as_json(s) for n, s in search.flats.items()}, "changes": search.changes}
+
+
+def as_json(
+    check: Check, steps: Sequence[Step] = (), tight: Step | None = None, search: Search | None = None
+) -> dict[str, Any]:
+    """The whole report as plain numbers: bytes, FLOPs, seconds. steps: those predicted. tight: with half the pages.
+    search: what was searched."""
     work = dataclasses.asdict(check.work)
     del work["subtree_end"]
     programs = {}
@@ -185,11 +251,9 @@ def as_json(check: Check, steps: Sequence[Step] = ()) -> dict[str, Any]:
         "update": update_flops(check),
         "decode_step": decode_step(check),
         "capacity": capacity(check),
-        "steps": [
-            dataclasses.asdict(s)
-            | {"responses_per_s": s.responses_per_s, "tokens_per_s_per_chip": s.tokens_per_s_per_chip}
-            for s in steps
-        ],
+        "steps": [_step_as_json(step) for step in steps],
+        "half_the_pages": tight and _step_as_json(tight),
+        "search": search and _search_as_json(search),
         "pool_copies": [dict(zip(("program", "shape", "bytes", "calls"), c)) for c in pool_copies(check)],
         "advice": advice(check),
         "goals": goals(check),

@@ -73,9 +73,9 @@ def decode_price(check: Check) -> DecodePrice:
     )
 
 
-def can_price(check: Check) -> bool:
-    """Whether all programs of a step are compiled, and fit."""
-    reports = [check.reports.get(name) for name in (*PROGRAMS, *check.plan.log_probs_of)]
+def can_price(check: Check, names: Sequence[str] = ()) -> bool:
+    """Whether these programs, or all of a step, are compiled, and fit."""
+    reports = [check.reports.get(name) for name in names or (*PROGRAMS, *check.plan.log_probs_of)]
     return all(report is not None and report.program is not None for report in reports)
 
 
@@ -126,7 +126,8 @@ class Step:
     """A training step at best: seconds, and what the slots did.
 
     useful: share of the slots' steps that drew a token. in_flight: questions at once, at most, over all shards.
-    pages: of the pool, over all shards. unique_tokens: drawn.
+    pages: of the pool, over all shards; peak_pages: most of them in use at once. unique_tokens: drawn.
+    chain_s: that the longest question would take alone, as its rounds wait for one another; no schedule is faster.
     """
 
     name: str
@@ -138,6 +139,8 @@ class Step:
     preemptions: int
     in_flight: int
     pages: int
+    peak_pages: int
+    chain_s: float
     chips: int
 
     @property
@@ -182,8 +185,29 @@ def predict(
         preemptions=stats.preemptions,
         in_flight=min(questions, device.capacity.num_blocks * shards),
         pages=device.capacity.total_pages,
+        peak_pages=stats.peak_pages,
+        chain_s=max(chain(sampled, tree) for sampled in trees) * price.step(1, 0),
         chips=check.mesh.size,
     )
+
+
+def chain(sampled: SampledTree, tree: TreeOptions) -> int:
+    """Decode steps that a question takes with a slot for each of its responses: a round begins when those that it is
+    chosen from have ended, which with tree.lag are not the last ones."""
+    longest: dict[int, int] = {}
+    for response in sampled.responses:
+        longest[response.round] = max(longest.get(response.round, 0), len(response.tokens) - response.fork)
+    ended: list[int] = []
+    for round in sorted(longest):
+        known = ended[: max(1, len(ended) - tree.lag)]
+        ended.append(max(known, default=0) + longest[round])
+    return max(ended)
+
+
+def trees_of(check: Check, process: Process) -> list[SampledTree]:
+    """The trees of a step, which depend on no size of the sampler."""
+    tree, questions = TreeOptions.from_config(check.config), check.config.train.questions_per_step
+    return sample(None, process, check.options, tree, check.sampler.capacity.num_shards, questions)[0]
 
 
 def update_seconds(check: Check, trees: list[SampledTree]) -> float:
@@ -235,3 +259,13 @@ def step_of(
 def sampling_steps(check: Check, process: Process) -> list[Step]:
     """The same without the update, beside 12 independent responses alone."""
     return step_of(check, process, counts=(12,), update=False)
+
+
+def half_the_pages(check: Check, process: Process, own: Step) -> Step:
+    """The configuration's own step, `own`, with half of the pages that it had in use at its peak, so that questions are
+    preempted; at least as many as one question of each shard may need."""
+    capacity = check.sampler.capacity
+    shards = capacity.num_shards
+    pages = max(own.peak_pages // 2 // shards, capacity.least) * shards
+    tree, options = TreeOptions.from_config(check.config), dataclasses.replace(check.options, pages=pages)
+    return predict(check, process, tree, options, f"with {pages:,} pages", update=False)

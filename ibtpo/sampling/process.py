@@ -22,12 +22,13 @@ prefix's values and steps, and no schedule changes it.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from ibtpo.sampling.codec import Codec
 from ibtpo.sampling.interface import Question
+from ibtpo.tree import Response
 
 WRONG, TEXT, STEP, ANSWER, RIGHT = range(5)  # tokens; the first and the last end a response
 PIECES = [b"", b"x", b"\n\n", b"The answer is 5", b""]
@@ -157,6 +158,30 @@ class Plan:
     def prefix(self, units: int) -> list[State]:
         """The states that a fork behind the first `units` units shares."""
         return self.states[: units + 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay(Process):
+    """Draws what a sampler has drawn, token by token. recorded: its responses by question and index; stop_ids: the
+    tokens that ended them."""
+
+    unit_tokens: int = 1
+    recorded: Mapping[tuple[int, int], Response] = dataclasses.field(default_factory=dict)
+    stop_ids: Collection[int] = ()
+
+    def begin(self, question: int) -> "State":
+        return State(0, 0.0)
+
+    def respond(self, question: int, response: int, prefix: Sequence["State"]) -> "Plan":
+        r = self.recorded[question, response]
+        return Plan(r.tokens[r.fork :], r.log_probs[r.fork :], [State(0, 0.0)] * (len(r.tokens) + 1), r.fork)
+
+    def draw(self, plan: "Plan") -> tuple[np.ndarray, np.ndarray]:
+        return plan.kinds, plan.log_probs
+
+    def length(self, plan: "Plan") -> int:
+        ended = int(plan.kinds[-1]) in self.stop_ids
+        return plan.first + len(plan.kinds) if ended else 2**30
 
 
 def grade(question: Question, tokens: np.ndarray) -> float:

@@ -15,33 +15,13 @@ from ibtpo.sampling.chunks import Chunks
 from ibtpo.sampling.engine import Run
 from ibtpo.sampling.grades import Grades
 from ibtpo.sampling.growth import Growth
-from ibtpo.sampling.process import Plan, Process, State, grade
+from ibtpo.sampling.process import Process, Replay, grade
 from ibtpo.sampling.programs import DecoderDevice
 from ibtpo.sampling.simulated import SimulatedDevice
 from ibtpo.sampling.strategies import STRATEGIES
 from tests.sampling.recording import recording
 from tests.sampling.test_sampler import CODEC, MODEL, OPTIONS, STOP, TREE, policy, questions  # noqa: F401
 from tests.sampling.test_sampler import grade as grade_of_model
-
-
-@dataclasses.dataclass(frozen=True)
-class Replay(Process):
-    """Draws what a model has drawn: responses by question and index."""
-
-    responses: dict = dataclasses.field(default_factory=dict)
-
-    def begin(self, question):
-        return State(0, 0.0)
-
-    def respond(self, question, response, prefix):
-        r = self.responses[question, response]
-        return Plan(r.tokens[r.fork :], r.log_probs[r.fork :], [State(0, 0.0)] * (len(r.tokens) + 1), r.fork)
-
-    def draw(self, plan):
-        return plan.kinds, plan.log_probs
-
-    def length(self, plan):
-        return plan.first + len(plan.kinds) if plan.kinds[-1] == STOP else 10**6
 
 
 @pytest.mark.parametrize("few_pages", [False, True])
@@ -59,7 +39,8 @@ def test_step_by_step_it_does_what_the_real_device_does(policy, questions, monke
     trees, stats = sampler(policy[1], questions, grade_of_model, key=key, sampling=SamplingParams())
     assert (stats.preemptions > 0) == few_pages
 
-    replay = Replay(unit_tokens=1, responses={(t.question.id, r.index): r for t in trees for r in t.responses})
+    recorded = {(t.question.id, r.index): r for t in trees for r in t.responses}
+    replay = Replay(recorded=recorded, stop_ids=[STOP])
     growth = Growth(tree, CODEC, [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()])
     grades = Grades(grade_of_model, deterministic=True)
     device = simulated(sampler.capacity, replay)
