@@ -260,8 +260,8 @@ def test_a_run_compiles_its_programs_before_its_first_update(tiny_config):
     """Those of the update, of its sampler and of the evaluation's; also where two kinds of log-probabilities are asked
     for, in another type than the parameters'."""
     config = tiny_config(
-        method="gspo", loss__kl=0.001, train__minibatches=2, loss__importance_cap=2.0, model__dtype="bfloat16",
-        eval__every=1, sampling__pages=30,
+        loss__kl=0.001, train__minibatches=2, loss__importance_cap=2.0, model__dtype="bfloat16", eval__every=1,
+        sampling__pages=40,
     )  # fmt: skip
     trainer = Trainer(config)
     with trainer.grader:

@@ -18,6 +18,9 @@ CHANGES = {
     "log.tensorboard": True,
 }
 _COMPILED = "Finished XLA compilation"
+_STARTED = "\ncompiling "  # the line of the run that says what it has compiled at its start
+# What takes long to compile. Small programs of the first update, evaluation and checkpoint come when they are called.
+_PROGRAMS = ("update", "log_probs", "prefill", "decode_chunk", "recompute", "start", "release", "serving", "_empty_state")
 
 
 def look(process: Process, workdir: pathlib.Path) -> dict[str, float]:
@@ -34,6 +37,14 @@ def look(process: Process, workdir: pathlib.Path) -> dict[str, float]:
         "files": len(files),
         "compilations": process.output().count(_COMPILED),
     }
+
+
+def compiled_late(output: str) -> int:
+    """The run's programs that were compiled after its start."""
+    _, started, later = output.partition(_STARTED)
+    if not started:
+        raise RuntimeError("the run said nothing of what it compiled at its start")
+    return sum(later.count(f"{_COMPILED} of jit({name})") for name in _PROGRAMS)
 
 
 def watch(process: Process, workdir: pathlib.Path, every: int) -> list[dict[str, float]]:
@@ -78,6 +89,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> dict:
     goals = [
         make_goal("updates", steps, 120 if quick else 2000, at_least=True),
         make_goal("memory, later half / earlier half", growth("mib"), 1.02, at_least=False),
+        make_goal("programs compiled after the start", compiled_late(ended.output), 0, at_least=False),
         make_goal("compilations after the warm-up", later("compilations"), 0, at_least=False),
         make_goal("files more after the warm-up", later("files"), 40, at_least=False),
         # A save under way has files open.
