@@ -1,6 +1,7 @@
 """One long run of a minimal model: memory, compilations, files, threads."""
 
 import pathlib
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -18,9 +19,9 @@ CHANGES = {
     "log.tensorboard": True,
 }
 _COMPILED = "Finished XLA compilation"
-_STARTED = "\ncompiling "  # the line of the run that says what it has compiled at its start
+_STARTED = re.compile(r"^compiling \d+ programs? \(", re.MULTILINE)  # the run says what it has compiled at its start
 # What takes long to compile. Small programs of the first update, evaluation and checkpoint come when they are called.
-_PROGRAMS = ("update", "log_probs", "prefill", "decode_chunk", "recompute", "start", "release", "serving", "_empty_state")
+_PROGRAMS = ("update", "log_probs", "prefill", "decode_chunk", "recompute", "start", "release", "serving")
 
 
 def look(process: Process, workdir: pathlib.Path) -> dict[str, float]:
@@ -41,9 +42,10 @@ def look(process: Process, workdir: pathlib.Path) -> dict[str, float]:
 
 def compiled_late(output: str) -> int:
     """The run's programs that were compiled after its start."""
-    _, started, later = output.partition(_STARTED)
-    if not started:
+    started = _STARTED.search(output)
+    if started is None:
         raise RuntimeError("the run said nothing of what it compiled at its start")
+    later = output[started.end() :]
     return sum(later.count(f"{_COMPILED} of jit({name})") for name in _PROGRAMS)
 
 
