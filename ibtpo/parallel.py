@@ -254,12 +254,10 @@ def serving(params: Any, dtype: Any) -> Any:
 def gather(x: nnx.Variable, dtype: Any = None) -> jax.Array:
     """The value of a parameter, cast to `dtype`, in the layout it is used in (`SERVING_RULES`); inside jit.
 
-    Within the scan over layers a parameter has lost its leading axis, and its name with it. Cast first: what crosses
-    the interconnect is then as small as it gets.
+    Cast first: what crosses the interconnect is then as small as it gets.
     """
-    value, names = x.get_value(), _names(x)
-    value = value if dtype is None else value.astype(dtype)
-    return constrain(value, *names[len(names) - value.ndim :], rules=SERVING_RULES)
+    value = x.get_value() if dtype is None else x.get_value().astype(dtype)
+    return constrain(value, *_names(x), rules=SERVING_RULES)
 
 
 def per_shard(fn: Callable, in_names: tuple, out_names: Any) -> Callable:
@@ -350,4 +348,6 @@ def _is_names(x: Any) -> bool:
 
 
 def _names(x: nnx.Variable) -> tuple[str | None, ...]:
-    return x.get_metadata().get("axes") or (None,) * x.get_value().ndim
+    """Of its axes. One layer's part of a parameter has lost the leading axis, and its name with it."""
+    names, ndim = x.get_metadata().get("axes"), x.get_value().ndim
+    return (None,) * ndim if names is None else names[len(names) - ndim :]

@@ -5,18 +5,20 @@ policy's own, or of both. Each is compiled once for each of `row_lengths`, which
 a buffer of `num_rows`, the most there can be, and how many of them are used is known to the program at run time only.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import optax
 from flax import nnx
+from jax import numpy as jnp
 
+from ibtpo import parallel
 from ibtpo.choices import TOKEN_ADVANTAGES
-from ibtpo.losses import LossOptions, Metrics
+from ibtpo.losses import LossOptions
 from ibtpo.optimizer import make_optimizer
 from ibtpo.packing import TokenBatch, row_length
+from ibtpo.precompiled import Precompiled, Program
 from ibtpo.sampling.strategies import TreeOptions, most_responses
 from ibtpo.state import TrainState, create_state, make_log_probs, make_update
 
@@ -84,6 +86,18 @@ class RunPlan:
         """B of the rows: the most that a step's trees can need, whole or in pieces."""
         return -(-self.num_trees * self.pieces_per_tree // self.rows_per_step) * self.rows_per_step
 
+    def abstract_batch(self, row_tokens: int, mesh: jax.sharding.Mesh, *, filled: bool = False) -> TokenBatch:
+        """The rows of one update, of `row_tokens` tokens, as they lie on the devices; `filled`: with the
+        log-probabilities that the plan asks for."""
+        shape = (self.num_rows, row_tokens)
+        sharding = jax.NamedSharding(mesh, parallel.partition_spec(("rows", None), shape, mesh))
+        integers, floats = (jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for kind in (jnp.int32, jnp.float32))
+        fields: dict[str, Any] = dict.fromkeys(("tokens", "positions", "subtree_end", "parent_token"), integers)
+        fields |= dict.fromkeys(("log_probs", "positive", "negative", "weight"), floats)
+        fields["ref_log_probs"] = floats if filled and self.keep_reference else None
+        fields["old_log_probs"] = floats if filled and self.needs_old_log_probs else None
+        return TokenBatch(**fields)
+
     @property
     def log_probs_of(self) -> tuple[str, ...]:
         """Whose log-probabilities are asked for: "reference", "policy", or both; a program each, where their types
@@ -100,8 +114,20 @@ class Programs:
     `state.make_log_probs`.
     """
 
-    update: Callable[[TrainState, TokenBatch], tuple[TrainState, Metrics]]
-    log_probs: Callable[[nnx.State, TokenBatch], jax.Array]
+    update: Precompiled
+    log_probs: Precompiled
+
+    def ahead(self, plan: RunPlan, state: TrainState, mesh: jax.sharding.Mesh) -> list[Program]:
+        """All that a run of the plan can call with such a state, for `precompiled.compile_all`, the longest to compile
+        first. Which lengths of rows the trees will need is not known before, so it is all of them."""
+        whose = {"reference": state.ref_params, "policy": state.params}
+        lengths = plan.row_lengths[::-1]
+        updates = [self.update.program(state, plan.abstract_batch(n, mesh, filled=True)) for n in lengths]
+        return updates + [
+            self.log_probs.program(whose[name], plan.abstract_batch(n, mesh))
+            for n in lengths
+            for name in plan.log_probs_of
+        ]
 
 
 def run_optimizer(config: Any, plan: RunPlan) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -137,4 +163,11 @@ def make_programs(
         state_shardings=state_shardings,
         **forward,
     )
-    return Programs(update, make_log_probs(graphdef, **forward))
+    return Programs(
+        update=Precompiled(update, key=lambda state, batch: batch.tokens.shape),
+        # The reference's parameters may have another type than the policy's.
+        log_probs=Precompiled(
+            make_log_probs(graphdef, **forward),
+            key=lambda params, batch: (batch.tokens.shape, jax.tree.leaves(params)[0].dtype),
+        ),
+    )

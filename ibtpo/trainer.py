@@ -17,13 +17,14 @@ from ibtpo.advantages import AdvantageOptions, at_tokens, by_token, compute_adva
 from ibtpo.choices import TOKEN_ADVANTAGES
 from ibtpo.data.datasets import load_training
 from ibtpo.data.iterator import ProblemIterator
-from ibtpo.data.problems import Problem, load_problems
+from ibtpo.data.problems import Problem, lengths_to_prefill, load_problems
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
 from ibtpo.fingerprints import check_same, fingerprints
 from ibtpo.interruption import GivenUp, Interruption
 from ibtpo.metrics.step import Sampled, Update, step_metrics
 from ibtpo.packing import Layout, TokenBatch, fill, moved, place_weights, plan, unpack
 from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
+from ibtpo.precompiled import Program
 from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer
 from ibtpo.sampling import SamplerStats
 from ibtpo.sampling.logits import SamplingParams
@@ -82,6 +83,17 @@ class Trainer:
         self.advantage_options = AdvantageOptions.from_config(config)
         self.position = Position(data=self.batches.state())
         self.skipped = SkippedUpdates()
+
+    def programs_ahead(self, *, updates: bool) -> dict[str, list[Program]]:
+        """What the run will call, for `precompiled.compile_all`. updates: whether any are left."""
+        groups: dict[str, list[Program]] = {}
+        if updates:
+            # First what takes longest.
+            groups["update"] = self.programs.ahead(self.plan, self.state, self.mesh)
+            groups["sampler"] = self.sampler.ahead(self.state.params, lengths_to_prefill(self.problems))
+        if self.held_out:
+            groups["evaluation"] = self.eval_sampler.ahead(self.state.params, lengths_to_prefill(self.held_out))
+        return groups
 
     # The algorithm.
 

@@ -15,6 +15,7 @@ from ibtpo import interruption as interruption_lib
 from ibtpo import metrics as metrics_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.interruption import GivenUp, Interruption
+from ibtpo.precompiled import compile_all
 from ibtpo.trainer import Trainer
 from ibtpo.workdir_lock import locked
 
@@ -73,6 +74,7 @@ def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
         )
         sampler = trainer.sampler
         print(sizing.describe(sampler.options, sampler.capacity, config, trainer.policy.model), flush=True)
+        print(compile_all(trainer.programs_ahead(updates=first < total)), flush=True)
         resume_step = first if resumed else -1
         with (
             metrics_lib.MetricWriter(

@@ -1,6 +1,7 @@
 """Run by test_parallel.py in a process with eight CPU devices: every mesh that divides the model updates as one device
 does, and three meshes that differ most sample as one does. Prints one line per mesh."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -13,11 +14,14 @@ from ibtpo.losses import LossOptions
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
 from ibtpo.packing import fill, plan
-from ibtpo.parallel import MESH_AXES, make_mesh, shard_batch, shard_params, shardings
+from ibtpo.parallel import MESH_AXES, make_mesh, num_row_shards, shard_batch, shard_params, shardings
+from ibtpo.precompiled import compile_all
 from ibtpo.sampling import Codec, Question, SamplerOptions, SamplingParams, TreeOptions, TreeSampler
+from ibtpo.sampling.capacity import worst_case_pages
 from ibtpo.state import create_state, make_update
 from ibtpo.token_weights import token_weights
 from ibtpo.tree import Response, build_tree, stack_trees
+from tests.compilations import compilations
 
 VOCAB = 16
 MODEL = ModelConfig(
@@ -77,8 +81,9 @@ def update(graphdef, params, batch, mesh):
     return (state, *apply(state, batch))
 
 
-def sample(graphdef, params, slots):
-    """The trees of nine questions and what they cost."""
+def sample(graphdef, params, slots, *, ahead=False):
+    """The trees of nine questions and what they cost. ahead: of a pool that is sure to hold but one question of each
+    shard, with every program compiled before the call, which compiles nothing then."""
     options = SamplerOptions(slots=slots, pages=0, page_size=4, chunk=4, max_prompt_tokens=8, questions_in_flight=16)
     tree_options = TreeOptions(
         strategy="ib",
@@ -90,6 +95,9 @@ def sample(graphdef, params, slots):
         max_new_tokens=10,
         segment_tokens=5,
     )
+    if ahead:
+        pages = worst_case_pages(options, tree_options) * num_row_shards()
+        options = dataclasses.replace(options, pages=pages)
     sampler = TreeSampler(
         graphdef,
         MODEL,
@@ -101,13 +109,20 @@ def sample(graphdef, params, slots):
     questions = [Question(id=i, tokens=rng.integers(2, VOCAB, rng.integers(1, 8)).tolist()) for i in range(9)]
     # Random weights are nearly uniform over tokens.
     sharp = jax.jit(lambda params: jax.tree.map(lambda p: p * 3, params))(params)
-    return sampler(
-        sharp,
-        questions,
-        lambda question, tokens: float(int(np.sum(tokens)) % 3 == 0),
-        key=jax.random.key(7),
-        sampling=SamplingParams(temperature=0.9, top_k=9, top_p=0.95),
-    )
+    key = jax.random.key(7)
+    jax.random.key_data(key)  # no program of the sampler's
+    if ahead:
+        compile_all({"sampler": sampler.ahead(sharp, {len(question.tokens) for question in questions})})
+    with compilations() as found:
+        result = sampler(
+            sharp,
+            questions,
+            lambda question, tokens: float(int(np.sum(tokens)) % 3 == 0),
+            key=key,
+            sampling=SamplingParams(temperature=0.9, top_k=9, top_p=0.95),
+        )
+    assert not (ahead and found), found
+    return result
 
 
 def main():
@@ -144,7 +159,7 @@ def main():
         mesh = make_mesh(ConfigDict(dict(zip(MESH_AXES, sizes))))
         with jax.set_mesh(mesh):
             # Two slots for each shard: two programs, of both or of one, instead of as many as there may be.
-            trees, stats = sample(graphdef, shard_params(params, mesh), slots=2 * sizes[0] * sizes[1])
+            trees, stats = sample(graphdef, shard_params(params, mesh), slots=2 * sizes[0] * sizes[1], ahead=True)
         for found, wanted in zip(trees, expected_trees, strict=True):
             for a, b in zip(found.responses, wanted.responses, strict=True):
                 assert (a.tokens.tolist(), a.parent, a.fork, a.finish) == (
@@ -155,6 +170,8 @@ def main():
                 )
                 np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
         assert stats.generated_tokens == expected_stats.generated_tokens and stats.pages_left == 0
+        # With nine questions on one shard.
+        assert stats.preemptions > 0 or sizes != (1, 1, 8)
         print(f"mesh {sizes}: same responses", flush=True)
 
 

@@ -243,6 +243,15 @@ def test_scalars_of_numpy_are_accepted(tmp_path):
     assert reduce({"x": (np.float32(1), np.float32(4))}) == {"x": 0.25}
 
 
+@pytest.mark.parametrize("seconds, lines", [(0, ["compiling 1/3", "compiling 2/3"]), (3600, [])])
+def test_a_brief_loop_leaves_nothing_behind(seconds, lines):
+    stream = io.StringIO()
+    with Progress(3, description="compiling", stream=stream, line_seconds=seconds, brief=True) as progress:
+        for step in (1, 2, 3):
+            progress.update(step)
+    assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == lines
+
+
 def test_lines_are_rate_limited_and_the_last_is_always_there():
     stream = io.StringIO()
     with Progress(1000, description="train", stream=stream, line_seconds=3600) as progress:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -12,9 +13,11 @@ from ibtpo import config as config_lib
 from ibtpo import train as train_lib
 from ibtpo import trainer as trainer_lib
 from ibtpo.advantages import group_is_uniform
+from ibtpo.precompiled import compile_all
 from ibtpo.token_weights import kept_tokens
 from ibtpo.trainer import Trainer
 from ibtpo.tree import stack_trees
+from tests.compilations import compilations
 
 
 def rows(workdir):
@@ -248,9 +251,33 @@ def test_thirty_updates_of_changing_sizes_compile_two_programs_once_each(tiny_co
         for _ in range(30):
             trainer.update()
     assert len({len({piece.row for piece in layout.pieces}) for layout in layouts}) > 1
-    assert trainer.programs.update._cache_size() == 1
+    assert trainer.programs.update.jitted._cache_size() == 1
     # The reference and the policy have parameters of the same type here.
-    assert trainer.programs.log_probs._cache_size() == 1
+    assert trainer.programs.log_probs.jitted._cache_size() == 1
+
+
+def test_a_run_compiles_its_programs_before_its_first_update(tiny_config):
+    """Those of the update, of its sampler and of the evaluation's; also where two kinds of log-probabilities are asked
+    for, in another type than the parameters'."""
+    config = tiny_config(
+        loss__kl=0.001, train__minibatches=2, loss__importance_cap=2.0, model__dtype="bfloat16", eval__every=1,
+        sampling__pages=40,
+    )  # fmt: skip
+    trainer = Trainer(config)
+    with trainer.grader:
+        with compilations() as found:
+            line = compile_all(trainer.programs_ahead(updates=True))
+        count = int(re.search(r"compiling (\d+) programs \(update 3, sampler \d+, evaluation \d+\): \d+ s", line)[1])
+        ours = set(found)
+        assert len(found) == count and {"update", "log_probs", "prefill", "decode_chunk", "recompute"} <= ours
+        with compilations() as first:
+            trainer.update()
+            trainer.evaluate()
+        assert not ours & set(first)
+        with compilations() as later:
+            trainer.update()
+            trainer.evaluate()
+        assert later == []
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_before_its_arrays_are_read(tiny_config, tmp_path):

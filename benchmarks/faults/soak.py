@@ -1,6 +1,7 @@
 """One long run of a minimal model: memory, compilations, files, threads."""
 
 import pathlib
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,9 @@ CHANGES = {
     "log.tensorboard": True,
 }
 _COMPILED = "Finished XLA compilation"
+_STARTED = re.compile(r"^compiling \d+ programs? \(", re.MULTILINE)  # the run says what it has compiled at its start
+# What takes long to compile. Small programs of the first update, evaluation and checkpoint come when they are called.
+_PROGRAMS = ("update", "log_probs", "prefill", "decode_chunk", "recompute", "start", "release", "serving")
 
 
 def look(process: Process, workdir: pathlib.Path) -> dict[str, float]:
@@ -34,6 +38,15 @@ def look(process: Process, workdir: pathlib.Path) -> dict[str, float]:
         "files": len(files),
         "compilations": process.output().count(_COMPILED),
     }
+
+
+def compiled_late(output: str) -> int:
+    """The run's programs that were compiled after its start."""
+    started = _STARTED.search(output)
+    if started is None:
+        raise RuntimeError("the run said nothing of what it compiled at its start")
+    later = output[started.end() :]
+    return sum(later.count(f"{_COMPILED} of jit({name})") for name in _PROGRAMS)
 
 
 def watch(process: Process, workdir: pathlib.Path, every: int) -> list[dict[str, float]]:
@@ -78,6 +91,7 @@ def run(*, quick: bool, say: Callable[[str], None]) -> dict:
     goals = [
         make_goal("updates", steps, 120 if quick else 2000, at_least=True),
         make_goal("memory, later half / earlier half", growth("mib"), 1.02, at_least=False),
+        make_goal("programs compiled after the start", compiled_late(ended.output), 0, at_least=False),
         make_goal("compilations after the warm-up", later("compilations"), 0, at_least=False),
         make_goal("files more after the warm-up", later("files"), 40, at_least=False),
         # A save under way has files open.

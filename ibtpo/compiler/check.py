@@ -23,6 +23,7 @@ from ibtpo.kernels.page_heads import page_heads
 from ibtpo.kernels.paged_attention import paged_attention_cost
 from ibtpo.models import hf
 from ibtpo.packing import TokenBatch
+from ibtpo.precompiled import abstract
 from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer
 from ibtpo.sampling import Codec, TreeOptions, TreeSampler
 from ibtpo.sampling.pages import POOL_AXES
@@ -89,11 +90,6 @@ def _itemsize(dtype: Any) -> int:
     return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
-def abstract(tree: Any, shardings: Any) -> Any:
-    """The arrays of a tree as shapes with shardings."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-
 class Check:
     """The programs of one configuration on one mesh of described devices."""
 
@@ -135,18 +131,9 @@ class Check:
             )
         self.reports: dict[str, Report] = {}
 
-    # Inputs.
-
     def batch(self, filled: bool = False) -> TokenBatch:
-        """The rows of one update; `filled`: with the log-probabilities that the plan asks for."""
-        shape = (self.plan.num_rows, self.work.row_tokens)
-        sharding = jax.NamedSharding(self.mesh, parallel.partition_spec(("rows", None), shape, self.mesh))
-        integers, floats = (jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for kind in (jnp.int32, jnp.float32))
-        fields: dict[str, Any] = dict.fromkeys(("tokens", "positions", "subtree_end", "parent_token"), integers)
-        fields |= dict.fromkeys(("log_probs", "positive", "negative", "weight"), floats)
-        fields["ref_log_probs"] = floats if filled and self.plan.keep_reference else None
-        fields["old_log_probs"] = floats if filled and self.plan.needs_old_log_probs else None
-        return TokenBatch(**fields)
+        """The rows of one update, see `RunPlan.abstract_batch`."""
+        return self.plan.abstract_batch(self.work.row_tokens, self.mesh, filled=filled)
 
     def lowered(self) -> dict[str, Lowering]:
         """The programs by name, in the order in which a step runs them."""

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Problem:
     the files before), whatever else is dropped, so random draws keyed on it survive a change of `data.limit`.
 
     answer: the reference, a text whose form `kind` says. kind: reward kind (`ibtpo.rewards.REWARDS`), "" is the
-    config's `reward.kind`. prompt: template with {question}, "" is the config's `data.prompt`.
+    config's `reward.kind`. prompt: template with {question}, "" is the config's `data.prompt`. prompt_tokens: of the
+    prompt, a stop token at its end included; 0 where nobody has counted them.
     """
 
     id: int
@@ -45,6 +46,7 @@ class Problem:
     answer: str
     kind: str = ""
     prompt: str = ""
+    prompt_tokens: int = field(default=0, compare=False)
 
 
 class _TooLong(BadRecord):
@@ -139,6 +141,13 @@ def format_prompt(problem: Problem, data_config, tokenizer, stop_ids: Collection
 def prompt_lengths(problems: Sequence[Problem], data_config, tokenizer) -> list[int]:
     """Tokens of the problems' prompts, as `format_prompt` makes them, whatever `data.max_prompt_tokens` says."""
     return [len(tokens) for tokens in _encode(problems, data_config, tokenizer)]
+
+
+def lengths_to_prefill(problems: Sequence[Problem]) -> set[int]:
+    """The lengths that prompts of these problems can have; empty where one's tokens have not been counted."""
+    counted = {problem.prompt_tokens for problem in problems}
+    # `format_prompt` leaves out a stop token at the end, which may be one that only it knows of.
+    return set() if 0 in counted else counted | {tokens - 1 for tokens in counted if tokens > 1}
 
 
 def check_chat_template(data_config, tokenizer) -> None:
@@ -302,4 +311,6 @@ def _check_lengths(
                     record = _TooLong(tokens, allowed)
                 elif not tokens:
                     record = BadRecord("empty prompt")
+                else:
+                    record = replace(record, prompt_tokens=tokens)
             yield index, record

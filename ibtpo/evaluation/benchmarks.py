@@ -1,5 +1,6 @@
 """The problems that are evaluated: loaded, measured and tried before anything is sampled."""
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ def load_benchmarks(config, tokenizer) -> dict[str, list[Problem]]:
                 f"benchmark {name}: {too_long.sum():,} of {len(lengths):,} prompts are longer than "
                 f"data.max_prompt_tokens={data.max_prompt_tokens}: set it to {lengths.max()} or more"
             )
+        found[name] = [dataclasses.replace(p, prompt_tokens=n) for p, n in zip(found[name], lengths.tolist())]
     if not found:
         found[source_name(data.source)] = load_problems(data, data.eval_split, tokenizer)[:count]
     return found

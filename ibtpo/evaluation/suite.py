@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from ibtpo import __version__, hosts
 from ibtpo import config as config_lib
 from ibtpo.compilation_cache import enable_compilation_cache
-from ibtpo.data.problems import Problem
+from ibtpo.data.problems import Problem, lengths_to_prefill
 from ibtpo.errors import UserError
 from ibtpo.evaluation import files, page, tables
 from ibtpo.evaluation.benchmarks import check_grading, load_benchmarks
@@ -22,6 +22,7 @@ from ibtpo.evaluation.run import evaluate, make_eval_sampler
 from ibtpo.interruption import Interruption
 from ibtpo.metrics import Progress
 from ibtpo.policy import Policy, make_grader
+from ibtpo.precompiled import compile_all
 from ibtpo.report import summary_table
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling import SampledTree, TreeSampler
@@ -69,13 +70,18 @@ def evaluate_benchmarks(
     """Evaluates one benchmark after the other; each is written to `folder` and printed as soon as it is done, and one
     that is there already is read instead. checkpoint: from `identify`."""
     first_host = jax.process_index() == 0
-    summaries, metrics = {}, {}
+    summaries, metrics, compiled = {}, {}, False
     for number, (name, problems) in enumerate(benchmarks.items(), 1):
         stream = name if config.eval.benchmarks else ""
         wanted = origin(config, checkpoint, stream, problems)
         evaluation = read_finished(folder / name, wanted) if first_host else None
         finished = _agreed(evaluation is not None)
         if not finished:
+            if not compiled:
+                left = [problem for some in list(benchmarks.values())[number - 1 :] for problem in some]
+                programs = sampler.ahead(policy.params, lengths_to_prefill(left))
+                print(compile_all({"sampler": programs}), flush=True)
+                compiled = True
             description = name if len(benchmarks) == 1 else f"{name} ({number} of {len(benchmarks)})"
             evaluation = _with_progress(description, policy, problems, sampler, grader, config, stream=stream)
         if evaluation is None or not first_host:

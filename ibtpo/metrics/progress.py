@@ -20,6 +20,8 @@ class Progress:
       description: what the loop does, in a word or two.
       stream: default standard error.
       line_seconds: least time between two plain lines.
+      brief: of a loop that is over soon, nothing is left: the bar goes away, and there are plain lines only after
+        `line_seconds` and none of the last step.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class Progress:
         *,
         stream: TextIO | None = None,
         line_seconds: float = 10.0,
+        brief: bool = False,
     ):
         self._stream = stream or sys.stderr
         self._total, self._initial, self._step = total, initial, initial
         self._description, self._line_seconds = description, line_seconds
-        self._start, self._last_line = time.monotonic(), -math.inf
+        self._start, self._brief = time.monotonic(), brief
+        self._last_line = self._start if brief else -math.inf
         self._bar = None
         if self._stream.isatty():
             import tqdm
@@ -46,6 +50,7 @@ class Progress:
                 initial=initial,
                 desc=description or None,
                 file=self._stream,
+                leave=not brief,
                 dynamic_ncols=known,
                 ncols=None if known else 80,
                 nrows=None if known else 24,
@@ -61,7 +66,8 @@ class Progress:
             return
         self._step = step
         now = time.monotonic()
-        if now - self._last_line >= self._line_seconds or step >= self._total:
+        due, last = now - self._last_line >= self._line_seconds, step >= self._total
+        if (due and not last) if self._brief else (due or last):
             self._last_line = now
             done = step - self._initial
             left = _clock((now - self._start) / done * (self._total - step)) if done > 0 else "?"

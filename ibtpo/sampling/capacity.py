@@ -79,6 +79,11 @@ class Capacity:
         return self.num_pages * self.num_shards
 
     @property
+    def can_preempt(self) -> bool:
+        """Whether the questions in flight can ever need more pages than there are."""
+        return 1 < self.num_blocks and self.num_pages < self.num_blocks * self.least
+
+    @property
     def block_rows(self) -> int:
         """Rows of the page table that a question owns: its prompt's, and one for each response."""
         return 1 + self.group_size

@@ -7,7 +7,7 @@ within a shard, and arguments for all shards are lists with an entry for each.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -116,7 +116,7 @@ def prefill_batches(prompts: Sequence[Sequence[Prompt]]) -> Iterator[tuple[int, 
     their place in the batch)."""
     waiting = [list(of_shard) for of_shard in prompts]
     while any(waiting):
-        per_shard = max(1, PREFILL_BATCH // len(waiting)) if max(map(len, waiting)) > 1 else 1
+        per_shard = _most_per_shard(len(waiting)) if max(map(len, waiting)) > 1 else 1
         batch: dict[int, Prompt] = {}
         for shard, of_shard in enumerate(waiting):
             batch |= {shard * per_shard + i: prompt for i, prompt in enumerate(of_shard[:per_shard])}
@@ -130,6 +130,17 @@ def prefill_width(num_tokens: int) -> int:
     while width < num_tokens:
         width *= 2
     return width
+
+
+def prefill_sizes(lengths: Iterable[int], num_shards: int, at_once: int) -> list[tuple[int, int]]:
+    """Every (width in tokens, prompts of a shard) of `prefill_batches`, ascending, for prompts of these lengths, of
+    which at most `at_once` enter a shard together."""
+    batches = {1, _most_per_shard(num_shards) if at_once > 1 else 1}
+    return [(width, batch) for width in sorted(set(map(prefill_width, lengths))) for batch in sorted(batches)]
+
+
+def _most_per_shard(num_shards: int) -> int:
+    return max(1, PREFILL_BATCH // num_shards)
 
 
 def chunk_widths(num_slots: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,18 +12,18 @@ from flax import nnx
 from ibtpo import parallel
 from ibtpo.kernels.page_heads import page_heads
 from ibtpo.models.config import ModelConfig
+from ibtpo.precompiled import Precompiled, Program, abstract
 from ibtpo.sampling import pages as paging
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.decode import decode_chunk, prefill, recompute, release, start
 from ibtpo.sampling.device import (
-    PREFILL_BATCH,
     RELEASE_BATCH,
     Chunk,
     Prompt,
     Start,
     chunk_widths,
     prefill_batches,
-    prefill_width,
+    prefill_sizes,
 )
 from ibtpo.sampling.logits import SamplingParams
 from ibtpo.sampling.slots import STATE_AXES, SamplerState, Starts, make_queue, make_slots
@@ -31,8 +31,12 @@ from ibtpo.sampling.slots import STATE_AXES, SamplerState, Starts, make_queue, m
 # Compiled once per shape, whichever sampler asks. Donated: the pool is updated in place, never copied.
 _start = jax.jit(start, donate_argnums=0)
 _release = jax.jit(release, donate_argnums=0)
-_serving = jax.jit(parallel.serving, static_argnums=1)
-_unstack = jax.jit(lambda graphdef, params: nnx.merge(graphdef, params).unstack(), static_argnums=0)
+_serving = jax.jit(parallel.serving, static_argnames="dtype")
+_unstack = jax.jit(
+    lambda graphdef, params, dtype: parallel.serving(nnx.merge(graphdef, params).unstack(), dtype),
+    static_argnums=0,
+    static_argnames="dtype",
+)
 _pages_in_use = jax.jit(lambda pool: parallel.replicate(paging.pages_in_use(pool)))
 
 
@@ -74,10 +78,15 @@ class Programs:
     def __init__(self, graphdef: nnx.GraphDef, model: ModelConfig, capacity: Capacity, stops: np.ndarray, dtype: Any):
         self.graphdef, self.model, self.capacity, self.stops, self.dtype = graphdef, model, capacity, stops, dtype
         self.compiled = _compiled(parallel.platform(), parallel.share_cores())
-        self.initial_state = jax.jit(self._empty_state)
         # A chunk is run by the fewest of these slots that hold its sequences.
         shards = capacity.num_shards
         self.widths = [width * shards for width in chunk_widths(capacity.num_slots)]
+        self.initial_state = Precompiled(jax.jit(self._empty_state))
+        self.prefill = Precompiled(self.compiled.prefill, graphdef, key=lambda params, pool, tokens, *_: tokens.shape)
+        self.decode_chunk = Precompiled(self.compiled.decode_chunk, graphdef, key=lambda *_, chunk, slots: slots)
+        self.recompute = Precompiled(self.compiled.recompute, graphdef)
+        self.start, self.release, self.pages_in_use = map(Precompiled, (_start, _release, _pages_in_use))
+        self._serve, self._unstack = Precompiled(_serving), Precompiled(_unstack, graphdef)
 
     def _empty_state(self) -> SamplerState:
         model, capacity, shards = self.model, self.capacity, self.capacity.num_shards
@@ -101,66 +110,57 @@ class Programs:
     def serve(self, params: Any) -> Any:
         """The parameters as the programs below read them: in the type of the computation and, under a mesh, in the
         serving layout (`parallel.SERVING_RULES`), made on the devices. A copy, unless both are so already."""
-        leaves = jax.tree.leaves(params)
-        if parallel.current_mesh() is None and all(x.dtype == self.dtype for x in leaves):
-            return params
-        return _serving(params, self.dtype)
+        return self._serve(params, dtype=self.dtype) if self._copies(params) else params
+
+    def _copies(self, params: Any) -> bool:
+        return parallel.current_mesh() is not None or any(x.dtype != self.dtype for x in jax.tree.leaves(params))
 
     def layers(self, params: Any) -> list[nnx.State] | None:
         """The layers one by one, for a whole call: a scan on a CPU or GPU would copy each one's weights in every step.
         None on TPUs, whose scans do not."""
-        return None if parallel.platform() == "tpu" else _unstack(self.graphdef, params)
+        return None if parallel.platform() == "tpu" else self._unstack(params, dtype=self.dtype)
+
+    def ahead(self, params: Any, prompt_tokens: Collection[int] = ()) -> list[Program]:
+        """Every program that a call can run, the longest to compile first, and none that no call can.
+
+        params: as the calls get them; abstract ones will do. prompt_tokens: lengths of the prompts there will be;
+        none: of any up to the longest.
+        """
+        capacity, calls = self.capacity, _Calls(self, params)
+        # No more sequences than this are ever on the device, so no chunk is wider.
+        most = min(capacity.num_slots, capacity.num_blocks * capacity.group_size) * capacity.num_shards
+        widest = next(width for width in self.widths if width >= most)
+        programs = [calls.decode(width) for width in self.widths[::-1] if width <= widest]
+        if capacity.can_preempt:
+            programs.append(calls.recompute())
+        lengths = prompt_tokens or range(1, capacity.max_prompt_tokens + 1)
+        sizes = prefill_sizes(lengths, capacity.num_shards, at_once=capacity.num_blocks)
+        programs += [calls.prefill(*size) for size in sizes[::-1]]
+        programs += [calls.start(), calls.release(), self.initial_state.program(), calls.pages_in_use()]
+        if self._copies(params):
+            programs.append(calls.serve())
+        return programs + ([] if calls.layers is None else [calls.unstack()])
 
     def lower(self, params: Any) -> dict[str, jax.stages.Lowered]:
         """The programs for parameters in the training layout (abstract ones will do), for ahead-of-time
         compilation: serve, prefill (of the longest prompts), start, decode (all slots), release, recompute."""
-        mesh = jax.sharding.get_mesh()
-
-        def place(tree, names):
-            return jax.tree.map(
-                lambda x, n: jax.ShapeDtypeStruct(
-                    x.shape,
-                    x.dtype,
-                    sharding=jax.NamedSharding(mesh, parallel.partition_spec(n, x.shape, mesh)),
-                ),
-                tree,
-                names,
-            )
-
-        state = place(jax.eval_shape(self._empty_state), STATE_AXES)
-        serve = _serving.lower(params, self.dtype)
-        params = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(functools.partial(parallel.serving, dtype=self.dtype), params),
-            parallel.shardings(params, mesh, parallel.SERVING_RULES),
-        )
-        prompts = self.empty_prefill(prefill_width(self.capacity.max_prompt_tokens))
-        layers = jax.eval_shape(self.layers, params)
-        return {
-            "serve": serve,
-            "prefill": self.compiled.prefill.lower(self.graphdef, params, state.pool, *prompts),
-            "start": _start.lower(state, self.empty_starts(), jax.eval_shape(lambda: jax.random.key(0))),
-            "decode": self.compiled.decode_chunk.lower(
-                self.graphdef,
-                params,
-                state,
-                SamplingParams().traced(),
-                self.stops,
-                np.int32(1),
-                layers,
-                chunk=self.capacity.chunk,
-                slots=self.widths[-1],
-            ),
-            "release": _release.lower(state, self.no_rows().reshape(-1)),
-            "recompute": self.compiled.recompute.lower(self.graphdef, params, state, *self.empty_recompute()),
+        calls, capacity = _Calls(self, params), self.capacity
+        longest = prefill_sizes([capacity.max_prompt_tokens], capacity.num_shards, at_once=2)[-1]
+        programs = {
+            "serve": calls.serve(),
+            "prefill": calls.prefill(*longest),
+            "start": calls.start(),
+            "decode": calls.decode(self.widths[-1]),
+            "release": calls.release(),
+            "recompute": calls.recompute(),
         }
+        return {name: program.lower() for name, program in programs.items()}
 
     # Arguments of nothing, to be filled in.
 
-    def empty_prefill(self, width: int, per_shard: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tokens, lengths, rows) of a prefill of nothing; per_shard: prompts, default as many as there can be."""
-        shards = self.capacity.num_shards
-        batch = shards * (per_shard or max(1, PREFILL_BATCH // shards))
+    def empty_prefill(self, width: int, per_shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tokens, lengths, rows) of a prefill of nothing. per_shard: prompts."""
+        batch = self.capacity.num_shards * per_shard
         return (
             np.zeros((batch, width), np.int32),
             np.zeros(batch, np.int32),
@@ -187,6 +187,68 @@ class Programs:
         return np.full((self.capacity.num_shards, RELEASE_BATCH, self.capacity.block_rows), paging.NO_ROW, np.int32)
 
 
+class _Calls:
+    """The calls of the programs, with abstract arrays where real ones are on the devices, in the very places.
+
+    params: in the training layout.
+    """
+
+    def __init__(self, programs: Programs, params: Any):
+        self._of, self._given = programs, params
+        served = jax.eval_shape(functools.partial(parallel.serving, dtype=programs.dtype), params)
+        self._state = _placed(jax.eval_shape(programs._empty_state), STATE_AXES)
+        self._key = _placed(jax.eval_shape(lambda: jax.random.key(0)), ())
+        self._params = _as_served(served)
+        self.layers = None
+        if parallel.platform() != "tpu":
+            layers = jax.eval_shape(lambda params: nnx.merge(programs.graphdef, params).unstack(), served)
+            self.layers = _as_served(layers)
+
+    def serve(self) -> Program:
+        return self._of._serve.program(self._given, dtype=self._of.dtype)
+
+    def unstack(self) -> Program:
+        return self._of._unstack.program(self._params, dtype=self._of.dtype)
+
+    def prefill(self, width: int, per_shard: int) -> Program:
+        return self._of.prefill.program(self._params, self._state.pool, *self._of.empty_prefill(width, per_shard))
+
+    def start(self) -> Program:
+        return self._of.start.program(self._state, self._of.empty_starts(), self._key)
+
+    def decode(self, width: int) -> Program:
+        sampling, steps = SamplingParams().traced(), np.int32(1)
+        arguments = (self._params, self._state, sampling, self._of.stops, steps, self.layers)
+        return self._of.decode_chunk.program(*arguments, chunk=self._of.capacity.chunk, slots=width)
+
+    def release(self) -> Program:
+        return self._of.release.program(self._state, self._of.no_rows().reshape(-1))
+
+    def recompute(self) -> Program:
+        return self._of.recompute.program(self._params, self._state, *self._of.empty_recompute())
+
+    def pages_in_use(self) -> Program:
+        return self._of.pages_in_use.program(self._state.pool)
+
+
+def _placed(tree: Any, names: Any) -> Any:
+    """Abstract arrays in the places that `parallel.constrain_tree` gives them."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return tree
+
+    def place(x, n):
+        return jax.NamedSharding(mesh, parallel.partition_spec(n, x.shape, mesh))
+
+    return abstract(tree, jax.tree.map(place, tree, names))
+
+
+def _as_served(params: Any) -> Any:
+    """Abstract parameters in the serving layout."""
+    mesh = jax.sharding.get_mesh()
+    return params if mesh.empty else abstract(params, parallel.shardings(params, mesh, parallel.SERVING_RULES))
+
+
 class DecoderDevice:
     """`Device` on the current mesh, for one call of the sampler: parameters, and an empty cache that goes with it.
 
@@ -207,7 +269,7 @@ class DecoderDevice:
             for i, prompt in batch.items():
                 lengths[i], rows[i] = len(prompt.tokens), prompt.row
                 tokens[i, : lengths[i]] = prompt.tokens
-            pool = programs.compiled.prefill(programs.graphdef, self._params, self._state.pool, tokens, lengths, rows)
+            pool = programs.prefill(self._params, self._state.pool, tokens, lengths, rows)
             self._state = dataclasses.replace(self._state, pool=pool)
 
     def start(self, sequences: Sequence[Sequence[Start]]) -> None:
@@ -218,13 +280,12 @@ class DecoderDevice:
             starts.valid[entries] = True
             for name, column in zip(Start._fields, zip(*of_shard)):
                 getattr(starts, name)[entries] = column
-        self._state = _start(self._state, starts, self._key)
+        self._state = self._programs.start(self._state, starts, self._key)
 
     def decode(self, steps: int, sequences: int) -> Callable[[], Chunk]:
         programs, capacity = self._programs, self._capacity
         slots = min(sequences, capacity.num_slots) * capacity.num_shards
-        self._state, out = programs.compiled.decode_chunk(
-            programs.graphdef,
+        self._state, out = programs.decode_chunk(
             self._params,
             self._state,
             self._sampling,
@@ -244,9 +305,7 @@ class DecoderDevice:
             sources[shard], rows[shard] = source, row
             starts[shard], ends[shard] = start, start + len(part)
             part_tokens[shard, : len(part)] = part
-            self._state = programs.compiled.recompute(
-                programs.graphdef, self._params, self._state, sources, rows, part_tokens, starts, ends
-            )
+            self._state = programs.recompute(self._params, self._state, sources, rows, part_tokens, starts, ends)
             source, start = row, start + len(part)
             if start >= end:
                 break
@@ -257,7 +316,7 @@ class DecoderDevice:
             for of_shard, leaving in zip(rows, blocks):
                 for i, of_question in enumerate(leaving[first : first + RELEASE_BATCH]):
                     of_shard[i] = of_question
-            self._state = _release(self._state, rows.reshape(-1))
+            self._state = self._programs.release(self._state, rows.reshape(-1))
 
     def pages_in_use(self) -> int:
-        return int(_pages_in_use(self._state.pool))
+        return int(self._programs.pages_in_use(self._state.pool))

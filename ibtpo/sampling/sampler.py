@@ -1,7 +1,7 @@
 """`TreeSampler`: a decoder, its compiled programs and the options of a tree, ready to be called with questions."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax import numpy as jnp
 from ibtpo import parallel
 from ibtpo.errors import UserError
 from ibtpo.models.config import ModelConfig
+from ibtpo.precompiled import Program
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.chunks import Chunks
 from ibtpo.sampling.codec import Codec
@@ -63,6 +64,11 @@ class TreeSampler:
     def least_pages(self) -> int:
         """The fewest pages, over all shards, with which any question can be sampled."""
         return self.capacity.least * self.capacity.num_shards
+
+    def ahead(self, params: Any, prompt_tokens: Collection[int] = ()) -> list[Program]:
+        """The programs that calls with these parameters (abstract ones will do) can run, for `precompiled.compile_all`.
+        prompt_tokens: lengths of the prompts there will be; none: any."""
+        return self.programs.ahead(params, prompt_tokens)
 
     def lower(self, params: Any) -> dict[str, jax.stages.Lowered]:
         """The sampler's programs for parameters in the training layout (abstract ones will do), for ahead-of-time

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -65,6 +66,7 @@ def texts(folder, name):
 def test_each_benchmark_has_its_files_and_its_draws(run, benchmarks, tmp_path, capsys):
     assert run(benchmarks, tmp_path / "one") == list(NAMES)
     printed = capsys.readouterr()
+    assert len(re.findall(r"^compiling \d+ programs \(sampler \d+\): \d+ s$", printed.out, re.MULTILINE)) == 1
     for number, name in enumerate(NAMES, 1):
         assert f"{name}: 4 questions, 2 responses each" in printed.out
         assert f"{name} ({number} of 3) 4/4" in printed.err
@@ -109,7 +111,9 @@ def test_an_interrupted_evaluation_goes_on_after_what_is_finished(run, benchmark
     assert "gsm8k: finished before" in capsys.readouterr().out
     whole = json.loads((tmp_path / "summary.json").read_text())
     assert list(whole["benchmarks"]) == list(NAMES)
+    capsys.readouterr()
     assert run(benchmarks, tmp_path) == []
+    assert "compiling" not in capsys.readouterr().out
     assert json.loads((tmp_path / "summary.json").read_text()) == whole
     # Another checkpoint, setting or problem is another evaluation.
     last = dataclasses.replace(benchmarks["ifeval"][3], question="Start with 9. Add 9.")
