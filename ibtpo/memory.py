@@ -5,11 +5,12 @@ not, so a run that passes may still not fit (`ibtpo.compile_check` compiles it a
 refused could never run.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 from jax import numpy as jnp
 
 from ibtpo import parallel
-from ibtpo.errors import UserError
+from ibtpo.errors import RunFailure, UserError
 from ibtpo.kernels.page_heads import page_heads
 from ibtpo.models.config import ModelConfig
 from ibtpo.run_plan import RunPlan
@@ -45,6 +46,9 @@ _USUAL = {
     "train.token_block": 16_384,
     "eval.samples": 256,
 }
+# Those that decide how much memory sampling and an update take beside the weights, the handiest first.
+SAMPLING = ("sampling.questions_in_flight", "sampling.slots", "sampling.memory_share")
+UPDATE = ("train.rows_per_step", "train.row_tokens", "train.token_block")
 _ROW_ARRAYS = 8  # of `TokenBatch`, 4 bytes a token each
 
 
@@ -83,6 +87,32 @@ def check_evaluation(config: Any, model: ModelConfig) -> None:
     tree = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
     weights = Part("the weights", _num_params(config, model) * bytes_of(config.model.param_dtype), ("model.path",))
     _check(config, [weights, *_sampler(config, model, tree, 1, samples=True)], [], [])
+
+
+@contextlib.contextmanager
+def enough(config: Any, doing: str, keys: Sequence[str]) -> Iterator[None]:
+    """Says which keys to lower where a device has no memory for what is done inside, or the compiler finds none.
+
+    Raises:
+      RunFailure: in place of the device's or the compiler's own complaint.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        knobs = ", ".join(f"{key}={config[key.split('.')[0]][key.split('.')[1]]}" for key in keys)
+        kind = jax.local_devices()[0].device_kind
+        notes = [f", {note}" for note in getattr(error, "__notes__", ()) if note.startswith("while ")]
+        raise RunFailure(
+            f"{doing}: the memory of the {kind} is full ({_amount(str(error))}{''.join(notes)}): lower one of {knobs}"
+        ) from error
+
+
+def _amount(message: str) -> str:
+    """What a complaint about memory says of amounts, e.g. "trying to allocate 3.2GiB"."""
+    words = " ".join(message.split()).removeprefix("RESOURCE_EXHAUSTED: ")
+    return words[:150] + "..." * (len(words) > 150)
 
 
 def page_bytes(config: Any, model: ModelConfig) -> float:

@@ -111,9 +111,10 @@ class Trainer:
         sampled_at = time.monotonic()
         counted = select(sampled.tree, self.config.loss)
         updates = []
-        for layout, batch in self.score_and_pack(sampled, counted):
-            self.state, metrics = self.programs.update(self.state, batch)
-            updates.append(Update(layout, batch, metrics))
+        with memory.enough(self.config, "updating", memory.UPDATE):
+            for layout, batch in self.score_and_pack(sampled, counted):
+                self.state, metrics = self.programs.update(self.state, batch)
+                updates.append(Update(layout, batch, metrics))
         self.state = self.state.replace(step=self.state.step + 1)
         self.skipped.count(updates)
         seconds = {"sample_s": sampled_at - started, "update_s": time.monotonic() - sampled_at}
@@ -152,14 +153,15 @@ class Trainer:
         self.position.questions += len(problems)
         by_id = {first + i: problem for i, problem in enumerate(problems)}
         questions = [self.policy.question(id, p, self.config.data) for id, p in by_id.items()]
-        sampled, stats = self.sampler(
-            self.state.params,
-            questions,
-            make_grade(self.policy, self.grader, by_id),
-            key=self.state.key,
-            sampling=self.sampling,
-            between_chunks=self.interruption.sampling,
-        )
+        with memory.enough(self.config, "sampling", memory.SAMPLING):
+            sampled, stats = self.sampler(
+                self.state.params,
+                questions,
+                make_grade(self.policy, self.grader, by_id),
+                key=self.state.key,
+                sampling=self.sampling,
+                between_chunks=self.interruption.sampling,
+            )
         return [each.tree for each in sampled], stats
 
     def score_and_pack(self, sampled: Sampled, counted: np.ndarray) -> Iterator[tuple[Layout, TokenBatch]]:

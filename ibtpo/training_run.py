@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ibtpo import checkpoints, hosts, parallel, report, sizing
+from ibtpo import checkpoints, hosts, memory, parallel, report, sizing
 from ibtpo import config as config_lib
 from ibtpo import interruption as interruption_lib
 from ibtpo import metrics as metrics_lib
@@ -74,7 +74,8 @@ def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
         )
         sampler = trainer.sampler
         print(sizing.describe(sampler.options, sampler.capacity, config, trainer.policy.model), flush=True)
-        print(compile_all(trainer.programs_ahead(updates=first < total)), flush=True)
+        with memory.enough(config, "compiling", (*memory.SAMPLING, *memory.UPDATE)):
+            print(compile_all(trainer.programs_ahead(updates=first < total)), flush=True)
         resume_step = first if resumed else -1
         with (
             metrics_lib.MetricWriter(

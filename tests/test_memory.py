@@ -3,10 +3,11 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from ibtpo import memory
-from ibtpo.errors import UserError
+from ibtpo.errors import RunFailure, UserError
 from ibtpo.models import hf
 from ibtpo.models.presets import PRESETS
 from tests.config_cases import ROOT, parse
@@ -78,3 +79,21 @@ def test_unknown_limits_refuse_nothing(monkeypatch):
 
 def test_this_machine_has_memory():
     assert memory.host_bytes() > 2**28
+
+
+def test_a_full_device_is_one_line_with_the_knobs():
+    """The complaint is XLA's own."""
+    config = parse()
+    with pytest.raises(RunFailure) as failure, memory.enough(config, "sampling", memory.SAMPLING):
+        jnp.zeros(2**46, jnp.int8).block_until_ready()
+    line = str(failure.value)
+    assert line.startswith("sampling: the memory of the ") and "\n" not in line
+    assert "lower one of sampling.questions_in_flight=" in line and "sampling.slots=" in line
+    assert "allocat" in line and isinstance(failure.value.__cause__, jax.errors.JaxRuntimeError)
+    with pytest.raises(RunFailure, match=r"full \(Out of HBM, while a program of the update was compiled\): "):
+        with memory.enough(config, "compiling", memory.UPDATE):
+            error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of HBM")
+            error.add_note("while a program of the update was compiled")
+            raise error
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.enough(config, "sampling", memory.SAMPLING):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")

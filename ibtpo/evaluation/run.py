@@ -8,6 +8,7 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 
+from ibtpo import memory
 from ibtpo.data.problems import Problem
 from ibtpo.evaluation.results import Evaluation
 from ibtpo.policy import Policy, make_grade, make_sampler
@@ -68,15 +69,16 @@ def evaluate(
         if on_finished is not None:
             on_finished(tree)
 
-    _, stats = sampler(
-        params,
-        [policy.question(p.id, p, config.data) for p in problems],
-        make_grade(policy, grader, by_id),
-        key=key,
-        sampling=SamplingParams.from_config(config.eval),
-        on_finished=read,
-        between_chunks=between_chunks,
-    )
+    with memory.enough(config, "evaluating", memory.SAMPLING):
+        _, stats = sampler(
+            params,
+            [policy.question(p.id, p, config.data) for p in problems],
+            make_grade(policy, grader, by_id),
+            key=key,
+            sampling=SamplingParams.from_config(config.eval),
+            on_finished=read,
+            between_chunks=between_chunks,
+        )
 
     def column(name: str) -> list[list]:
         return [rows[p.id][name] for p in problems]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ibtpo import __version__, hosts
+from ibtpo import __version__, hosts, memory
 from ibtpo import config as config_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.data.problems import Problem, lengths_to_prefill
@@ -80,7 +80,8 @@ def evaluate_benchmarks(
             if not compiled:
                 left = [problem for some in list(benchmarks.values())[number - 1 :] for problem in some]
                 programs = sampler.ahead(policy.params, lengths_to_prefill(left))
-                print(compile_all({"sampler": programs}), flush=True)
+                with memory.enough(config, "compiling", memory.SAMPLING):
+                    print(compile_all({"sampler": programs}), flush=True)
                 compiled = True
             description = name if len(benchmarks) == 1 else f"{name} ({number} of {len(benchmarks)})"
             evaluation = _with_progress(description, policy, problems, sampler, grader, config, stream=stream)
