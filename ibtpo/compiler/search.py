@@ -22,8 +22,8 @@ from ibtpo.sampling import TreeOptions
 from ibtpo.sampling.process import Process
 from ibtpo.sizing import size_sampler
 
-SLOTS = (0.5, 1, 1.5, 2, 4)  # times the configured slots
-IN_FLIGHT = (1, 0.5, 0.25)  # of a step's questions, beside what the sampler chooses by itself
+SLOTS = (0.5, 1, 1.5, 2)  # times the configured slots
+IN_FLIGHT = 0.5  # of a step's questions, beside what is configured and what the sampler chooses by itself
 ROWS = (1, 2, 4, 8)  # rows of an update at a time for each shard
 LAGS = (0, 1)
 SAMPLER = tuple(name for name in PROGRAMS if name != "update")
@@ -90,8 +90,8 @@ def sizes_of(config: Any, shards: int) -> Iterator[dict[str, Any]]:
     """Sizes of the sampler to be tried, the configured ones first."""
     questions, seen = config.train.questions_per_step, set()
     slots = [max(1, round(share * config.sampling.slots / shards)) * shards for share in (1, *SLOTS)]
-    in_flight = [config.sampling.questions_in_flight, 0]
-    in_flight += [max(1, math.ceil(share * questions / shards)) * shards for share in IN_FLIGHT]
+    some = max(1, math.ceil(IN_FLIGHT * questions / shards)) * shards
+    in_flight = [config.sampling.questions_in_flight, 0, some]
     for pair in itertools.product(slots, in_flight):
         if pair not in seen:
             seen.add(pair)
@@ -177,6 +177,9 @@ class Searcher:
         trees = trees_of(self._check, self._process)
         for each in ROWS:
             changes = {"train.rows_per_step": each * self._shards}
+            if (least := self._least(each * self._shards)) > 1:
+                found.append(Found(changes, fullest=least))
+                break
             check = self._with(changes, names)
             fits = can_price(check, names)
             fullest, seconds = _fullest(check, names), update_seconds(check, trees) if fits else None
@@ -184,6 +187,13 @@ class Searcher:
             if fullest > 1:  # more rows need more
                 break
         return sorted(found, key=lambda f: f.seconds)
+
+    def _least(self, rows: int) -> float:
+        """Share of the HBM that the update needs at least with so many rows at a time: of what the compiled one needs
+        for the while, half grows with the rows."""
+        report = self._check.reports["update"]
+        more = max(0.0, rows / self._check.plan.rows_per_step - 1)
+        return (self._check.need(report) + more * report.temporaries / 2) / self._check.limit
 
     def _with(self, changes: dict[str, Any], names: Sequence[str]) -> Check:
         """The check of a changed configuration; the one there is, if nothing changes."""

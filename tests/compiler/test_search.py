@@ -17,9 +17,9 @@ def test_sizes_begin_with_the_configured_ones_and_divide_among_the_shards():
     tried = list(sizes_of(config, 4))
     assert tried[0] == {"sampling.slots": 12, "sampling.questions_in_flight": 2}
     assert len({tuple(t.values()) for t in tried}) == len(tried)
-    assert {t["sampling.slots"] for t in tried} == {12, 8, 16, 24, 48}
+    assert {t["sampling.slots"] for t in tried} == {12, 8, 16, 24}
     assert all(t["sampling.slots"] % 4 == 0 for t in tried)
-    assert {t["sampling.questions_in_flight"] for t in tried} == {2, 0, 12, 8, 4}
+    assert {t["sampling.questions_in_flight"] for t in tried} == {2, 0, 8}
 
 
 def test_shapes_have_as_many_responses_and_as_many_unguided_ones():
@@ -74,8 +74,8 @@ def test_the_fastest_is_compiled_and_fits(searched):
     assert search.changes == best.changes | search.updates[0].changes
     assert {f.changes["tree.rounds"] for f in search.shapes} == {2, 3, 5, 9}
     assert set(search.flats) == {f.changes["sampling.slots"] for f in search.sizes}
-    assert search.flats[4].responses == search.flats[16].responses == 4 * 12
-    assert search.flats[4].sampling_s == pytest.approx(flat.sampling_s)
+    assert search.flats[4].responses == search.flats[8].responses == 4 * 12
+    assert search.flats[4].sampling_s == pytest.approx(flat.sampling_s, rel=0.05)  # with its own pages
     table = show_search(search)
     assert f"--config.sampling.slots={best.changes['sampling.slots']}" in table and "another method" in table
 
