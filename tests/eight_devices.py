@@ -3,6 +3,7 @@ does, and three meshes that differ most sample as one does. Prints one line per 
 
 import dataclasses
 import itertools
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,11 +18,14 @@ from ibtpo.packing import fill, plan
 from ibtpo.parallel import MESH_AXES, make_mesh, num_row_shards, shard_batch, shard_params, shardings
 from ibtpo.precompiled import compile_all
 from ibtpo.sampling import Codec, Question, SamplerOptions, SamplingParams, TreeOptions, TreeSampler
+from ibtpo.sampling import sampler as sampler_lib
 from ibtpo.sampling.capacity import worst_case_pages
+from ibtpo.sampling.programs import DecoderDevice
 from ibtpo.state import create_state, make_update
 from ibtpo.token_weights import token_weights
 from ibtpo.tree import Response, build_tree, stack_trees
 from tests.compilations import compilations
+from tests.sampling.recording import check_simulated, recording
 
 VOCAB = 16
 MODEL = ModelConfig(
@@ -113,16 +117,17 @@ def sample(graphdef, params, slots, *, ahead=False):
     jax.random.key_data(key)  # no program of the sampler's
     if ahead:
         compile_all({"sampler": sampler.ahead(sharp, {len(question.tokens) for question in questions})})
-    with compilations() as found:
-        result = sampler(
-            sharp,
-            questions,
-            lambda question, tokens: float(int(np.sum(tokens)) % 3 == 0),
-            key=key,
-            sampling=SamplingParams(temperature=0.9, top_k=9, top_p=0.95),
-        )
+    real = recording(DecoderDevice)
+    with compilations() as found, mock.patch.object(sampler_lib, "DecoderDevice", real):
+        sampling = SamplingParams(temperature=0.9, top_k=9, top_p=0.95)
+        trees, stats = sampler(sharp, questions, grade, key=key, sampling=sampling)
     assert not (ahead and found), found
-    return result
+    check_simulated(real, sampler, questions, grade, key, trees, stats, stop_ids=[0])
+    return trees, stats
+
+
+def grade(question, tokens):
+    return float(int(np.sum(tokens)) % 3 == 0)
 
 
 def main():

@@ -1,8 +1,42 @@
-"""Devices that note what the scheduler asks of them."""
+"""Devices that note what the scheduler asks of them, and a call of the sampler on the simulated one."""
 
+import dataclasses
+
+import jax
 import numpy as np
 
+from ibtpo.sampling.chunks import Chunks
+from ibtpo.sampling.engine import Run
+from ibtpo.sampling.grades import Grades
+from ibtpo.sampling.growth import Growth
 from ibtpo.sampling.pages import NO_ROW
+from ibtpo.sampling.process import Replay
+from ibtpo.sampling.simulated import SimulatedDevice
+
+
+def check_simulated(real, sampler, questions, grade, key, trees, stats, stop_ids):
+    """That the simulated device, drawing what the sampler drew, is asked for the same and says the same, each chunk.
+
+    real: the class of `recording` that the sampler ran on, without a wait for grades. trees, stats: what it returned.
+    """
+    simulated = recording(SimulatedDevice)
+    replay = Replay(
+        recorded={(t.question.id, r.index): r for t in trees for r in t.responses}, stop_ids=stop_ids
+    )
+    growth = Growth(sampler.tree, sampler.codec, [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()])
+    device = simulated(sampler.capacity, replay)
+    grades = Grades(grade, deterministic=True)
+    again, same = Run(device, sampler.capacity, growth, grades, Chunks(0.0), questions).run()
+    for one, other in ((real.log, simulated.log), (real.chunks, simulated.chunks)):
+        for number, (a, b) in enumerate(zip(one, other)):
+            assert a == b, f"call or chunk {number}"
+        assert len(one) == len(other) > 0
+    assert [[r.tokens.tolist() for r in t.responses] for t in again] == [
+        [r.tokens.tolist() for r in t.responses] for t in trees
+    ]
+    assert dataclasses.replace(same, seconds=0, stall_seconds=0) == dataclasses.replace(
+        stats, seconds=0, stall_seconds=0
+    )
 
 
 def recording(device_class):

@@ -15,11 +15,11 @@ from ibtpo.sampling.chunks import Chunks
 from ibtpo.sampling.engine import Run
 from ibtpo.sampling.grades import Grades
 from ibtpo.sampling.growth import Growth
-from ibtpo.sampling.process import Process, Replay, grade
+from ibtpo.sampling.process import Process, grade
 from ibtpo.sampling.programs import DecoderDevice
 from ibtpo.sampling.simulated import SimulatedDevice
 from ibtpo.sampling.strategies import STRATEGIES
-from tests.sampling.recording import recording
+from tests.sampling.recording import check_simulated, recording
 from tests.sampling.test_sampler import CODEC, MODEL, OPTIONS, STOP, TREE, policy, questions  # noqa: F401
 from tests.sampling.test_sampler import grade as grade_of_model
 
@@ -32,29 +32,14 @@ def test_step_by_step_it_does_what_the_real_device_does(policy, questions, monke
     options = dataclasses.replace(OPTIONS, deterministic=True, questions_in_flight=8)
     if few_pages:
         options = dataclasses.replace(options, pages=Capacity.of(options, tree, 1).least)
-    real, simulated = recording(DecoderDevice), recording(SimulatedDevice)
+    real = recording(DecoderDevice)
     monkeypatch.setattr(sampler_lib, "DecoderDevice", real)
     sampler = TreeSampler(policy[0], MODEL, options, tree, CODEC)
     key = jax.random.key(5)
     trees, stats = sampler(policy[1], questions, grade_of_model, key=key, sampling=SamplingParams())
     assert (stats.preemptions > 0) == few_pages
 
-    recorded = {(t.question.id, r.index): r for t in trees for r in t.responses}
-    replay = Replay(recorded=recorded, stop_ids=[STOP])
-    growth = Growth(tree, CODEC, [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()])
-    grades = Grades(grade_of_model, deterministic=True)
-    device = simulated(sampler.capacity, replay)
-    again, same = Run(device, sampler.capacity, growth, grades, Chunks(0.0), questions).run()
-    for one, other in ((real.log, simulated.log), (real.chunks, simulated.chunks)):
-        for number, (a, b) in enumerate(zip(one, other)):
-            assert a == b, f"call or chunk {number}"
-        assert len(one) == len(other) > 0
-    assert [[r.tokens.tolist() for r in t.responses] for t in again] == [
-        [r.tokens.tolist() for r in t.responses] for t in trees
-    ]
-    assert dataclasses.replace(same, seconds=0, stall_seconds=0) == dataclasses.replace(
-        stats, seconds=0, stall_seconds=0
-    )
+    check_simulated(real, sampler, questions, grade_of_model, key, trees, stats, [STOP])
 
 
 class Checked(SimulatedDevice):
