@@ -155,11 +155,18 @@ class Step:
 
 
 def sample(
-    price: Any, process: Process, options: SamplerOptions, tree: TreeOptions, shards: int, questions: int
+    price: Any,
+    process: Process,
+    options: SamplerOptions,
+    tree: TreeOptions,
+    shards: int,
+    questions: int,
+    *,
+    mesh: bool = False,
 ) -> tuple[list[SampledTree], SamplerStats, SimulatedDevice]:
     """One call of the sampler on the simulated device."""
     capacity = Capacity.of(options, tree, shards)
-    device = SimulatedDevice(capacity, process, price)
+    device = SimulatedDevice(capacity, process, price, mesh=mesh)
     prompt = [1] * min(PROMPT_TOKENS, options.max_prompt_tokens)
     asked = [Question(id, prompt) for id in range(questions)]
     growth, grades, chunks = Growth(tree, process.codec(), [process.seed]), Grades(grade), Chunks(0.0)
@@ -174,7 +181,7 @@ def predict(
     the update is priced too, whose program must be compiled then."""
     price, questions = CompiledPrice(check), check.config.train.questions_per_step
     shards = check.sampler.capacity.num_shards
-    trees, stats, device = sample(price, process, options, tree, shards, questions)
+    trees, stats, device = sample(price, process, options, tree, shards, questions, mesh=check.mesh.size > 1)
     return Step(
         name=name,
         sampling_s=price.serve + device.clock.seconds,

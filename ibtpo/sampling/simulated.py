@@ -176,12 +176,14 @@ class _Shard:
 
 
 class SimulatedDevice:
-    """Draws what `process` says. price: of its work; None: the clock stands still."""
+    """Draws what `process` says. price: of its work; None: the clock stands still. mesh: whether several devices look
+    after one another; as for the real one, several shards always have one."""
 
-    def __init__(self, capacity: Capacity, process: Process, price: Price | None = None):
+    def __init__(self, capacity: Capacity, process: Process, price: Price | None = None, *, mesh: bool = False):
         longest = pages_for(capacity.max_new_tokens, process.unit_tokens)
         self.capacity, self.process, self.price = capacity, dataclasses.replace(process, longest=longest), price
         self.clock = Clock()
+        self._check_every = CHECK_EVERY if mesh or capacity.num_shards > 1 else 1
         self._shards = [_Shard(capacity) for _ in range(capacity.num_shards)]
         self._plans: dict[tuple[int, int], Plan] = {}  # by question and response
 
@@ -246,8 +248,7 @@ class SimulatedDevice:
         while going and index < steps:
             taken, running = self._steps(chunk, index, steps - index, width)
             index += taken
-            # With several shards they look after each other only now and then.
-            if len(shards) == 1 or (index - 1) % CHECK_EVERY == CHECK_EVERY - 1:
+            if (index - 1) % self._check_every == self._check_every - 1:
                 going = running and any(shard.busy() for shard in shards)
         used = np.array([self.capacity.num_pages - shard.free for shard in shards], np.int32)
         starved = np.array([shard.starved(width) for shard in shards])
