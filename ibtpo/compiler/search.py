@@ -133,13 +133,15 @@ class Searcher:
     # The sampler.
 
     def _simulated(self, check: Check, also: dict[str, Any], tried: Sequence[dict[str, Any]]) -> list[Found]:
-        """Each by the check's prices, fastest first, without those whose pages hold no question."""
-        found = []
+        """Each by the check's prices, fastest first, without those whose pages hold no question, and without those that
+        come to the sizes of an earlier one."""
+        found: dict[tuple, Found] = {}
         for number, changes in enumerate(tried, 1):
             self._log(f"[{number}/{len(tried)}] simulating {_text(changes)}\n")
             if step := self._simulate(check, also | changes):
-                found.append(Found(also | changes, step))
-        return sorted(found, key=lambda f: f.seconds)
+                same = _key(changes | {"sampling.questions_in_flight": step.in_flight})
+                found.setdefault(same, Found(also | changes, step))
+        return sorted(found.values(), key=lambda f: f.seconds)
 
     def _flats(self, slots: set[int]) -> dict[int, Step]:
         flat: dict[str, Any] = {"tree.strategy": "independent", "tree.initial": 12, "tree.rounds": 1, "tree.lag": 0}

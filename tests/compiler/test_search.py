@@ -1,12 +1,15 @@
 """The search for the fastest sizes: what it tries, what it compiles, and that what it names fits."""
 
+import copy
 import dataclasses
 import json
 
 import pytest
 
+from ibtpo.compiler import search as search_lib
+from ibtpo.compiler.check import Report
 from ibtpo.compiler.search import LAGS, Searcher, changed, shapes_of, sizes_of
-from ibtpo.compiler.show import show_search
+from ibtpo.compiler.show import as_json, show_search
 from ibtpo.compiler.step import process_of, step_of
 from ibtpo.config import responses_per_question
 from tests.compiler.small import small
@@ -35,71 +38,58 @@ def test_shapes_have_as_many_responses_and_as_many_unguided_ones():
     assert config.tree.rounds == small().tree.rounds  # the original is as it was
 
 
-@pytest.fixture
-def searched(check):
-    """(the search, the checks that it compiled by the names of their programs, a flat step)."""
-    first = check(tree__min_new_tokens=1, train__row_tokens=256)
-    for program in first.lowered().values():
-        first.compile(program)
+def test_the_fastest_that_fits_is_named(check, monkeypatch):
+    """Once where everything fits, once where nothing does but the configured slots."""
+    monkeypatch.setattr(search_lib, "SLOTS", (1, 2))
+    monkeypatch.setattr(search_lib, "ROWS", (1, 2))
+    compiled: dict = {}
+
+    def build(config, names):
+        """The check of a configuration, with its programs; each once."""
+        wanted = {"sampling": ("slots", "questions_in_flight"), "train": ("rows_per_step",)}
+        changes = {f"{section}__{key}": config[section][key] for section, keys in wanted.items() for key in keys}
+        which = (tuple(names), *changes.values())
+        if which not in compiled:
+            compiled[which] = check(tree__min_new_tokens=1, **changes)
+            for name, program in compiled[which].lowered().items():
+                if not names or name in names:
+                    compiled[which].compile(program)
+        return compiled[which]
+
+    first = build(small(), ())
     process = dataclasses.replace(process_of(first.config), unit_tokens=1, step_units=2, steps_median=3)
-    compiled = []
-
-    def compile_more(config, names):
-        same = {name: config[name] for name in ("sampling", "train")}
-        changes = {f"{s}__{k}": v for s in same for k, v in same[s].items() if v != small()[s][k]}
-        other = check(tree__min_new_tokens=1, **changes)
-        for name, program in other.lowered().items():
-            if name in names:
-                other.compile(program)
-        compiled.append((dict(config.sampling), dict(config.train), tuple(names)))
-        return other
-
-    search = Searcher(first, process, compile_more, lambda text: None).run()
-    return first, search, compiled, step_of(first, process)[-1]
-
-
-def test_the_fastest_is_compiled_and_fits(searched):
-    first, search, compiled, flat = searched
-    assert [f.seconds for f in search.sizes] == sorted(f.seconds for f in search.sizes)
+    search = Searcher(first, process, build, lambda text: None).run()
     best = search.sizes[0]
-    assert best.fullest is not None and best.fits and best.step.useful > 0
-    assert best.seconds <= next(
-        f for f in search.sizes if f.changes == next(sizes_of(first.config, 1))
-    ).seconds  # no slower than the configured one
-    assert all(f.fullest is None or f.fits for f in search.sizes)
-    sampler_programs = [c for c in compiled if "decode" in c[2]]
-    assert sum(f.fullest is not None for f in search.sizes) >= len(sampler_programs)
-    assert {f.changes["train.rows_per_step"] for f in search.updates} == {1, 2, 4, 8}
+    assert [f.seconds for f in search.sizes] == sorted(f.seconds for f in search.sizes)
+    assert best.fits and best.step.useful > 0 and all(f.fullest is None or f.fits for f in search.sizes)
+    own = next(f for f in search.sizes if f.changes == next(sizes_of(first.config, 1)))
+    assert best.seconds <= own.seconds
+    assert {f.changes["train.rows_per_step"] for f in search.updates} == {1, 2}
     assert all(f.fits and f.update_s > 0 for f in search.updates)
     assert search.changes == best.changes | search.updates[0].changes
     assert {f.changes["tree.rounds"] for f in search.shapes} == {2, 3, 5, 9}
-    assert set(search.flats) == {f.changes["sampling.slots"] for f in search.sizes}
-    assert search.flats[4].responses == search.flats[8].responses == 4 * 12
+    assert all(f.changes.items() >= best.changes.items() for f in search.shapes)
+    flat = step_of(first, process)[-1]
+    assert search.flats.keys() == {4, 8} and all(step.responses == 4 * 12 for step in search.flats.values())
     assert search.flats[4].sampling_s == pytest.approx(flat.sampling_s, rel=0.05)  # with its own pages
     table = show_search(search)
     assert f"--config.sampling.slots={best.changes['sampling.slots']}" in table and "another method" in table
+    json.dumps(as_json(first, [flat], flat, search))
 
-
-def test_what_does_not_fit_is_passed_over(check):
-    """Of chips that are full with the update's smallest rows, the larger ones are not named."""
-    first = check(tree__min_new_tokens=1)
-    for program in first.lowered().values():
-        first.compile(program)
-    process = dataclasses.replace(process_of(first.config), unit_tokens=1, step_units=2, steps_median=3)
-
-    def compile_more(config, names):
-        other = check(tree__min_new_tokens=1, train__rows_per_step=config.train.rows_per_step)
-        for name, program in other.lowered().items():
-            if name in names:
-                other.compile(program)
-        rows = config.train.rows_per_step > 2 or config.sampling.slots != 4
-        other.limit = 1.0 if rows else first.limit
+    def build_small(config, names):
+        other = copy.copy(build(config, names))
+        other.limit = first.limit if config.sampling.slots == 4 else 1.0
         return other
 
-    search = Searcher(first, process, compile_more, lambda text: None).run()
-    assert search.changes["train.rows_per_step"] <= 2 and search.changes["sampling.slots"] == 4
-    assert [f.changes["train.rows_per_step"] for f in search.updates if not f.fits] == [4]  # more were not tried
+    search = Searcher(first, process, build_small, lambda text: None).run()
+    assert search.changes["sampling.slots"] == 4
     passed = [f for f in search.sizes if f.fullest is not None and not f.fits]
-    fastest = next(f for f in search.sizes if f.fits)
-    assert all(f.changes["sampling.slots"] != 4 for f in passed) and fastest.changes["sampling.slots"] == 4
-    json.dumps(dataclasses.asdict(search))
+    assert passed and all(f.changes["sampling.slots"] == 8 for f in passed)
+
+
+def test_an_update_that_cannot_fit_is_not_compiled(check, monkeypatch):
+    first = check(tree__min_new_tokens=1)
+    needs = Report("update", 0.0, arguments=0.4e9, temporaries=0.5e9)
+    first.reports = {"update": needs}
+    searcher = Searcher(first, process_of(first.config), lambda config, names: first, lambda text: None)
+    assert searcher._least(2) == pytest.approx(0.9) and searcher._least(4) == pytest.approx(1.15)
