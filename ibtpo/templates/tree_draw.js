@@ -22,6 +22,22 @@ function svgElement(tag, attributes, text) {
   return element;
 }
 
+const ruler = document.createElement("canvas").getContext("2d");
+
+// As much of a text as fits into a width, in pixels, with an ellipsis for the rest.
+function fitted(text, width, size) {
+  ruler.font = `${size}px ${FONT}`;
+  const letters = [...text.slice(0, 200)];
+  if (ruler.measureText(letters.join("")).width <= width) return letters.join("");
+  let [fits, not] = [0, letters.length];
+  while (not - fits > 1) {
+    const middle = (fits + not) >> 1;
+    if (ruler.measureText(`${letters.slice(0, middle).join("").trimEnd()}…`).width <= width) fits = middle;
+    else not = middle;
+  }
+  return `${letters.slice(0, fits).join("").trimEnd()}…`;
+}
+
 class TreeDrawing {
   // scroller: the element that scrolls; svg: inside it.
   constructor(scroller, svg) {
@@ -43,7 +59,20 @@ class TreeDrawing {
 
   // scene: {model, layout, scores, measure, range, theme, path (set of drawn ids), selected (drawn id or -1)}
   show(scene, zoom) {
+    const before = this.scene;
     this.scene = scene;
+    if (before && zoom === this.zoom && ["layout", "scores", "range", "theme"].every((name) => before[name] === scene[name])) {
+      // Another choice alone: only what is marked, or was, is drawn anew.
+      for (const id of new Set([...before.path, ...scene.path, before.selected, scene.selected])) {
+        const old = this.elements.get(id);
+        if (!old) continue;
+        const element = this.drawNode(scene.layout.drawn[id]);
+        old.replaceWith(element);
+        this.elements.set(id, element);
+      }
+      this.refresh();
+      return;
+    }
     this.zoom = zoom;
     this.column = COLUMN * zoom;
     // Rows take the height there is, within limits: a small tree need not huddle at the top.
@@ -155,10 +184,7 @@ class TreeDrawing {
 
   drawLabel(group, node, folded, fill) {
     const room = this.width - 14 - (folded ? 8 + 0.6 * this.size * folded.length : 0);
-    const most = Math.max(Math.floor(room / (0.555 * this.size)), 1);
-    const text = this.labelOf(node);
-    const short = [...(text || "(end)")];
-    const label = short.length > most ? `${short.slice(0, Math.max(most - 1, 1)).join("")}…` : short.join("");
+    const label = fitted(this.labelOf(node) || "(end)", room, this.size);
     group.append(svgElement("text", { x: 7, y: 4, fill, "font-size": this.size }, label));
     if (folded)
       group.append(svgElement("text", { x: this.width - 6, y: 4, fill, "font-size": this.size, "text-anchor": "end", "font-weight": 700 }, folded));
