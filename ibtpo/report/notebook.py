@@ -30,8 +30,8 @@ def show_trees(
 
     page = trees_page(_found(trees), title)
     # A document of its own: its styles and the notebook's do not mix, and no text of a response leaves it.
-    frame = f'<iframe srcdoc="{html.escape(page, quote=True)}" style="width:100%;height:{int(height)}px;border:0"'
-    return HTML(f'{frame} title="{html.escape(title, quote=True)}"></iframe>')
+    frame = f'<div><iframe srcdoc="{html.escape(page, quote=True)}" style="width:100%;height:{int(height)}px;border:0"'
+    return HTML(f'{frame} title="{html.escape(title, quote=True)}"></iframe></div>')
 
 
 def _found(trees: Any) -> list[tuple[str, TreeFile]]:

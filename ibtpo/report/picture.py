@@ -71,7 +71,7 @@ def draw_tree(
         _draw_edge(axes, nodes[node["parent"]], node)
     for node in nodes:
         _draw_node(axes, tree, node, texts, paint)
-    question = " ".join(tree["question"].split())
+    question = plain(tree["question"])
     limit = int(columns * 16)
     question = question if len(question) <= limit else question[: limit - 1] + "…"
     axes.text(-0.44, -1.1, question, fontsize=10.5, color=_INK, weight="bold", va="center", parse_math=False)
@@ -134,8 +134,13 @@ def step_texts(content: TreeFile, tree: Mapping[str, Any]) -> list[str]:
     for node, start in enumerate(_starts(tree)[1:], 1):
         words = (content.vocabulary[str(token)] for token in tree["tokens"][start : start + tree["length"][node]])
         spelled = b"".join(word.encode("latin-1") for word in words if not word.startswith("\0"))
-        texts.append(" ".join(spelled.decode("utf-8", "replace").split()))
+        texts.append(plain(spelled.decode("utf-8", "replace")))
     return texts
+
+
+def plain(text: str) -> str:
+    """A text in one line, with U+FFFD for what no file of a picture may hold: control characters, half surrogates."""
+    return re.sub(r"[\0-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", " ".join(text.split()))
 
 
 def _starts(tree: Mapping[str, Any]) -> list[int]:
@@ -215,7 +220,7 @@ def _draw_node(
     ends = [r for r, leaf in enumerate(tree["leaf"]) if leaf in node["members"]]
     text = texts[first]
     if ends and tree["stated"][ends[0]] is not None:
-        text = f"answer {' '.join(tree['stated'][ends[0]].split())}"
+        text = plain(f"answer {tree['stated'][ends[0]]}")
     room = _LETTERS - (3 if count > 1 else 0)
     text = (text or "(end)") if len(text) <= room else text[: room - 1] + "…"
     text += f"  ×{count}" if count > 1 else ""

@@ -22,6 +22,9 @@ function svgElement(tag, attributes, text) {
   return element;
 }
 
+// A text with U+FFFD for what no XML may hold, and so no SVG file: control characters and half surrogates.
+const legal = (text) => (text.toWellFormed?.() ?? text).replace(/[\u0000-\u001f\u007f-\u009f\ufffe\uffff]/g, "\ufffd");
+
 const ruler = document.createElement("canvas").getContext("2d");
 
 // As much of a text as fits into a width, in pixels, with an ellipsis for the rest.
@@ -196,8 +199,8 @@ class TreeDrawing {
     const { model } = this.scene;
     const response = model.endsAt.get(node.members[0]);
     const stated = response === undefined ? null : model.data.stated[response];
-    if (stated !== null) return `answer ${stated}`.replace(/\s+/g, " ");
-    return nodeText(model, node.members[0]).trim().replace(/\s+/g, " ");
+    const text = stated === null ? nodeText(model, node.members[0]) : `answer ${stated}`;
+    return legal(text.trim().replace(/\s+/g, " "));
   }
 
   drawForks(group, node, ink) {

@@ -1,5 +1,6 @@
 """The tree viewer in a browser: what it computes is what ib_score.py does, and what it shows is what is saved."""
 
+import itertools
 import json
 import xml.etree.ElementTree as ET
 
@@ -143,7 +144,6 @@ def test_rounds_are_played_back(browser, show):
         assert f"{expected.rewards.shape[1]} response" in shown and f"Round {last}:" in shown
         if last:
             browser.click("#round-before")
-    browser.run("PLAY_MS")
     browser.click("#round-play")
     browser.wait("view.round === 4 && !view.timer")
     numbers = browser.run("view.layout.drawn.flatMap((n) => n.forks)")
@@ -158,13 +158,14 @@ def test_equal_siblings_are_one(browser, show):
     [tree] = content.trees
     folded, whole = drawn(browser), len(tree["parent"])
     assert sum(len(members.split()) for members in folded) == whole > len(folded)
-    assert any("×" in text for text in browser.run("[...document.querySelectorAll('g.node text')].map((e) => e.textContent)"))
+    assert "×" in browser.run("document.querySelector('#tree-svg').textContent")
     browser.click("#tree-fold")
     assert len(drawn(browser)) == whole
     browser.click("#tree-fold")
     several = next(members for members in folded if len(members.split()) > 1)
     browser.run(f"view.pick({several.split()[1]})")
-    assert f"One of {len(several.split())} equal samples" in browser.run("document.querySelector('#tree-detail').innerText")
+    detail = browser.run("document.querySelector('#tree-detail').innerText")
+    assert f"One of {len(several.split())} equal samples" in detail
 
 
 def test_the_keyboard_moves_plays_and_leaves(browser, show):
@@ -208,6 +209,7 @@ def test_hostile_text_stays_text(browser, show, hostile):
     assert browser.errors == [] and browser.run("document.title") == "Trees"
     assert browser.run("document.querySelectorAll('img, #trees script, .panel a').length") == 0
     assert [x for x in browser.requests if not x.startswith("file:")] == []
+    ET.fromstring(browser.run("view.drawing.picture('caption')")[0])
     plain = "".join(c for c in hostile if c.isalnum() and c.isascii())[:12]
     letters = "".join(c for c in browser.run("document.querySelector('.panel').textContent") if c.isalnum())
     assert plain in letters
@@ -255,13 +257,14 @@ def test_nothing_overlaps_or_leaves_the_page(browser, show, size, dark, tmp_path
     assert background == ("rgb(21, 24, 27)" if dark else "rgb(255, 255, 255)")
     boxes = browser.run("""[...document.querySelectorAll("g.node")].map((g) => {
         const box = g.querySelector("rect").getBoundingClientRect();
-        const texts = [...g.querySelectorAll("text")].filter((t) => t.getAttribute("x") > 0 && t.getAttribute("x") < view.drawing.width);
-        return [box.x, box.y, box.right, box.bottom, texts.map((t) => { const b = t.getBoundingClientRect(); return [b.x, b.right]; })]; })""")
+        const inside = (t) => t.getAttribute("x") > 0 && t.getAttribute("x") < view.drawing.width;
+        const texts = [...g.querySelectorAll("text")].filter(inside).map((t) => t.getBoundingClientRect());
+        return [box.x, box.y, box.right, box.bottom, texts.map((b) => [b.x, b.right])]; })""")
     assert len(boxes) > 10
     for i, (x0, y0, x1, y1, texts) in enumerate(boxes):
         for a, b in texts:
             assert a >= x0 - 0.5 and b <= x1 + 0.5
-        for first, second in zip(texts, texts[1:]):
+        for first, second in itertools.pairwise(texts):
             assert first[1] <= second[0] + 0.5
         for u0, v0, u1, v1, _ in boxes[i + 1 :]:
             assert x1 <= u0 + 0.1 or u1 <= x0 + 0.1 or y1 <= v0 + 0.1 or v1 <= y0 + 0.1

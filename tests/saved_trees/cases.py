@@ -22,9 +22,9 @@ def step_ends(tokens):
     return ends if ends and ends[-1] == len(tokens) else [*ends, len(tokens)]
 
 
-def grow(seed, *, initial=3, rounds=4, branch=1, steps=3, tokens=4, words=len(WORDS), rewards=(0.0, 1.0)):
-    """Responses of a tree: `initial` ones, then `branch` more in each round, forked where a step of an earlier one ends.
-    steps: of a response at most. tokens: of a step."""
+def grow(seed, *, initial=3, rounds=4, branch=1, steps=3, tokens=4, words=10, rewards=(0.0, 1.0)):
+    """Responses of a tree: `initial` ones, then `branch` more in each round, forked where a step of an earlier one
+    ends. steps: of a response at most. tokens: of a step. words: of the vocabulary."""
     rng = np.random.default_rng(seed)
     responses = []
     for index in range(initial + branch * (rounds - 1)):

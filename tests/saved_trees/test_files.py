@@ -1,6 +1,7 @@
 """Files of trees: read as they were written, bounded, resumed; and whatever else is in the folder is one line."""
 
 import gzip
+import itertools
 import json
 import os
 
@@ -37,7 +38,7 @@ def test_the_folder_is_bounded_and_covers_the_run(tmp_path):
         trees.write(content_of(step, "eval"))
     found = steps(tmp_path / "trees")
     assert len(found) == 5 and (found[0], found[-1]) == (0, 190) and steps(tmp_path / "trees", "eval") == found
-    gaps = [b - a for a, b in zip(found, found[1:])]
+    gaps = [b - a for a, b in itertools.pairwise(found)]
     assert max(gaps) <= 4 * min(gaps)
 
 

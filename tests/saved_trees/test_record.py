@@ -65,7 +65,8 @@ def test_every_methods_advantages_are_there(method):
         np.testing.assert_allclose([low, high], [each.min(), each.max()], rtol=1e-5, atol=1e-5)
         differ |= each.max() - each.min() > 1e-6
     assert ("A_low" in record) == differ
-    assert differ or config.loss.advantage not in ("grpo", "dr_grpo", "rloo", "tempo")  # whose advantage is a response's
+    of_responses = ("grpo", "dr_grpo", "rloo", "tempo")
+    assert differ or config.loss.advantage not in of_responses
 
 
 @pytest.mark.parametrize("of_tokens", [False, True])
