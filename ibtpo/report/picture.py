@@ -15,7 +15,7 @@ COLOURS = {
     "eta2": "confidence η2",
     "A": "advantage A",
 }
-_LOW, _MIDDLE, _HIGH = "#e48038", "#eeeee9", "#1e7cb8"  # told apart by every common form of colour blindness
+_LOW, _MIDDLE, _HIGH = "#e48038", "#e2e2db", "#1a6fa8"  # told apart by every common form of colour blindness
 _FORK, _INK, _LINE = "#7a3db8", "#1c1f23", "#b5b5b5"
 _COLUMN, _ROW = 1.55, 0.34  # inches of a step and of a response
 _LETTERS = 15  # of a step's text in its box
@@ -199,7 +199,7 @@ def _draw_edge(axes: Any, above: Mapping[str, Any], node: Mapping[str, Any]) -> 
 
     (x0, y0), (x1, y1) = (above["depth"], above["row"]), (node["depth"], node["row"])
     # From beneath the one box to beneath the other, whatever their widths.
-    bend = [(x0 - 0.3, y0), (x0 + 0.55, y0), (x0 + 0.2, y1), (x0 + 0.58, y1), (x1, y1)]
+    bend = [(x0 - 0.3, y0), (x0 + 0.55, y0), (x0 + 0.2, y1), (x0 + 0.58, y1), (x1 - 0.3, y1)]
     codes = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
     colour, width = (_FORK, 1.5) if node["forks"] else (_LINE, 1.1)
     axes.add_patch(PathPatch(Path(bend, codes), facecolor="none", edgecolor=colour, linewidth=width, zorder=1))
@@ -226,7 +226,7 @@ def _draw_node(
     text += f"  ×{count}" if count > 1 else ""
     colour = paint(node)
     r, g, b = to_rgb(colour)
-    ink = "white" if 0.2126 * r**2.2 + 0.7152 * g**2.2 + 0.0722 * b**2.2 < 0.18 else _INK
+    ink = "white" if 0.2126 * r**2.2 + 0.7152 * g**2.2 + 0.0722 * b**2.2 < 0.17 else _INK
     box = dict(boxstyle="round,pad=0.32", facecolor=colour, edgecolor=_LINE, linewidth=0.5)
     place: dict[str, Any] = dict(va="center", zorder=2)
     axes.text(node["depth"] - 0.38, node["row"], text, fontsize=8.5, color=ink, bbox=box, parse_math=False, **place)

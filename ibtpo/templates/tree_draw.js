@@ -64,14 +64,14 @@ class TreeDrawing {
   show(scene, zoom) {
     const before = this.scene;
     this.scene = scene;
-    if (before && zoom === this.zoom && ["layout", "scores", "range", "theme"].every((name) => before[name] === scene[name])) {
-      // Another choice alone: only what is marked, or was, is drawn anew.
-      for (const id of new Set([...before.path, ...scene.path, before.selected, scene.selected])) {
-        const old = this.elements.get(id);
-        if (!old) continue;
-        const element = this.drawNode(scene.layout.drawn[id]);
-        old.replaceWith(element);
-        this.elements.set(id, element);
+    const same = (name) => before[name] === scene[name];
+    if (before && zoom === this.zoom && ["layout", "theme"].every(same)) {
+      // The same nodes at the same places: other colours, or another choice, are drawn over them.
+      const all = !["scores", "range"].every(same);
+      const marked = [...before.path, ...scene.path, before.selected, scene.selected];
+      for (const id of all ? this.elements.keys() : new Set(marked)) {
+        const element = this.elements.get(id);
+        if (element) this.paint(element, scene.layout.drawn[id]);
       }
       this.refresh();
       return;
@@ -81,7 +81,7 @@ class TreeDrawing {
     // Rows take the height there is, within limits: a small tree need not huddle at the top.
     const room = (this.scroller.clientHeight - 2 * TOP - 4) / scene.layout.rows;
     const least = Math.max(ROW * Math.min(zoom, 1.15), 7);
-    this.row = Math.max(least, Math.min(room, 1.6 * ROW * Math.min(zoom, 1.15)));
+    this.row = Math.max(least, Math.min(room, Math.max(1.6 * ROW * Math.min(zoom, 1.15), 11)));
     this.gap = Math.min(Math.max(this.column * 0.22, 3), 30);
     this.width = Math.max(this.column - this.gap, 3);
     this.height = Math.max(Math.min(this.row - 6, 30), 5);
@@ -164,33 +164,42 @@ class TreeDrawing {
   }
 
   drawNode(node) {
-    const { model, layout, theme, path, selected } = this.scene;
+    const { model, layout, theme } = this.scene;
     const ink = INK[theme];
     const [x, y] = this.place(node);
-    const value = measureOf(model, this.scene.scores, node, this.scene.measure);
-    const colour = colourOf(value, this.scene.range, theme);
     const group = svgElement("g", { transform: `translate(${x} ${y})`, class: "node" });
     group.dataset.id = node.id;
-    const chosen = node.id === selected;
-    const stroke = chosen || path.has(node.id) ? ink.path : node.forked ? ink.fork : value === null ? ink.line : "none";
     const [w, h] = [this.width, this.height];
-    group.append(svgElement("rect", {
-      x: 0, y: -h / 2, width: w, height: h, rx: Math.min(5, h / 2.5), fill: asCss(colour), stroke,
-      "stroke-width": chosen ? 3 : stroke === "none" ? 0 : stroke === ink.line ? 1 : 1.6,
-    }));
+    group.append(svgElement("rect", { x: 0, y: -h / 2, width: w, height: h, rx: Math.min(5, h / 2.5) }));
     const folded = node.members.length > 1 ? `×${node.members.length}` : "";
-    if (this.labels) this.drawLabel(group, node, folded, inkOn(colour));
+    if (this.labels) this.drawLabel(group, node, folded);
+    this.paint(group, node);
     if (node.forks.length && this.gap >= 11) this.drawForks(group, node, ink);
     if (!node.children.length) this.drawRewards(group, node, layout, model, ink);
     return group;
   }
 
-  drawLabel(group, node, folded, fill) {
-    const room = this.width - 14 - (folded ? 8 + 0.6 * this.size * folded.length : 0);
+  // The colours of a node's box and label.
+  paint(group, node) {
+    const { model, scores, measure, range, theme, path, selected } = this.scene;
+    const ink = INK[theme];
+    const value = measureOf(model, scores, node, measure);
+    const colour = colourOf(value, range, theme);
+    const chosen = node.id === selected;
+    const stroke = chosen || path.has(node.id) ? ink.path : node.forked ? ink.fork : value === null ? ink.line : "none";
+    const box = group.firstChild;
+    box.setAttribute("fill", asCss(colour));
+    box.setAttribute("stroke", stroke);
+    box.setAttribute("stroke-width", chosen ? 3 : stroke === "none" ? 0 : stroke === ink.line ? 1 : 1.6);
+    for (const label of group.querySelectorAll(".label")) label.setAttribute("fill", inkOn(colour));
+  }
+
+  drawLabel(group, node, folded) {
+    const room = this.width - 12 - (folded ? 5 + 0.6 * this.size * folded.length : 0);
     const label = fitted(this.labelOf(node) || "(end)", room, this.size);
-    group.append(svgElement("text", { x: 7, y: 4, fill, "font-size": this.size }, label));
+    group.append(svgElement("text", { x: 6, y: 4, class: "label", "font-size": this.size }, label));
     if (folded)
-      group.append(svgElement("text", { x: this.width - 6, y: 4, fill, "font-size": this.size, "text-anchor": "end", "font-weight": 700 }, folded));
+      group.append(svgElement("text", { x: this.width - 6, y: 4, class: "label", "font-size": this.size, "text-anchor": "end", "font-weight": 700 }, folded));
   }
 
   // The step's text in one line; of a response's last step the answer, where it states one.

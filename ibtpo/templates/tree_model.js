@@ -147,7 +147,7 @@ function measureOf(model, scores, node, name) {
 // --- colours: blue and orange, which every common form of colour blindness tells apart ---------------------------------
 
 const PALETTES = {
-  light: { low: [228, 128, 56], middle: [238, 238, 233], high: [30, 124, 184], none: [255, 255, 255] },
+  light: { low: [228, 128, 56], middle: [226, 226, 219], high: [26, 111, 168], none: [255, 255, 255] },
   dark: { low: [224, 118, 40], middle: [66, 70, 76], high: [64, 156, 222], none: [21, 24, 27] },
 };
 

@@ -18,7 +18,9 @@ function drawTokens(model, node) {
   const note = make("p", "token-note", "A token's shade: how unlikely it was. Point at one for its probability.");
   const texts = tokenTexts(model, node);
   texts.forEach((token, i) => {
-    const span = make("span", token.special ? "token special" : "token", token.text);
+    const last = texts.slice(i + 1).every((later) => later.special);
+    // The line breaks that end a step are signs, not empty lines.
+    const span = make("span", token.special ? "token special" : "token", last ? token.text.replace(/\n/g, "⏎") : token.text);
     if (node) {
       const p = probability(model, first + i);
       const heat = Math.min(-Math.log(p) / Math.log(20), 1);

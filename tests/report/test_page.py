@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -169,6 +171,14 @@ def test_what_cannot_be_used_is_one_line(tmp_path, capsys, monkeypatch, argument
     run_of(tmp_path / "run")
     error = command(capsys, *(a.replace("RUN", str(tmp_path / "run")) for a in arguments), code=2)
     assert all(word in error for word in words), error
+
+
+def test_a_report_needs_no_jax(tmp_path, repo_root):
+    """So that it comes at once: the command, and the page itself."""
+    run_of(tmp_path / "a")
+    script = f"""import sys; from ibtpo import report; report.main([{str(tmp_path / "a")!r}])
+heavy = {{"jax", "transformers", "matplotlib"}} & sys.modules.keys(); assert not heavy, heavy"""
+    subprocess.run([sys.executable, "-c", script], cwd=repo_root, check=True, stdout=subprocess.DEVNULL)
 
 
 def test_the_viewer_in_a_notebook(browser, tmp_path):
