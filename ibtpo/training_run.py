@@ -1,9 +1,10 @@
 """A whole run: where it begins, its updates with their metrics, evaluations and checkpoints, and its end."""
 
 import contextlib
+import functools
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -155,7 +156,7 @@ def run_updates(
             if step % config.log.every == 0 or step == total:
                 writer.write(step, metrics)
             if config.log.trees_every and (step % config.log.trees_every == 0 or step == total):
-                save_trees(trees, trainer.shown_of_update(step))
+                save_trees(trees, functools.partial(trainer.shown_of_update, step))
             store.check()
             check_skipped(trainer, workdir, step)
             shown = {"reward": "avg_rate_initial", "eff-rate": "eff_rate", "entropy": "entropy"}
@@ -183,15 +184,15 @@ def evaluate(trainer: Trainer, writer: metrics_lib.MetricWriter, trees: TreeFold
     avg@k."""
     trainer.position.owes_evaluation = True
     evaluated = trainer.evaluate()
-    save_trees(trees, trainer.shown_of_evaluation(step))
+    save_trees(trees, functools.partial(trainer.shown_of_evaluation, step))
     writer.write(step, evaluated)
     trainer.position.owes_evaluation = False
     return evaluated["eval/avg_at_k"]
 
 
-def save_trees(trees: TreeFolder, content: TreeFile | None) -> None:
-    """Writes trees where there are some."""
-    if content is not None:
+def save_trees(trees: TreeFolder, make: Callable[[], TreeFile | None]) -> None:
+    """Writes the trees that `make` gives, if it gives some; on the first host, and nothing is made on the others."""
+    if trees.active and (content := make()) is not None:
         trees.write(content)
 
 

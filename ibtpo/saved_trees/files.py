@@ -175,7 +175,7 @@ class TreeFolder:
     """
 
     def __init__(self, workdir: str | os.PathLike, most: int, *, resume_step: int = -1, active: bool = True):
-        self.path, self._most, self._active = pathlib.Path(workdir) / FOLDER, max(most, 2), active
+        self.path, self.active, self._most = pathlib.Path(workdir) / FOLDER, active, max(most, 2)
         if not active:
             return
         try:
@@ -187,7 +187,7 @@ class TreeFolder:
 
     def write(self, content: TreeFile) -> None:
         """Writes a file; one of the same kind and step is replaced."""
-        if not self._active:
+        if not self.active:
             return
         try:
             write_file(self.path / f"{content.kind}_{content.step:08}.json.gz", content)
