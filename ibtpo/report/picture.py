@@ -220,7 +220,7 @@ def _draw_node(
     ends = [r for r, leaf in enumerate(tree["leaf"]) if leaf in node["members"]]
     text = texts[first]
     if ends and tree["stated"][ends[0]] is not None:
-        text = plain(f"answer {tree['stated'][ends[0]]}")
+        text = plain(f"→ {tree['stated'][ends[0]]}")
     room = _LETTERS - (3 if count > 1 else 0)
     text = (text or "(end)") if len(text) <= room else text[: room - 1] + "…"
     text += f"  ×{count}" if count > 1 else ""

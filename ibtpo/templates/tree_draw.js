@@ -208,7 +208,7 @@ class TreeDrawing {
     const { model } = this.scene;
     const response = model.endsAt.get(node.members[0]);
     const stated = response === undefined ? null : model.data.stated[response];
-    const text = stated === null ? nodeText(model, node.members[0]) : `answer ${stated}`;
+    const text = stated === null ? nodeText(model, node.members[0]) : `→ ${stated}`;
     return legal(text.trim().replace(/\s+/g, " "));
   }
 

@@ -151,6 +151,14 @@ def test_rounds_are_played_back(browser, show):
     assert sorted(numbers) == [1, 2, 3, 4]
 
 
+def test_where_there_is_one_round_there_is_nothing_to_play(browser, show):
+    show(make_file([grow(7, rounds=1)], kind="eval"), make_file([grow(7, rounds=2)]), state="tree=0")
+    visible = "document.querySelector('#tree-rounds').getBoundingClientRect().width > 0"
+    assert not browser.run(visible)
+    browser.run("view.open(1)")
+    assert browser.run(visible)
+
+
 def test_equal_siblings_are_one(browser, show):
     responses = grow(8, initial=4, rounds=2, words=3, tokens=1, steps=2)  # one word: only lengths differ
     content = make_file([responses])
