@@ -1,137 +1,27 @@
-"""Draws the README's two pictures: a question's tree, and the learning curve of a finished run.
+"""Draws the pictures of README.md and docs/report.md from finished runs, into docs/images.
 
-    python assets/make_pictures.py --workdir=runs/tiny      # after make demo; writes docs/images/tree.png and curve.png
+    python assets/make_pictures.py --workdir=runs/tiny                        # after make demo: tree.png, curve.png
+    python assets/make_pictures.py --workdir=runs/tiny --failed=runs/too_fast # viewer*.png, report.png, reading.png too
 
-The tree is sampled from the tiny base model with fixed random numbers: of the first problems of the training set, the
-one whose tree branches at most nodes. Any run of `ibtpo.train` with an evaluation has a curve.
+The second needs Chromium. --failed is the demo with a learning rate 100 times as high
+(make demo WORKDIR=runs/too_fast DEMO_ARGS=--config.optimizer.learning_rate=0.03).
 """
 
 import argparse
 import pathlib
 import sys
+import tempfile
 
-import jax
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from configs import tiny  # noqa: E402
-from ibtpo import config as config_lib  # noqa: E402
-from ibtpo.data.problems import load_problems  # noqa: E402
-from ibtpo.ib_score import node_values  # noqa: E402
-from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler  # noqa: E402
-from ibtpo.report import read_run  # noqa: E402
-from ibtpo.sampling import SamplingParams  # noqa: E402
-from ibtpo.tree import Tree, on_path  # noqa: E402
+from ibtpo.report import draw_tree, read_run, write_report  # noqa: E402
+from ibtpo.report.picture import find_tree  # noqa: E402
 
-COLOURS = LinearSegmentedColormap.from_list("success", ["#e8917c", "#f6e3b4", "#7fbf9b"])
-FORK, INK = "#7a3db8", "#333333"
-COLUMN, ROW = 1.6, 0.33  # inches of a step and of a response
-
-
-def sample(problems: int, seed: int):
-    """(question, tree, text of tokens) of the problem whose tree branches at most nodes."""
-    config = config_lib.resolve(tiny.get_config())
-    policy = load_policy(config)
-    chosen = load_problems(config.data, config.data.train_split, policy.tokenizer)[:problems]
-    by_id = dict(enumerate(chosen))
-    questions = [policy.question(i, p, config.data) for i, p in by_id.items()]
-    with make_grader(config) as grader:
-        grade = make_grade(policy, grader, by_id)
-        found, _ = make_sampler(policy, config)(
-            policy.params, questions, grade, key=jax.random.key(seed), sampling=SamplingParams()
-        )
-    best = max(range(problems), key=lambda q: (forks(found[q].tree).size, found[q].tree.rewards.std()))
-    return chosen[best].question, found[best].tree, policy.text
-
-
-def birth(tree: Tree) -> np.ndarray:
-    """[N]: the round that made each node."""
-    rounds = np.where(on_path(tree)[0], np.asarray(tree.response_round)[0][:, None], np.iinfo(np.int32).max)
-    return rounds.min(0)
-
-
-def forks(tree: Tree) -> np.ndarray:
-    """The nodes, the question included, where a later round branched."""
-    made, parent = birth(tree), np.asarray(tree.node_parent)[0]
-    later = [node for node in range(1, len(parent)) if made[node] > made[parent[node]]]
-    return np.unique(parent[later])
-
-
-def layout(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(column, row) of every node: depth in steps, and leaves in order with their ancestors half-way between."""
-    size = len(parent)
-    column, row = np.zeros(size, int), np.zeros(size)
-    children: list[list[int]] = [[] for _ in range(size)]
-    for node in range(1, size):
-        column[node] = column[parent[node]] + 1
-        children[parent[node]].append(node)
-    leaves = [node for node in range(size) if not children[node]]
-    row[leaves] = np.arange(len(leaves))
-    for node in reversed(range(size)):
-        if children[node]:
-            row[node] = (row[children[node][0]] + row[children[node][-1]]) / 2
-    return column, row
-
-
-def draw_tree(question: str, tree: Tree, text, path: pathlib.Path) -> None:
-    """Steps from left to right, coloured by p̂; a round that branched is written on its edge, a reward at its leaf."""
-    parent, made = np.asarray(tree.node_parent)[0], birth(tree)
-    values, branched = node_values(tree)[0], forks(tree)
-    column, row = layout(parent)
-    tokens, step = np.asarray(tree.tokens)[0], np.asarray(tree.step)[0]
-    figure = Figure(figsize=(COLUMN * (column.max() + 1) + 0.3, ROW * (row.max() + 3.5)), dpi=100)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-0.42, column.max() + 0.75), ylim=(row.max() + 1.8, -1.7))
-    axes.axis("off")
-    for node in range(1, len(parent)):
-        later = made[node] > made[parent[node]]
-        (x0, y0), (x1, y1) = (column[parent[node]], row[parent[node]]), (column[node], row[node])
-        bend = [(x0, y0), (x0 + 0.55, y0), (x0 + 0.25, y1), (x0 + 0.72, y1), (x1, y1)]
-        codes = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO]
-        colour, width = (FORK, 1.6) if later else ("#b5b5b5", 1.2)
-        axes.add_patch(PathPatch(Path(bend, codes), facecolor="none", edgecolor=colour, linewidth=width, zorder=1))
-        if later:
-            axes.text(x1 - 0.3, y1 - 0.06, str(made[node]), color=FORK, fontsize=9, ha="right", va="bottom")
-    for node in range(len(parent)):
-        written = text(tokens[step == node].tolist()).strip().removeprefix("The answer is ").removesuffix(".")
-        box = dict(
-            boxstyle="round,pad=0.3",
-            facecolor=COLOURS(values[node]),
-            edgecolor=FORK if node in branched else "white",
-            linewidth=1.6,
-        )
-        place = dict(ha="center", va="center", zorder=2)
-        axes.text(column[node], row[node], written if node else "question", bbox=box, fontsize=9, color=INK, **place)
-    for leaf, reward in zip(np.asarray(tree.response_node)[0], np.asarray(tree.rewards)[0]):
-        colour = "#2e7d4f" if reward else "#b03a2e"
-        axes.text(column[leaf] + 0.5, row[leaf], f"{reward:g}", color=colour, fontsize=11, weight="bold", va="center")
-    axes.text(-0.38, -1.2, question, fontsize=11, color=INK, weight="bold", va="center")
-    axes.text(column.max() + 0.5, -1.2, "reward", fontsize=9, color=INK, ha="center", va="center")
-    draw_key(figure, axes, row.max() + 1.2)
-    figure.savefig(path, facecolor="white")
-
-
-def draw_key(figure: Figure, axes: Axes, row: float) -> None:
-    """What the colours mean, below the tree."""
-    place = dict(fontsize=9, va="center")
-    axes.text(-0.38, row, "p̂ of a step   0", color=INK, **place)
-    corners = axes.transData.transform([(0.36, row + 0.15), (1.0, row - 0.15)])
-    (x0, y0), (x1, y1) = figure.transFigure.inverted().transform(corners)
-    bar = figure.add_axes((x0, y0, x1 - x0, y1 - y0))
-    figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar, orientation="horizontal", ticks=[])
-    bar.set_frame_on(False)
-    axes.text(1.04, row, "1", color=INK, **place)
-    axes.text(1.5, row, "purple: a node where a later round branched, and the number of the round", color=FORK, **place)
+INK = "#333333"
 
 
 def draw_curve(workdir: pathlib.Path, path: pathlib.Path) -> None:
@@ -157,16 +47,44 @@ def draw_curve(workdir: pathlib.Path, path: pathlib.Path) -> None:
     figure.savefig(path, facecolor="white")
 
 
+def photograph(runs: dict[str, pathlib.Path], out: pathlib.Path) -> None:
+    """Pages of the runs in headless Chromium: the first run's trees, and the curves of all."""
+    from tests.chromium import Browser
+
+    workdirs, names = list(runs.values()), list(runs)
+    with tempfile.TemporaryDirectory() as folder:
+        one, all_runs = (pathlib.Path(folder) / name for name in ("one.html", "all.html"))
+        write_report(workdirs[:1], one, names=names[:1])
+        write_report(workdirs, all_runs, names=names)
+        browser = Browser(pathlib.Path(folder) / "profile")
+
+        def shoot(page: pathlib.Path, name: str, *, at: str = "body", act: str = "0", **options) -> None:
+            browser.open(page, **options)
+            browser.wait("view?.model && document.querySelector('figure.curve path')")
+            browser.run(f"document.querySelector('{at}').scrollIntoView(); {act}")
+            browser.picture(out / name)
+
+        middle = "view.pick(view.model.data.parent[view.model.data.leaf.at(-1)])"
+        shoot(one, "viewer.png", at="#trees", act=middle, size=(1320, 800))
+        shoot(one, "viewer-dark.png", at="#trees", act=f"view.colourBy('J'); {middle}", size=(1320, 800), dark=True)
+        shoot(one, "viewer-phone.png", at="#trees", act=middle, size=(390, 844))
+        shoot(one, "report.png", size=(1320, 960))
+        shoot(all_runs, "reading.png", at="#curves", size=(1320, 960))
+        browser.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a finished run, for the curve")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a finished run")
+    parser.add_argument("--tree", default="train:10:0", help="the saved tree that is drawn (python -m ibtpo.report)")
+    parser.add_argument("--failed", type=pathlib.Path, help="a run whose learning rate is 100 times too high")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--problems", type=int, default=16, help="problems whose trees are sampled")
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw_curve(arguments.workdir, arguments.out / "curve.png")
-    draw_tree(*sample(arguments.problems, arguments.seed), arguments.out / "tree.png")
+    draw_tree(*find_tree(arguments.workdir, arguments.tree), arguments.out / "tree.png")
+    if arguments.failed:
+        photograph({"demo": arguments.workdir, "100 × the learning rate": arguments.failed}, arguments.out)
 
 
 if __name__ == "__main__":

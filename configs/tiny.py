@@ -52,4 +52,6 @@ def get_config() -> config_dict.ConfigDict:
     config.eval.top_p = 1.0  # off
 
     config.checkpoint.every = 10  # updates
+
+    config.log.trees_every = 5  # updates
     return config

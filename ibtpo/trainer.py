@@ -28,6 +28,8 @@ from ibtpo.precompiled import Program
 from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer
 from ibtpo.sampling import SamplerStats
 from ibtpo.sampling.logits import SamplingParams
+from ibtpo.saved_trees import TreeFile
+from ibtpo.saved_trees.shown import ShownTrees
 from ibtpo.shaping import shape
 from ibtpo.skipped import SkippedUpdates
 from ibtpo.token_weights import sequence_weights, token_weights, whiten
@@ -83,6 +85,7 @@ class Trainer:
         self.advantage_options = AdvantageOptions.from_config(config)
         self.position = Position(data=self.batches.state())
         self.skipped = SkippedUpdates()
+        self.shown = ShownTrees(config.log.trees)
 
     def programs_ahead(self, *, updates: bool) -> dict[str, list[Program]]:
         """What the run will call, for `precompiled.compile_all`. updates: whether any are left."""
@@ -125,20 +128,25 @@ class Trainer:
         up to train.refills times (DAPO's dynamic sampling)."""
         number, before = self.config.train.questions_per_step, self.grader.counts
         replaced: list[Tree] = []
-        trees, stats = self.sample(self.batches.take(number))
+        problems = self.batches.take(number)
+        trees, stats = self.sample(problems)
         for _ in range(self.config.train.refills):
             uniform = [bool(group_is_uniform(tree)[0]) for tree in trees]
             if not any(uniform):
                 break
             replaced += itertools.compress(trees, uniform)
-            more, added = self.sample(self.batches.take(sum(uniform)))
-            trees = [tree for tree, equal in zip(trees, uniform) if not equal] + more
+            others = self.batches.take(sum(uniform))
+            more, added = self.sample(others)
+            kept = [not equal for equal in uniform]
+            trees = [*itertools.compress(trees, kept), *more]
+            problems = [*itertools.compress(problems, kept), *others]
             stats += added
         graded = {name: count - before[name] for name, count in self.grader.counts.items()}
         everything = stack_trees(trees + replaced)
         shaping, terms = shape(everything, self.config.reward, self.config.sampling.max_new_tokens, self.policy.text)
         return Sampled(
             tree=stack_trees(trees) if replaced else everything,
+            problems=problems,
             everything=everything,
             shaping=shaping if shaping is None else shaping[: len(trees)],
             terms=terms,
@@ -190,6 +198,7 @@ class Trainer:
         if loss.whiten_advantages:
             unique = loss.aggregation == "unique_mean"
             advantages = whiten(tree, advantages, trained, unique=unique, max_old_probability=loss.max_old_probability)
+        self.shown.update(sampled, advantages)
         for part in self.minibatches(len(tree.tokens)):
             if part is None:
                 yield layout, self.weigh(layout, rows, tree, advantages, trained).replace(**log_probs)
@@ -266,12 +275,21 @@ class Trainer:
             self.eval_sampler,
             self.grader,
             self.config,
+            on_finished=self.shown.evaluated(self.held_out),
             between_chunks=self.interruption.evaluating,
         ).summary()
         return {f"eval/{name}": value for name, value in summary.items()} | {
             "train/generated_tokens": self.position.generated_tokens,
             "time/eval_s": time.monotonic() - started,
         }
+
+    def shown_of_update(self, step: int) -> TreeFile | None:
+        """The trees of the last update that are kept for people to look at; None: none are."""
+        return self.shown.of_update(step, self.policy, self.config, self.plan.by_token)
+
+    def shown_of_evaluation(self, step: int) -> TreeFile | None:
+        """Those of the last evaluation."""
+        return self.shown.of_evaluation(step, self.policy, self.config)
 
     # Beginning and end.
 

@@ -1,21 +1,23 @@
 """A whole run: where it begins, its updates with their metrics, evaluations and checkpoints, and its end."""
 
 import contextlib
+import functools
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from ibtpo import checkpoints, hosts, memory, parallel, report, sizing
+from ibtpo import checkpoints, environment, hosts, memory, parallel, report, sizing
 from ibtpo import config as config_lib
 from ibtpo import interruption as interruption_lib
 from ibtpo import metrics as metrics_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.interruption import GivenUp, Interruption
 from ibtpo.precompiled import compile_all
+from ibtpo.saved_trees import TreeFile, TreeFolder
 from ibtpo.trainer import Trainer
 from ibtpo.workdir_lock import locked
 
@@ -83,8 +85,10 @@ def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
             ) as writer,
             metrics_lib.Progress(total, first, "updates") as progress,
         ):
+            environment.save(workdir, first, write=first_host)
+            trees = TreeFolder(workdir, config.log.tree_files, resume_step=resume_step, active=first_host)
             trainer.position.owes_evaluation = bool(owes or (trainer.held_out and not resumed))
-            stopped = run_updates(trainer, store, workdir, writer, progress)
+            stopped = run_updates(trainer, store, workdir, writer, progress, trees)
     if stopped:
         step, go_on = int(trainer.state.step), "run the same command to continue"
         print(f"{interruption.reason}: saved update {step} in {store.path}; {go_on}", flush=True)
@@ -126,9 +130,10 @@ def run_updates(
     workdir: str,
     writer: metrics_lib.MetricWriter,
     progress: metrics_lib.Progress,
+    trees: TreeFolder,
 ) -> bool:
-    """The updates that are left, with their metrics, evaluations and checkpoints. Whether it was asked to stop before
-    the last one was done; then everything up to there is saved."""
+    """The updates that are left, with their metrics, evaluations, trees and checkpoints. Whether it was asked to stop
+    before the last one was done; then everything up to there is saved."""
     config, total = trainer.config, trainer.config.train.steps
     interruption = trainer.interruption
     clock = time.monotonic() - trainer.position.seconds
@@ -140,7 +145,7 @@ def run_updates(
 
     try:
         if trainer.position.owes_evaluation:
-            evaluate(trainer, writer, int(trainer.state.step))
+            evaluate(trainer, writer, trees, int(trainer.state.step))
         for step in range(int(trainer.state.step) + 1, total + 1):
             if hosts.stop_between_updates(interruption, step):
                 raise GivenUp
@@ -150,6 +155,8 @@ def run_updates(
             metrics["time/elapsed_s"] = trainer.position.seconds
             if step % config.log.every == 0 or step == total:
                 writer.write(step, metrics)
+            if config.log.trees_every and (step % config.log.trees_every == 0 or step == total):
+                save_trees(trees, functools.partial(trainer.shown_of_update, step))
             store.check()
             check_skipped(trainer, workdir, step)
             shown = {"reward": "avg_rate_initial", "eff-rate": "eff_rate", "entropy": "entropy"}
@@ -158,7 +165,7 @@ def run_updates(
                 {short: metrics[f"train/{name}"] for short, name in shown.items() if f"train/{name}" in metrics},
             )
             if trainer.held_out and (step % config.eval.every == 0 or step == total):
-                rate = evaluate(trainer, writer, step)
+                rate = evaluate(trainer, writer, trees, step)
                 progress.print(f"update {step}: held-out avg@{config.eval.samples} = {100 * rate:.1f} %")
             if step % config.checkpoint.every == 0 or step == total:
                 save()
@@ -172,13 +179,21 @@ def run_updates(
     return False
 
 
-def evaluate(trainer: Trainer, writer: metrics_lib.MetricWriter, step: int) -> float:
-    """The evaluation of a step, with its row; until that is written, the run owes it. Returns avg@k."""
+def evaluate(trainer: Trainer, writer: metrics_lib.MetricWriter, trees: TreeFolder, step: int) -> float:
+    """The evaluation of a step, with its row and its trees; until the row is written, the run owes it. Returns
+    avg@k."""
     trainer.position.owes_evaluation = True
     evaluated = trainer.evaluate()
+    save_trees(trees, functools.partial(trainer.shown_of_evaluation, step))
     writer.write(step, evaluated)
     trainer.position.owes_evaluation = False
     return evaluated["eval/avg_at_k"]
+
+
+def save_trees(trees: TreeFolder, make: Callable[[], TreeFile | None]) -> None:
+    """Writes the trees that `make` gives, if it gives some; on the first host, and nothing is made on the others."""
+    if trees.active and (content := make()) is not None:
+        trees.write(content)
 
 
 def check_skipped(trainer: Trainer, workdir: str, step: int) -> None:
@@ -198,7 +213,7 @@ def check_skipped(trainer: Trainer, workdir: str, step: int) -> None:
 
 
 def finish(config, workdir: str) -> None:
-    """The learning curve and the summary tables of a run that is done."""
+    """The learning curve, the page and the summary tables of a run that is done."""
     curve = report.learning_curve(workdir, pathlib.Path(workdir) / "learning_curve.png")
     run = report.read_run(workdir)
     tree, group_size = config.tree, config_lib.responses_per_question(config.tree)
@@ -217,4 +232,4 @@ def finish(config, workdir: str) -> None:
             ]
         )
     )
-    print(f"\nlearning curve: {curve}")
+    print(f"\nlearning curve: {curve}\nreport: {report.write_report([workdir])}")

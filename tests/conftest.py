@@ -48,6 +48,16 @@ def repo_root() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Headless Chromium (`tests.chromium`); the test is skipped without it."""
+    from tests.chromium import Browser
+
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """Folder of the real problem sets, ../shared/data beside the checkout; the test is skipped without it."""
     path = ROOT.parent / "shared" / "data"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from ibtpo import checkpoints, metrics, parallel
+from ibtpo import checkpoints, metrics, parallel, saved_trees
 from ibtpo import config as config_lib
 from ibtpo.policy import load_policy
 
@@ -117,7 +117,8 @@ def test_two_processes_sample_and_grade_as_one(runs):
 
 def test_only_the_first_process_writes_the_files(runs):
     assert json.loads((runs / "two-0" / "config.json").read_text())["train"]["steps"] == 3
-    assert (runs / "two-0" / "learning_curve.png").is_file()
+    assert (runs / "two-0" / "learning_curve.png").is_file() and (runs / "two-0" / "report.html").is_file()
+    assert [step for step, *_ in saved_trees.list_files(runs / "two-0" / "trees")] == [0, 3, 3]
     assert not (runs / "two-1").exists()
 
 

@@ -24,6 +24,8 @@ def test_tiny_notebook_trains_prints_trees_and_shows_the_curve(repo_root, tiny_m
     assert "J=" in text and "response 0 (round 0) reward=" in text
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert (tmp_path / "learning_curve.png").is_file()
+    viewers = [page for output in outputs if "<iframe srcdoc" in (page := output.get("data", {}).get("text/html", ""))]
+    assert len(viewers) == 3 and all("Content-Security-Policy" in page for page in viewers)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from flax import nnx
 from jax import numpy as jnp
 
 from ibtpo import config as config_lib
+from ibtpo import environment, metrics, saved_trees
 from ibtpo import export as export_lib
-from ibtpo import metrics
 from ibtpo import train as train_lib
 from ibtpo import trainer as trainer_lib
 from ibtpo.errors import UserError
@@ -43,7 +43,7 @@ def learning(row):
 def finished_run(tiny_config, tmp_path_factory):
     """Four uninterrupted updates, evaluated before, in the middle and after."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    config = tiny_config(eval__every=2)
+    config = tiny_config(eval__every=2, log__trees=2, log__trees_every=3)
     train_lib.train(config, str(workdir))
     return config, workdir
 
@@ -64,12 +64,34 @@ def test_a_run_leaves_metrics_checkpoints_and_a_curve(finished_run):
     assert any(row["train/masked_groups"] < 1 for row in training)
 
 
+def test_a_run_leaves_trees_a_report_and_a_note_of_its_machine(finished_run):
+    _config, workdir = finished_run
+    files = [(step, kind) for step, kind, _ in saved_trees.list_files(workdir / "trees")]
+    assert files == [(0, "eval"), (2, "eval"), (3, "train"), (4, "eval"), (4, "train")]
+    evaluated = [saved_trees.read_file(path) for _, kind, path in saved_trees.list_files(workdir / "trees")]
+    first, last = (evaluated[i].trees for i in (0, 3))
+    assert [tree["question"] for tree in first] == [tree["question"] for tree in last] and len(first) == 2
+    assert all(len(tree["leaf"]) == 2 and set(tree["round"]) == {0} for tree in first)  # eval.samples
+    for tree in evaluated[2].trees:
+        assert len(tree["leaf"]) == 5 and max(tree["round"]) == 2 and tree["question"].startswith("Start with")
+    assert "10 saved questions" in (workdir / "report.html").read_text()
+    [entry] = environment.read(workdir)
+    assert entry["step"] == 0 and entry["backend"] == "cpu" and entry["jax"] and "path" not in str(entry).lower()
+
+
 def test_resuming_equals_not_stopping(finished_run, tiny_config, tmp_path):
     config, whole = finished_run
-    half = tiny_config(eval__every=2, train__steps=2)
+    half = tiny_config(eval__every=2, train__steps=2, log__trees=2, log__trees_every=3)
     train_lib.train(half, str(tmp_path))
+    # As if it had been killed behind update 3, of which no checkpoint is left.
+    (tmp_path / "trees" / "train_00000003.json.gz").write_bytes(b"of an update that is done again")
+    (tmp_path / "trees" / "train_00000002.json.gz").unlink()  # the end of the half
     train_lib.train(config, str(tmp_path))
     assert [learning(row) for row in rows(tmp_path)] == [learning(row) for row in rows(whole)]
+    for _, _, path in saved_trees.list_files(whole / "trees"):
+        assert (tmp_path / "trees" / path.name).read_bytes() == path.read_bytes()
+    assert len(os.listdir(tmp_path / "trees")) == len(os.listdir(whole / "trees"))
+    assert [entry["step"] for entry in environment.read(tmp_path)] == [0, 2]
 
 
 def test_running_again_says_finished(finished_run, capsys):

@@ -186,6 +186,43 @@ def test_several_updates_on_the_same_trees(tiny_config, tmp_path, monkeypatch):
     assert int(checkpoints.Checkpoints(tmp_path, keep=2).latest_step()) == 3
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"reward__terms": "format:0.5"}, {"method": "treepo"}, {"method": "tempo"}, {"method": "lambda_grpo"},
+     {"loss__ib_confidence": "reference", "loss__ib_weight": 2.0}],
+    ids=lambda changes: ",".join(f"{key}={x}" for key, x in changes.items()) or "ibtpo",
+)  # fmt: skip
+def test_the_advantages_that_are_shown_are_those_of_the_loss(tiny_config, monkeypatch, changes):
+    """Shaped, whitened, of tokens or of the reference's confidence: whatever the update took."""
+    trainer = Trainer(tiny_config(log__trees=3, **changes))
+    taken, weigh = [], trainer.weigh
+
+    def record(layout, rows, tree, advantages, trained):
+        taken.append((tree, np.asarray(advantages)))
+        return weigh(layout, rows, tree, advantages, trained)
+
+    monkeypatch.setattr(trainer, "weigh", record)
+    with trainer.grader:
+        trainer.update()
+    [(tree, advantages)] = taken
+    found = trainer.shown_of_update(1)
+    assert len(found.trees) == 3 and any(np.ptp(shown["reward"]) for shown in found.trees)
+    for q, shown in enumerate(found.trees):
+        prompt, ends = len(shown["prompt"]), np.cumsum(shown["length"])
+        for node in range(1, len(shown["parent"])):
+            first = ends[node] - shown["length"][node]
+            columns = tree.step[q, prompt + first : prompt + ends[node]]  # the nodes of its tokens: one, or one each
+            through = [r for r, leaf in enumerate(shown["leaf"]) if on_path_of(shown, leaf, node)]
+            expected = advantages[q][np.ix_(through, columns)].mean()
+            np.testing.assert_allclose(shown["A"][node], expected, rtol=1e-4, atol=1e-5)
+
+
+def on_path_of(shown, leaf, node):
+    while leaf > node:
+        leaf = shown["parent"][leaf]
+    return leaf == node
+
+
 @pytest.fixture
 def dapo(tiny_config, monkeypatch):
     """(a trainer that replaces uniform groups of two, the list of trees that each of its calls of `sample` gave)."""
@@ -214,6 +251,9 @@ def test_questions_that_teach_nothing_are_replaced(dapo):
     expected = stack_trees([t.tree for t in (kept + last)[:4] + replaced])
     jax.tree.map(np.testing.assert_array_equal, found.everything, expected)
     assert len(found.tree.tokens) == 4 and found.tree.rewards.tolist() == expected.rewards[:4].tolist()
+    for place, problem in enumerate(found.problems):
+        prompt = found.tree.tokens[place, : found.tree.prompt_length[place]]
+        assert problem.question in trainer.policy.tokenizer.decode(prompt)
     ids = [t.question.id for trees in sampled for t in trees]
     assert ids == list(range(len(ids))) and found.stats.questions == len(ids) == 4 + found.replaced
 

@@ -296,4 +296,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.grace_seconds": _NOT_NEGATIVE,
     "log.every": _whole(1),
     "log.tensorboard": _SWITCH,
+    "log.trees": _whole(0),
+    "log.trees_every": _whole(0),
+    "log.tree_files": _whole(2),
 }

@@ -6,6 +6,8 @@ A folder with the results of one command:
     <benchmark>/summary.json       metrics with intervals, and their origin; written last
     <benchmark>/responses.jsonl    every response with its verdict, one a line
     <benchmark>/responses.html     the same to browse
+    <benchmark>/trees.html         the first questions' responses as trees, step by step, and
+    <benchmark>/trees.json.gz      the same as data (`ibtpo.saved_trees.files`); unless log.trees is 0
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from ibtpo.errors import UserError
 from ibtpo.evaluation.results import Evaluation
 
 SUMMARY, RESPONSES, PAGE, INDEX = "summary.json", "responses.jsonl", "responses.html", "index.html"
+TREES, TREES_PAGE = "trees.json.gz", "trees.html"
 
 
 def records(evaluation: Evaluation, q: int) -> Iterator[dict]:

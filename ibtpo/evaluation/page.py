@@ -1,40 +1,33 @@
 """Pages to browse an evaluation: one per benchmark with every response, and one over all. Each is a single file that
 loads nothing.
 
-Responses are hostile text. A page holds them as base64 of compressed JSON, one block per question, which a script
-unpacks when the question is opened and puts in place as text, never as markup; a content security policy allows that
-one script, by its hash, and no request. So a page of 500 questions with 32 responses each stays small and quick.
+Responses are hostile text, packed one block per question (`ibtpo.pages`) and unpacked when the question is opened. So
+a page of 500 questions with 32 responses each stays small and quick.
 """
 
-import base64
-import functools
-import hashlib
 import json
-import pathlib
-import zlib
 from collections.abc import Mapping
 from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 from ibtpo.evaluation.files import INDEX, PAGE
 from ibtpo.evaluation.results import Evaluation
 from ibtpo.evaluation.tables import metric_rows, overview_rows
+from ibtpo.pages import pack, render
 
-_FOLDER = pathlib.Path(__file__).parents[1] / "templates"
 
-
-def responses_page(evaluation: Evaluation, summary: Mapping[str, float], name: str, checkpoint: str) -> str:
-    """The page of one benchmark: its metrics and every question with its responses, collapsed.
+def responses_page(
+    evaluation: Evaluation, summary: Mapping[str, float], name: str, checkpoint: str, trees: str = ""
+) -> str:
+    """The page of one benchmark: its metrics and every question with its responses, collapsed. trees: the file beside
+    it with the first questions' trees, "" without one.
 
     The state of the filters is in the address (#show=wrong&sort=hard&search=...), so that a view can be linked to.
     """
-    script = _asset("responses.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     questions = range(len(evaluation.problems))
-    return _render(
+    return render(
         "responses.html",
+        styles=["responses.css"],
+        scripts=["responses.js"],
         name=name,
         checkpoint=checkpoint,
         questions=f"{len(evaluation.problems):,}",
@@ -42,12 +35,10 @@ def responses_page(evaluation: Evaluation, summary: Mapping[str, float], name: s
         metrics=metric_rows(summary),
         voted="maj_at_k" in summary,  # responses state answers
         index=INDEX,
-        responses_style=Markup(_asset("responses.css")),
-        script=Markup(script),
-        script_hash=f"sha256-{digest}",
-        data_index=_pack([_index_entry(evaluation, q) for q in questions]),
+        trees=trees,
+        data_index=pack([_index_entry(evaluation, q) for q in questions]),
         data_blocks=[
-            _pack(
+            pack(
                 {"responses": evaluation.texts[q]}
                 | {mode: verdicts[q].tolist() for mode, verdicts in evaluation.followed.items()}
             )
@@ -63,7 +54,7 @@ def index_page(
     config: Mapping[str, Any],
 ) -> str:
     """The page over all benchmarks: their metrics, links to their pages, and the settings."""
-    return _render(
+    return render(
         "index.html",
         checkpoint=checkpoint,
         rows=overview_rows(summaries, mean),
@@ -95,20 +86,3 @@ def _index_entry(evaluation: Evaluation, q: int) -> dict:
 def _arguments(given: Mapping[str, Any]) -> list[str]:
     """An instruction's arguments as text; those that are null are those of other instructions."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
-
-
-def _pack(value: Any) -> Markup:
-    """JSON, compressed, in base64: letters, digits, +, / and = only, whatever the texts hold."""
-    return Markup(base64.b64encode(zlib.compress(json.dumps(value).encode("ascii"), 9)).decode("ascii"))
-
-
-@functools.cache
-def _asset(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
-
-
-def _render(template: str, **values: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template(template).render(style=Markup(_asset("style.css")), **values)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,8 +24,11 @@ from ibtpo.metrics import Progress
 from ibtpo.policy import Policy, make_grader
 from ibtpo.precompiled import compile_all
 from ibtpo.report import summary_table
+from ibtpo.report.page import trees_page
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling import SampledTree, TreeSampler
+from ibtpo.saved_trees import TreeFile, write_file
+from ibtpo.saved_trees.shown import ShownTrees
 
 # Settings that an evaluation's results depend on; recorded with them.
 _SETTINGS = ("model.", "data.", "sampling.", "reward.", "eval.", "train.seed")
@@ -70,7 +73,7 @@ def evaluate_benchmarks(
     """Evaluates one benchmark after the other; each is written to `folder` and printed as soon as it is done, and one
     that is there already is read instead. checkpoint: from `identify`."""
     first_host = jax.process_index() == 0
-    summaries, metrics, compiled = {}, {}, False
+    summaries, metrics, shown, compiled = {}, {}, ShownTrees(config.log.trees), False
     for number, (name, problems) in enumerate(benchmarks.items(), 1):
         stream = name if config.eval.benchmarks else ""
         wanted = origin(config, checkpoint, stream, problems)
@@ -84,14 +87,16 @@ def evaluate_benchmarks(
                     print(compile_all({"sampler": programs}), flush=True)
                 compiled = True
             description = name if len(benchmarks) == 1 else f"{name} ({number} of {len(benchmarks)})"
-            evaluation = _with_progress(description, policy, problems, sampler, grader, config, stream=stream)
+            keep = shown.evaluated(problems)
+            evaluation = _with_progress(description, keep, policy, problems, sampler, grader, config, stream=stream)
         if evaluation is None or not first_host:
             continue
         summaries[name], metrics[name] = evaluation.summary(), evaluation.metrics()
         if finished:
             print(f"{name}: finished before, read from {folder / name}")
         else:
-            write_benchmark(evaluation, summaries[name], folder, name, wanted)
+            trees = shown.of_evaluation(0, policy, config)
+            write_benchmark(evaluation, summaries[name], folder, name, wanted, trees)
         write_overview(summaries, metrics, folder, checkpoint, wanted["config"])
         questions, samples = f"{len(problems):,} questions", f"{evaluation.samples} responses each"
         print(f"{name}: {questions}, {samples}\n{tables.table(summaries[name])}\n", flush=True)
@@ -103,12 +108,20 @@ def evaluate_benchmarks(
     print(f"written: {folder / files.INDEX} (to browse), {folder / files.SUMMARY}")
 
 
-def _with_progress(description: str, policy: Policy, problems: Sequence[Problem], *arguments, **options) -> Evaluation:
-    """`evaluate` of the policy with a progress bar."""
+def _with_progress(
+    description: str,
+    keep: Callable[[SampledTree], None],
+    policy: Policy,
+    problems: Sequence[Problem],
+    *arguments,
+    **options,
+) -> Evaluation:
+    """`evaluate` of the policy with a progress bar. keep: gets each tree."""
     done, correct = 0, 0.0
 
     def show(tree: SampledTree) -> None:
         nonlocal done, correct
+        keep(tree)
         done, correct = done + 1, correct + float(np.mean([r.reward == 1 for r in tree.responses]))
         progress.update(done, {"avg": correct / done})
 
@@ -149,14 +162,24 @@ def read_finished(folder: pathlib.Path, wanted: Mapping) -> Evaluation | None:
 
 
 def write_benchmark(
-    evaluation: Evaluation, summary: Mapping[str, float], folder: pathlib.Path, name: str, origin: dict
+    evaluation: Evaluation,
+    summary: Mapping[str, float],
+    folder: pathlib.Path,
+    name: str,
+    origin: dict,
+    trees: TreeFile | None = None,
 ) -> None:
-    """Writes the files of one benchmark to folder/name: responses and page first, then the summary, which says that it
-    is finished. origin: as `origin` makes it."""
+    """Writes the files of one benchmark to folder/name: responses, trees and pages first, then the summary, which says
+    that it is finished. origin: as `origin` makes it."""
     place, checkpoint = folder / name, tables.show_checkpoint(origin["checkpoint"])
     (place / files.SUMMARY).unlink(missing_ok=True)
     files.write_responses(evaluation, place / files.RESPONSES)
-    html = page.responses_page(evaluation, summary, name, checkpoint)
+    for old in (files.TREES, files.TREES_PAGE):
+        (place / old).unlink(missing_ok=True)
+    if trees is not None:
+        write_file(place / files.TREES, trees)
+        files.write_text(place / files.TREES_PAGE, trees_page([(name, trees)], f"{name}: {checkpoint}"))
+    html = page.responses_page(evaluation, summary, name, checkpoint, files.TREES_PAGE if trees is not None else "")
     files.write_text(place / files.PAGE, html)
     files.write_json(place / files.SUMMARY, {"benchmark": name, **origin, "metrics": summary})
 

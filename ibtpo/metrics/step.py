@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ibtpo.advantages import AdvantageOptions, diagnostics
+from ibtpo.data.problems import Problem
 from ibtpo.losses import Metrics, add_metrics
 from ibtpo.packing import Layout, TokenBatch
 from ibtpo.sampling import SamplerStats
@@ -19,12 +20,14 @@ from ibtpo.tree import Tree
 class Sampled:
     """The graded trees of one step and their cost.
 
-    tree: those that are trained on. everything: those and, behind them, the ones that dynamic sampling replaced.
+    tree: those that are trained on, problems: of each. everything: those and, behind them, the ones that dynamic
+    sampling replaced.
     shaping, terms: of `shaping.shape`, the first for `tree`, the second over everything. graded: answers graded, by how
     (`Grader.counts`).
     """
 
     tree: Tree
+    problems: Sequence[Problem]
     everything: Tree
     shaping: np.ndarray | None
     terms: Mapping[str, float]

@@ -11,6 +11,7 @@ from ibtpo.evaluation import suite
 from ibtpo.evaluation.run import make_eval_sampler
 from ibtpo.policy import load_policy, make_grader
 from ibtpo.rewards import instructions
+from ibtpo.saved_trees import read_file
 from tests.evaluation.cases import instruction_accuracies, read_lines
 
 CHECKPOINT = {"path": "made/up", "step": 3}
@@ -74,7 +75,10 @@ def test_each_benchmark_has_its_files_and_its_draws(run, benchmarks, tmp_path, c
         summary = json.loads((tmp_path / "one" / name / "summary.json").read_text())
         assert summary["checkpoint"] == CHECKPOINT and summary["config"]["eval.samples"] == 2
         assert summary["metrics"]["avg_at_k"] == np.mean([x["correct"] for x in read_lines(tmp_path / "one", name)])
-        assert (tmp_path / "one" / name / "responses.html").is_file()
+        assert 'href="trees.html"' in (tmp_path / "one" / name / "responses.html").read_text()
+        content = read_file(tmp_path / "one" / name / "trees.json.gz")
+        assert [tree["question"] for tree in content.trees] == [p.question for p in benchmarks[name]]
+        assert "4 saved questions" in (tmp_path / "one" / name / "trees.html").read_text()
     assert "prompt, strict" in printed.out and "benchmark" in printed.out and "mean" in printed.out
     overall = json.loads((tmp_path / "one" / "summary.json").read_text())
     averages = [overall["benchmarks"][name]["avg_at_k"] for name in NAMES]
@@ -87,6 +91,14 @@ def test_each_benchmark_has_its_files_and_its_draws(run, benchmarks, tmp_path, c
     for folder, names in (("two", NAMES), ("three", ["gpqa_diamond"])):
         for name in names:
             assert texts(tmp_path / folder, name) == texts(tmp_path / "one", name)
+
+
+def test_no_trees_where_none_are_asked_for(run, benchmarks, tiny_config, tmp_path):
+    few = {"gsm8k": benchmarks["gsm8k"]}
+    none = tiny_config(eval__benchmarks="gsm8k", eval__temperature=1.5, sampling__slots=3, log__trees=0)
+    run(few, tmp_path, none)
+    assert not (tmp_path / "gsm8k" / "trees.html").exists()
+    assert "trees.html" not in (tmp_path / "gsm8k" / "responses.html").read_text()
 
 
 def test_verdicts_are_those_of_the_kind(run, benchmarks, tmp_path):

@@ -1,0 +1,5 @@
+"""python -m ibtpo.report"""
+
+from ibtpo.report.command import main
+
+main()
