@@ -353,7 +353,8 @@ def tree_attention_gpu(
     """`ibtpo.kernels.tree_attention.tree_attention` as GPU kernels, forward and backward; arrays as there.
 
     A query that sees nothing gives 0. Memory beyond the arguments is O(B H T x): the output and one log-sum-exp per
-    query and head (and copies, where T is no multiple of the blocks), and the lists, one int32 per block pair.
+    query and head (and copies, where T is no multiple of the blocks), and the lists, one int32 per block pair. Inside
+    `jax.shard_map` the kernels need check_vma=False.
 
     Args:
       tiles: None: `tiles_of`.

@@ -15,6 +15,7 @@ from benchmarks.gpu_sizes import FULL
 from benchmarks.gpu_target import H100, L40S, mesh
 from ibtpo.kernels import tree_attention_gpu as gpu
 from ibtpo.kernels.tree_attention import tree_attention
+from ibtpo.models.attention import tree_attend
 from ibtpo.models.presets import PRESETS
 
 pytestmark = pytest.mark.skipif(
@@ -57,6 +58,22 @@ def test_tree_attention_compiles_forwards_and_backwards(card, heads, kv_heads, h
         text = jax.jit(gradient).lower(q, kv, kv, ends).compile().as_text()
     assert all(f'name = "{name}"' in text for name in KERNELS)
     assert gpu_compiled.squares(text, T) == []
+
+
+def test_two_gpus_attend_each_for_its_own_heads():
+    both = mesh(tensor=2)
+
+    def of(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(both, jax.P()))
+
+    def gradient(q, k, v, ends):
+        return jax.vjp(lambda *x: tree_attend(ends)(*x, 0, None)[0], q, k, v)[1](q)
+
+    with jax.set_mesh(both):
+        kv = of(2, 512, 4, 64)
+        program = jax.jit(gradient).lower(of(2, 512, 8, 64), kv, kv, of(2, 512, dtype=jnp.int32)).compile()
+    assert all(f'name = "{name}"' in program.as_text() for name in KERNELS)
+    assert "bf16[2,2048,64]" in program.as_text()  # the queries of 4 heads of 8
 
 
 @functools.cache
