@@ -85,7 +85,7 @@ $(VENV)/.tpu-env: requirements.txt requirements-test.txt requirements-tpu.txt | 
 
 test-gpu:
 	$(MAKE) VENV=.venv-gpu .venv-gpu/.gpu-env
-	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m pytest -q tests/kernels/test_gpu_compile.py $(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m pytest -q tests/kernels/test_gpu_compile.py tests/kernels/test_gpu_update.py $(PYTEST_ARGS)
 
 $(VENV)/.gpu-env: requirements.txt requirements-test.txt requirements-gpu.txt | $(BIN)/python
 	$(PIP) -r requirements-test.txt -r requirements-gpu.txt

@@ -14,7 +14,10 @@ Random bfloat16 weights and KV cache. For each model:
   all its responses until it is done, and decodes one of them at a time: the pool is as large as the memory allows.
 - update: 16 trees (4,9,1,1) of responses of 512 tokens after prompts of 256, packed into rows; float32 parameters and
   moments, bfloat16 computation. The FLOPs that the model itself needs for their unique tokens, over the time, as a
-  share of the bfloat16 peak: 0.45 is the goal.
+  share of the bfloat16 peak: 0.45 is the goal. By model.remat; the first, "elementwise", is the one of the goal.
+  benchmarks/gpu_compiled.py says without a GPU what the same programs compute and need.
+- attention: one layer's in that update, forwards and backwards: our kernels against XLA's loop on the trees, and
+  against cuDNN on chains as long as a row. Milliseconds.
 
 Medians of --repeats runs after an untimed one. A model that the device's memory does not hold is skipped, with the
 reason. Peaks are known for some GPUs; --bandwidth (bytes/s) and --flops (of bfloat16) give those of another. --quick: a
@@ -29,7 +32,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B")
-PARTS = ("decode", "prefill", "trees", "update")
+PARTS = ("decode", "prefill", "trees", "attention", "update")
 GOAL, UPDATE_GOAL = 0.6, 0.45
 
 

@@ -3,6 +3,7 @@
 import statistics
 import time
 import zlib
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,16 +15,88 @@ from benchmarks.lengths import timed_decoder
 from configs import base
 from ibtpo.compiler.model import own_flops
 from ibtpo.compiler.work import representative_tree, visible_pairs
+from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.losses import LossOptions
 from ibtpo.models.decoder import Decoder
 from ibtpo.optimizer import make_optimizer
-from ibtpo.packing import fill, plan, row_length
+from ibtpo.packing import TokenBatch, fill, plan, row_length
 from ibtpo.sampling import Codec, Question, SamplerOptions, SamplingParams, TreeOptions, TreeSampler
 from ibtpo.state import create_state, make_update
 from ibtpo.token_weights import TokenWeights
 from ibtpo.tree import stack_trees
 
 CHUNK = 32
+UPDATE_REMATS = ("elementwise", "attention")
+TREES_OF_ROW = 4  # at most, in an update
+
+
+class UpdateJob(NamedTuple):
+    """The update that is timed: rows of trees, rows of a microbatch, unique tokens, the FLOPs that the model itself
+    needs for them, and the share of the rows' cells that they fill."""
+
+    batch: TokenBatch
+    rows: int
+    tokens: int
+    flops: float
+    useful_share: float
+
+
+def update_job(model, sizes: dict[str, int]) -> UpdateJob:
+    """Trees (4,9,1,1) of made-up tokens in rows that hold several."""
+    options = TreeOptions(**TREES["ib (4,9,1,1)"], max_new_tokens=sizes["tree_new"])
+    trees = [representative_tree(options, sizes["prompt"], seed) for seed in range(sizes["trees"])]
+    tree, rng = stack_trees(trees), np.random.default_rng(0)
+    tree = tree.replace(tokens=rng.integers(0, model.vocab_size, tree.tokens.shape).astype(np.int32))
+    weights = np.where(tree.node_parent >= 0, 1e-4, 0).astype(np.float32)
+    lengths = [each.tokens.shape[1] for each in trees]
+    # The length of rows that leaves least of them empty.
+    layouts = [plan(tree, row_tokens=n) for n in range(row_length(max(lengths)), TREES_OF_ROW * max(lengths) + 1, 128)]
+    layout = max(layouts, key=lambda layout: layout.useful_share)
+    batch = fill(layout, tree, TokenWeights(weights, weights, weights))
+    flops = sum(own_flops(model, n, visible_pairs(t.subtree_end[0])) for n, t in zip(lengths, trees))
+    return UpdateJob(batch, 1, sum(lengths), flops, layout.useful_share)
+
+
+def update_program(graphdef, job: UpdateJob, *, remat: str, moments: str = "float32"):
+    """(params -> state, the jitted update)."""
+    settings = base.get_config().optimizer
+    settings.first_moment_dtype = moments
+    optimizer, _ = make_optimizer(settings, 100)
+    forward = dict(temperature=1.0, rows_per_step=job.rows, token_block=2048, remat=remat)
+    update = make_update(graphdef, optimizer, LossOptions(kl=0.0), **forward)
+    return lambda params: create_state(params, optimizer, jax.random.key(0), keep_reference=False), update
+
+
+def attention_times(model, subtree_end: np.ndarray, repeats: int) -> dict[str, float]:
+    """Milliseconds of tree attention and its gradient by the GPU's kernels and by XLA's loop, on rows of trees, and of
+    the kernels and cuDNN on chains as long as the rows."""
+    B, T = subtree_end.shape
+    shapes = [(B, T, heads, model.head_dim) for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
+    q, k, v = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i, shape in enumerate(shapes))
+    chains = np.full((B, T), T, np.int32)
+    calls = {"XLA's loop, trees": (subtree_end, lambda *x: tree_attention(*x, backend="xla"))}
+    if jax.default_backend() == "gpu":
+        calls["kernels, trees"] = (subtree_end, lambda *x: tree_attention(*x, backend="gpu"))
+        calls["kernels, chains"] = (chains, lambda *x: tree_attention(*x, backend="gpu"))
+        calls["cuDNN, chains"] = (
+            chains,
+            lambda q, k, v, _: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn"),
+        )
+    found = {}
+    for name, (ends, attend) in calls.items():
+
+        @jax.jit
+        def gradient(q, k, v, ends, attend=attend):
+            out, vjp = jax.vjp(lambda *x: attend(*x, ends), q, k, v)
+            return out, vjp(out)
+
+        seconds = []
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            jax.block_until_ready(gradient(q, k, v, ends))
+            seconds.append(time.perf_counter() - start)
+        found[name] = 1e3 * statistics.median(seconds[1:])
+    return found
 
 
 class Bench:
@@ -144,35 +217,32 @@ class Bench:
         return found
 
     def update(self) -> dict:
-        options = TreeOptions(**TREES["ib (4,9,1,1)"], max_new_tokens=self.sizes["tree_new"])
-        trees = [representative_tree(options, self.sizes["prompt"], seed) for seed in range(self.sizes["trees"])]
-        tree, rng = stack_trees(trees), np.random.default_rng(0)
-        tree = tree.replace(tokens=rng.integers(0, self.model.vocab_size, tree.tokens.shape).astype(np.int32))
-        weights = np.where(tree.node_parent >= 0, 1e-4, 0).astype(np.float32)
-        longest = max(trees, key=lambda tree: tree.tokens.shape[1]).tokens.shape[1]
-        rows = 2
-        layout = plan(tree, row_tokens=row_length(longest), rows_per_step=rows)
-        batch = fill(layout, tree, TokenWeights(weights, weights, weights))
-        flops = sum(own_flops(self.model, t.tokens.shape[1], visible_pairs(t.subtree_end[0])) for t in trees)
-
+        """By what the backward pass recomputes; the first kind is the fastest that an 80 GB card holds (1.7B)."""
+        job, found = update_job(self.model, self.sizes), {}
         self.params = None  # training needs the memory
+        for remat in UPDATE_REMATS:
+            found[remat] = self._update(job, remat)
+        return found[UPDATE_REMATS[0]] | dict(by_remat=found, useful_share=job.useful_share)
+
+    def _update(self, job: "UpdateJob", remat: str) -> dict:
         graphdef, params = nnx.split(
             nnx.jit(lambda: Decoder(self.model, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))(), nnx.Param
         )
-        config = base.get_config()
-        optimizer, _ = make_optimizer(config.optimizer, 100)
-        forward = dict(temperature=1.0, rows_per_step=rows, token_block=1024, remat="attention")
-        update = make_update(graphdef, optimizer, LossOptions(kl=0.0), **forward)
-        state = create_state(params, optimizer, jax.random.key(0), keep_reference=False)
+        make_state, update = update_program(graphdef, job, remat=remat)
+        state = make_state(params)
         del params
-        batch, seconds = jax.device_put(batch), []
+        batch, seconds = jax.device_put(job.batch), []
         for _ in range(1 + self.repeats):
             start = time.perf_counter()
             state, _ = jax.block_until_ready(update(state, batch))
             seconds.append(time.perf_counter() - start)
         seconds = statistics.median(seconds[1:])
-        tokens = sum(t.tokens.shape[1] for t in trees)
-        return dict(tokens_per_second=tokens / seconds, flops_per_second=flops / seconds)
+        return dict(tokens_per_second=job.tokens / seconds, flops_per_second=job.flops / seconds)
+
+    def attention(self) -> dict[str, float]:
+        """Milliseconds of one layer's attention, forwards and backwards, by what computes it."""
+        job = update_job(self.model, self.sizes)
+        return attention_times(self.model, np.asarray(job.batch.subtree_end[: job.rows]), self.repeats)
 
     def pool_tokens(self) -> int:
         return pool_tokens(self.sizes)

@@ -7,7 +7,8 @@
      packed     the trees, as `ibtpo.train` packs them
      padded     a row for each response and its prompt, as long as the longest of the batch
      sequences  the same responses and prompts packed into rows of train.row_tokens
-   All three have the same gradient, which is checked, and no more tokens in a microbatch than the first. The tokens of
+     prompts    trees that share the prompt alone, packed into such rows
+   All four have the same gradient, which is checked, and no more tokens in a microbatch than the first. The tokens of
    the trees over those of the responses bound the saving of packing where the cost is by the token.
 2. sharing: 32 made-up questions of 8 responses, 16 tokens of prompt and 112 of response, of which 0 to 90 % are
    shared by all 8.
@@ -42,67 +43,13 @@ TOPOLOGY = "v5e:2x4"
 LONG_ROW = 25_600  # tokens of a row that holds a tree, or several responses
 
 
-def responses_of(tree, advantages, counted, **options) -> list[dict]:
-    """Each counted response of each tree by itself, behind its prompt: {field of TokenBatch: [n]}."""
-    from ibtpo.token_weights import response_weights
-    from ibtpo.tree import tokens_of_response
-
-    weights = response_weights(tree, **options)
-    result = []
-    for q, r in zip(*np.nonzero(counted & (tree.response_node >= 0))):
-        prompt, own = np.flatnonzero(tree.step[q] == 0), tokens_of_response(tree, r, q)
-        index = np.concatenate([prompt, own])
-        weight = np.where(tree.step[q, index] > 0, weights[q, r], 0).astype(np.float32)
-        advantage = advantages[q, r, tree.step[q, index]]
-        result.append(
-            dict(
-                tokens=tree.tokens[q, index],
-                log_probs=tree.log_probs[q, index],
-                weight=weight,
-                positive=weight * np.maximum(advantage, 0),
-                negative=weight * np.minimum(advantage, 0),
-            )
-        )
-    return result
-
-
-def rows_of(responses: list[dict], row_tokens: int, microbatch_tokens: int, *, several: bool):
-    """(TokenBatch, rows of a microbatch): a row for each response or, first-fit decreasing, for `several`."""
-    from ibtpo.packing import TokenBatch
-
-    used: list[int] = []
-    places = []
-    for response in sorted(responses, key=lambda response: -len(response["tokens"])):
-        n = len(response["tokens"])
-        row = next((b for b, taken in enumerate(used) if taken + n <= row_tokens), len(used)) if several else len(used)
-        if row == len(used):
-            used.append(0)
-        places.append((row, used[row], response))
-        used[row] += n
-    # As few microbatches as there can be, and as equal.
-    microbatches = -(-len(used) // max(microbatch_tokens // row_tokens, 1))
-    rows = -(-len(used) // microbatches)
-    shape = (microbatches * rows, row_tokens)
-    own = np.broadcast_to(np.arange(row_tokens, dtype=np.int32), shape)
-    kinds = dict(tokens=np.int32, log_probs=np.float32, positive=np.float32, negative=np.float32, weight=np.float32)
-    fields = {name: np.zeros(shape, kind) for name, kind in kinds.items()}
-    fields |= dict(positions=np.zeros(shape, np.int32), subtree_end=own + 1, parent_token=own.copy())
-    for row, start, response in places:
-        stop = start + len(response["tokens"])
-        for name, values in response.items():
-            fields[name][row, start:stop] = values
-        fields["positions"][row, start:stop] = np.arange(stop - start)
-        fields["subtree_end"][row, start:stop] = stop
-        fields["parent_token"][row, start + 1 : stop] = np.arange(start, stop - 1)
-    return TokenBatch(**fields), rows
-
-
 class Layouts:
     """The updates of one tree batch in every layout, compiled, from the same state."""
 
     def __init__(self, trainer, tree, trained, *, sequence_tokens: int):
         import jax
 
+        from benchmarks.training_layouts import prompts_only, responses_of, rows_of
         from ibtpo.advantages import compute_advantages
         from ibtpo.losses import LossOptions
         from ibtpo.packing import fill, plan
@@ -129,6 +76,7 @@ class Layouts:
             "packed": (batch, rows),
             "padded": rows_of(responses, longest, budget, several=False),
             "sequences": rows_of(responses, sequence_tokens, budget, several=True),
+            "prompts": prompts_only(tree, responses, counted, sequence_tokens, rows),
         }
         self.row_use = layout.useful_share
         self.unique_share = float((tree.step[trained] >= 0).sum()) / sum(len(r["tokens"]) for r in responses)
@@ -255,7 +203,7 @@ class Benchmark:
 
         with self.trainer.grader:
             tree = self.trainer.sample_batch().tree
-        self.log(f"demo: {len(tree.tokens)} trees are sampled; compiling the three layouts")
+        self.log(f"demo: {len(tree.tokens)} trees are sampled; compiling the layouts")
         layouts = Layouts(
             self.trainer, tree, ~group_is_uniform(tree), sequence_tokens=self.trainer.config.train.row_tokens
         )
@@ -291,6 +239,7 @@ class Benchmark:
                 row[f"{name}_s"] = facts["seconds"]
             row["packed/padded"] = row["packed_s"] / row["padded_s"]
             row["packed/sequences"] = row["packed_s"] / row["sequences_s"]
+            row["packed/prompts"] = row["packed_s"] / row["prompts_s"]
             rows.append(row)
         self.figures["sharing"] = rows
         self.table("2. one update by the share of shared tokens", rows)

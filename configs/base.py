@@ -29,8 +29,8 @@ def get_config() -> config_dict.ConfigDict:
     model.preset = ""  # published model whose sizes that folder must have, e.g. "Qwen/Qwen3-8B"; "": any
     model.dtype = "bfloat16"  # of activations; log-probabilities are float32 always
     model.param_dtype = "float32"  # of parameters and optimizer state
-    # Recomputed in the backward pass, layer by layer: none | attention, all but the attention itself | full. Each needs
-    # less memory than the one before, and up to a third more FLOPs.
+    # Recomputed in the backward pass, layer by layer: none | elementwise, all but products | attention, all but the
+    # attention itself | full. Each needs less memory than the one before; the last two up to a third more FLOPs.
     model.remat = "attention"
 
     config.data = data = config_dict.ConfigDict()

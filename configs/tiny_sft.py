@@ -34,7 +34,7 @@ def get_config() -> config_dict.ConfigDict:
     architecture.max_positions = 512
     model.dtype = "float32"  # of activations
     model.param_dtype = "float32"  # of parameters, optimizer state and the files written
-    model.remat = "none"  # recomputed in the backward pass: none | attention | full
+    model.remat = "none"  # recomputed in the backward pass: none | elementwise | attention | full
 
     config.data = data = config_dict.ConfigDict()
     data.source = "arithmetic"  # chained arithmetic, drawn as needed, or "jsonl:<path>"

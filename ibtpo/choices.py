@@ -44,7 +44,7 @@ IB_CONFIDENCES = ("behaviour", "reference")
 # optimizer.schedule: of the learning rate, after the warm-up.
 SCHEDULES = ("constant", "linear", "cosine")
 # model.remat: the parts that the backward pass computes again.
-REMATS = ("none", "attention", "full")
+REMATS = ("none", "elementwise", "attention", "full")
 # model.dtype, model.param_dtype, optimizer.first_moment_dtype.
 DTYPES = ("float32", "bfloat16")
 # data.difficulty: of the generated task.

@@ -21,6 +21,7 @@ from ibtpo.objectives import OBJECTIVES, Terms
 from ibtpo.packing import TokenBatch
 from ibtpo.parallel import constrain
 from ibtpo.tree import Array
+from ibtpo.vocabulary import KEPT, log_prob_and_entropy
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -116,12 +117,10 @@ def token_log_probs(
     def block_log_probs(block):
         block_hidden, block_tokens = block  # [B, block, D], [B, block]
         logits = constrain(decoder.logits(block_hidden) / temperature, "rows", None, "vocab")
-        log_pi = jax.nn.log_softmax(logits, axis=-1)
-        # A masked sum, not an index: where the vocabulary is split, each device adds up its own part.
-        own = jnp.arange(log_pi.shape[-1]) == block_tokens[:, :, None]
-        log_probs = jnp.where(own, log_pi, 0).sum(axis=-1)
-        log_pi = log_pi if entropy_gradient else jax.lax.stop_gradient(log_pi)
-        return log_probs, -(jnp.exp(log_pi) * log_pi).sum(axis=-1)
+        return log_prob_and_entropy(logits, block_tokens, entropy_gradient)
+
+    # The backward pass computes the logits again, and reads them once.
+    in_block = jax.checkpoint(block_log_probs, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
 
     # Blocks are columns, not rows: a mesh that splits the rows has work for all in every block.
     block = min(token_block, num_tokens)
@@ -135,7 +134,7 @@ def token_log_probs(
     def join(x):
         return jnp.moveaxis(x, 0, 1).reshape(num_rows, num_blocks * block)[:, :num_tokens]
 
-    log_probs, entropy = jax.lax.map(jax.checkpoint(block_log_probs), (split(hidden), split(tokens)))
+    log_probs, entropy = jax.lax.map(in_block, (split(hidden), split(tokens)))
     predicted = parent != jnp.arange(num_tokens)
     return jnp.where(predicted, join(log_probs), 0), jnp.where(predicted, join(entropy), 0)
 

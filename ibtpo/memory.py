@@ -225,7 +225,8 @@ def _update(config: Any, model: ModelConfig, plan: RunPlan) -> list[Part]:
     tokens, rows = plan.row_lengths[-1], plan.rows_per_step / shards
     of_row = ("train.row_tokens",) if config.train.row_tokens else _tree_keys(config)
     block = min(config.train.token_block, tokens)
-    gradients = _num_params(config, model) * bytes_of(config.model.param_dtype)
+    # Added up over the microbatches in float32 at least (`state.make_update`).
+    gradients = _num_params(config, model) * max(bytes_of(config.model.param_dtype), 4)
     hidden = rows * tokens * model.embed_dim * bytes_of(config.model.dtype) * model.num_layers / _split("tensor")
     return [
         Part("gradients", gradients, ("model.path",)),

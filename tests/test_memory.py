@@ -57,6 +57,28 @@ def test_a_model_that_is_too_large_is_named(monkeypatch):
         memory.check_evaluation(parse("--config.eval.samples=1000000"), PRESETS["Qwen/Qwen3-8B"])
 
 
+@pytest.mark.parametrize("first_moment, param_dtype", [("bfloat16", "float32"), ("bfloat16", "bfloat16")])
+def test_training_eight_billion_parameters_on_one_gpu_is_refused_before_it_starts(
+    monkeypatch, first_moment, param_dtype
+):
+    """The arithmetic of docs/results.md: 14 and, with gradients that add up in float32, 10 bytes of each parameter."""
+    monkeypatch.setattr(memory.parallel, "platform", lambda: "gpu")
+    monkeypatch.setattr(memory, "device_bytes", lambda: 80e9)
+    monkeypatch.setattr(memory, "host_bytes", lambda: 512 * GIB)
+    model = PRESETS["Qwen/Qwen3-8B"]
+    config = parse(
+        f"--config.optimizer.first_moment_dtype={first_moment}",
+        f"--config.model.param_dtype={param_dtype}",
+        "--config.model.dtype=bfloat16",
+        "--config.model.remat=full",
+        "--config.loss.kl=0.0",
+    )
+    with pytest.raises(UserError, match=r"^model\.path: the run needs at least .* and each .* has 74\.5 GiB: take a s"):
+        memory.check_training(config, model)
+    monkeypatch.setattr(memory, "device_bytes", lambda: 141e9)
+    memory.check_training(config, model)
+
+
 def test_the_estimate_is_a_lower_bound():
     """Of the arrays that the sampler really makes."""
     from ibtpo.policy import load_policy, make_sampler

@@ -84,7 +84,7 @@ def test_json_lines_are_read_again_and_again(tmp_path):
         ({"data.max_prompt_tokens": 3}, "data.max_prompt_tokens"),
         ({"train.row_tokens": 12}, "does not fit train.row_tokens=12"),
         ({"optimizer.schedule": "bogus"}, "bogus"),
-        ({"model.remat": "bogus"}, "model.remat='bogus' is none of none, attention, full"),
+        ({"model.remat": "bogus"}, "model.remat='bogus' is none of none, elementwise, attention, full"),
         ({"log.every": 0}, "log.every=0"),
         ({"train.steps": 0}, "train.steps=0"),
         ({"tokenizer": "nowhere"}, "nowhere"),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ibtpo.compiler.hlo import Computation, Instruction, Module
 
+TPU, GPU = "tpu_custom_call", "__gpu$xla.gpu.triton"  # targets of the calls
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -31,9 +33,11 @@ class Kernel:
 def kernels(module: Module, computation: Computation, instruction: Instruction) -> Iterator[tuple[str, Kernel]]:
     """(name, its cost) of each Pallas kernel that an instruction calls, those of a fusion too."""
     for inside, each in module.nested(computation, instruction):
-        if each.op != "custom-call" or 'custom_call_target="tpu_custom_call"' not in each.attributes:
+        target = re.search(r'custom_call_target="([^"]*)"', each.attributes) if each.op == "custom-call" else None
+        if target is None or target[1] not in (TPU, GPU):
             continue
-        estimate = each.backend_config.get("custom_call_config", {}).get("cost_estimate")
+        # The GPU's text has no estimate; its configuration is the kernel itself.
+        estimate = None if target[1] == GPU else each.backend_config.get("custom_call_config", {}).get("cost_estimate")
         hbm = sum(a.hbm for o in inside.operands_of(each) for a in o.arrays) + sum(a.hbm for a in each.arrays)
         yield (
             _kernel_name(each),

@@ -14,6 +14,7 @@ from flax import nnx
 from ibtpo.models import rope
 from ibtpo.models.config import ModelConfig
 from ibtpo.parallel import constrain, current_mesh, gather
+from ibtpo.vocabulary import project
 
 Cache = Any  # any pytree
 # (q [B,T,H,Dh], k [B,T,K,Dh], v [B,T,K,Dh], layer int32 [], cache) -> (out [B,T,H,Dh], cache)
@@ -36,7 +37,12 @@ def _out_of_layer(x: jax.Array) -> jax.Array:
     return constrain(constrain(x, *WHOLE), *RESIDUAL)
 
 
-REMAT = {"attention": jax.checkpoint_policies.save_only_these_names("attention"), "full": None}
+_KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention")
+# Products with weights have no batch dimension.
+_KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    _KEEP_ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+)
+REMAT = {"elementwise": _KEEP_PRODUCTS, "attention": _KEEP_ATTENTION, "full": None}
 
 
 class Layers(nnx.Module):
@@ -163,8 +169,9 @@ class Decoder(nnx.Module):
             q and k arrive normalised and rotated.
           cache: any pytree, all layers together; carried through the scan over layers, so that an update at
             `layer` is made in place. None in training.
-          remat: what the backward pass recomputes of each layer: "none"; "attention", all but what `attend` has marked
-            with checkpoint_name(x, "attention"); "full", all of it. Each keeps less than the one before.
+          remat: what the backward pass recomputes of each layer: "none"; "elementwise", all but the products with
+            weights and what `attend` has marked with checkpoint_name(x, "attention"); "attention", all but the latter;
+            "full", all of it. Each keeps less than the one before.
           layers: `unstack()` of this decoder, to be visited one after another instead of scanned.
 
         Returns:
@@ -209,7 +216,7 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, float32 [..., V], of hidden [..., D]."""
         table = self.embedding if self.config.tie_embeddings else self.lm_head
-        return jnp.einsum("...d,vd->...v", hidden, gather(table, self.dtype), preferred_element_type=jnp.float32)
+        return project(hidden, gather(table, self.dtype))
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

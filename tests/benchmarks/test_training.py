@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import training
+from benchmarks import training, training_layouts
 from ibtpo.advantages import AdvantageOptions, grpo
 from ibtpo.token_weights import token_weights
 
@@ -20,8 +20,8 @@ def test_responses_by_themselves_weigh_what_the_trees_do(share, several):
     per_question = training.PROMPT + fork + training.RESPONSES * (training.LENGTH - fork)
     assert shared == pytest.approx(per_question / (training.RESPONSES * (training.PROMPT + training.LENGTH)))
 
-    responses = training.responses_of(tree, advantages, tree.response_node >= 0, **OPTIONS)
-    batch, rows = training.rows_of(responses, 300 if several else 128, 1200, several=several)
+    responses = training_layouts.responses_of(tree, advantages, tree.response_node >= 0, **OPTIONS)
+    batch, rows = training_layouts.rows_of(responses, 300 if several else 128, 1200, several=several)
     assert batch.tokens.shape[0] % rows == 0 and rows * batch.tokens.shape[1] <= 1200
     of_nodes = token_weights(tree, advantages, **OPTIONS)
     for name, values in zip(("positive", "negative", "weight"), of_nodes):
@@ -50,3 +50,16 @@ def test_compiled_layouts_hold_the_same_responses():
     assert works["sequences"].rows >= 10 * 12 / (4096 // one)
     # The twelve responses of a tree share its prompt at least.
     assert works["packed"].tree_tokens <= 12 * one - 11 * 128
+
+
+def test_trees_that_share_their_prompts_alone_weigh_the_same():
+    tree = training.made_up_tree(0.5, 3, 64, 112)
+    counted = tree.response_node >= 0
+    counted[1] = False
+    responses = training_layouts.responses_of(tree, grpo(tree, AdvantageOptions()), counted, **OPTIONS)
+    batch, rows = training_layouts.prompts_only(tree, responses, counted, 1024, 2)
+    one, _ = training_layouts.rows_of(responses, 128, 1024, several=False)
+    assert batch.tokens.shape == (2, 1024) and rows == 2
+    assert (batch.weight > 0).sum() == (one.weight > 0).sum() == 2 * training.RESPONSES * training.LENGTH
+    for name in ("positive", "negative", "weight", "log_probs"):
+        np.testing.assert_allclose(getattr(batch, name)[batch.weight > 0].sum(), getattr(one, name).sum(), rtol=1e-4)

@@ -18,3 +18,28 @@ def random_forest(rng: np.random.Generator, num_tokens: int, padding: int) -> tu
         if parent[i] >= 0:
             end[parent[i]] = max(end[parent[i]], end[i])
     return parent, end.astype(np.int32)
+
+
+def dense_attention(q, k, v, ends, cotangent):
+    """Attention of one row over a [T, T] mask in float64, and gradients of sum(out * cotangent): (out, dq, dk, dv).
+
+    A query that sees nothing gives 0. With w = softmax(s): ds = w (dw - sum(w dw)).
+    """
+    q, k, v, cotangent = (np.asarray(x, np.float64) for x in (q, k, v, cotangent))
+    T, H, Dh = q.shape
+    group, index = H // k.shape[1], np.arange(T)
+    seen = (index <= index[:, None]) & (index[:, None] < ends)
+    out, dq, dk, dv = np.zeros_like(q), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    for h in range(H):
+        g = h // group
+        scores = np.where(seen, q[:, h] @ k[:, g].T / np.sqrt(Dh), -np.inf)
+        highest = np.where(seen.any(1), scores.max(1, initial=-1e30), 0)
+        w = np.exp(scores - highest[:, None])
+        w /= np.maximum(w.sum(1, keepdims=True), 1e-300)
+        out[:, h] = w @ v[:, g]
+        dw = cotangent[:, h] @ v[:, g].T
+        ds = w * (dw - (w * dw).sum(1, keepdims=True)) / np.sqrt(Dh)
+        dq[:, h] = ds @ k[:, g]
+        dk[:, g] += ds.T @ q[:, h]
+        dv[:, g] += w.T @ cotangent[:, h]
+    return out, dq, dk, dv

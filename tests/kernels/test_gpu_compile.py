@@ -1,8 +1,4 @@
-"""The sampler's programs for GPUs through the real compiler, ahead of time; needs requirements-gpu.txt, no GPU.
-
-Without a GPU the compiler times nothing, so it may choose other products than it would there; our own
-kernels, the copies and the memory do not depend on that.
-"""
+"""The sampler's programs for GPUs through the real compiler, ahead of time; needs requirements-gpu.txt, no GPU."""
 
 import functools
 import importlib.util
@@ -12,8 +8,8 @@ import jax
 import pytest
 from flax import nnx
 from jax import numpy as jnp
-from jax.experimental import topologies
 
+from benchmarks.gpu_target import mesh
 from ibtpo import parallel
 from ibtpo.kernels.paged_attention import paged_attention
 from ibtpo.models.config import ModelConfig
@@ -23,22 +19,6 @@ from ibtpo.sampling import Codec, SamplerOptions, TreeOptions, TreeSampler
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None, reason="the requirements for GPUs are not installed"
 )
-# What the compiler wants to know of an H100, from the vendor's data sheet and programming guide.
-H100 = """
-gpu_device_info {
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 threads_per_warp: 32
-  threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  memory_bandwidth: 3350000000000 device_memory_size: 85899345920 l2_cache_size: 52428800
-  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-runtime_version { major: 13 }
-device_description_str: "NVIDIA H100"
-"""
 KERNEL = 'custom_call_target="__gpu$xla.gpu.triton"'
 # A layer's largest weights take more than all temporaries should.
 MODEL = ModelConfig(
@@ -65,23 +45,15 @@ def no_cache():
 
 
 @functools.cache
-def mesh(tensor=1):
-    topology = f"1x1x{tensor}"
-    devices = topologies.get_topology_desc("h100", platform="cuda", target_config=H100, topology=topology).devices
-    axis_types = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh((1, 1, tensor), parallel.MESH_AXES, axis_types=axis_types, devices=devices)
-
-
-@functools.cache
 def lowered(tensor):
     types = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(MODEL, rngs=nnx.Rngs(0), **types)), nnx.Param)
     tree = TreeOptions(strategy="ib", initial=4, rounds=9, top_k=1, branch=1, max_new_tokens=512)
     options = SamplerOptions(slots=64, pages=4096, page_size=16, chunk=32, max_prompt_tokens=256)
-    with jax.set_mesh(mesh(tensor)):
+    with jax.set_mesh(mesh(tensor=tensor)):
         codec = Codec(MODEL.vocab_size, stop_ids=[1])
         sampler = TreeSampler(graphdef, MODEL, options, tree, codec, dtype=jnp.bfloat16)
-        shardings = parallel.shardings(params, mesh(tensor))
+        shardings = parallel.shardings(params, mesh(tensor=tensor))
         return sampler.lower(
             jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)
         )
@@ -89,7 +61,7 @@ def lowered(tensor):
 
 @functools.cache
 def compiled(name, tensor=1):
-    with jax.set_mesh(mesh(tensor)):
+    with jax.set_mesh(mesh(tensor=tensor)):
         return lowered(tensor)[name].compile()
 
 

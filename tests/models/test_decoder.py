@@ -180,7 +180,7 @@ def _tiny(**changes) -> ModelConfig:
     return ModelConfig(family="qwen3", qk_norm=True, **sizes | changes)
 
 
-@pytest.mark.parametrize("remat", ["attention", "full"])
+@pytest.mark.parametrize("remat", ["elementwise", "attention", "full"])
 def test_remat_changes_no_gradient(remat):
     graphdef, params = nnx.split(Decoder(_tiny(), rngs=nnx.Rngs(0)), nnx.Param)
     tokens = np.arange(10, dtype=np.int32)[None] % 11
