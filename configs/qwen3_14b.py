@@ -29,6 +29,8 @@ def get_config() -> config_dict.ConfigDict:
     config.data.eval_split = "train[:256]"  # so its first problems are held out
     config.data.decontaminate = "math_500,aime_2024,aime_2025,amc_2023"  # left out of training
 
+    config.tree.lag = 1  # half the wait for other responses; 0: the paper's order. docs/results.md has what it costs
+
     config.sampling.slots = 128  # responses decoded side by side, 64 per shard of rows
 
     config.train.rows_per_step = 2  # one row per shard: the longest trees set the memory
