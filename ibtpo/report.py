@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ibtpo import metrics as metrics_lib
-from ibtpo.arguments import Parser
+from ibtpo.arguments import Parser, program
 from ibtpo.errors import UserError, one_line
 
 Series = tuple[np.ndarray, np.ndarray]
@@ -296,7 +296,7 @@ def _check_runs(workdirs: Sequence[str], names: Sequence[str], out: str) -> None
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; a missing file ends it with one line and code 2."""
     parser = Parser(
-        prog="python -m ibtpo.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", action="append", required=True, help="folder of a run; repeat to compare runs")
     parser.add_argument("--name", action="append", help="name of a run in the figure, one per --workdir")

@@ -13,6 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from ibtpo.arguments import program
 from ibtpo.config.files import load
 from ibtpo.config.folders import check_folder, log_error, remove_empty
 from ibtpo.config.keys import ConfigError, flatten, nearest_key, shown
@@ -165,9 +166,7 @@ def _print_help(command: str, path: str | None) -> None:
     """Usage, and the keys with their values where a config is named; needs no flag to be right."""
     main = sys.modules["__main__"]
     print((main.__doc__ or "").strip())
-    spec = getattr(main, "__spec__", None)
-    program = f"python -m {spec.name}" if spec else f"python {os.path.basename(sys.argv[0])}"
-    print(f"\nusage: {program} --config=FILE --workdir=FOLDER [--config.section.key=value ...] [flags]\n")
+    print(f"\nusage: {program()} --config=FILE --workdir=FOLDER [--config.section.key=value ...] [flags]\n")
     print(flags.FLAGS.main_module_help() or "")
     if command != "__main__":
         print(flags.FLAGS.module_help(command) or "")
