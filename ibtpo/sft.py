@@ -20,4 +20,5 @@ def main(config: Any, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    config_lib.run(main, resolve=config_lib.resolve_by(config_lib.SFT_RULES, "configs/tiny_sft.py"))
+    complete = config_lib.resolve_by(config_lib.SFT_RULES, "configs/tiny_sft.py")
+    config_lib.run(main, resolve=complete, keys=config_lib.SFT)

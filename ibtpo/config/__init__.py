@@ -8,6 +8,7 @@ imports JAX.
 """
 
 from ibtpo.config.command_line import parse_flags, run
+from ibtpo.config.describe import SFT
 from ibtpo.config.files import load
 from ibtpo.config.folders import ERROR_LOG, check_folder, check_run
 from ibtpo.config.keys import ConfigError, flatten, unflatten
@@ -23,6 +24,7 @@ __all__ = [
     "METHODS",
     "RULES",
     "SAVED_NAME",
+    "SFT",
     "SFT_RULES",
     "ConfigError",
     "Rule",
