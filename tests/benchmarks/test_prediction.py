@@ -19,6 +19,7 @@ def test_the_fit_finds_the_price_of_a_step():
         prediction.Fitted(seconds | {"decode": seconds["decode"][:3]}, chunks)
 
 
+@pytest.mark.slow
 def test_what_is_simulated_is_what_the_engine_did():
     job = dict(prediction.QUICK, questions=4, slots=4, prompt_tokens=8, new_tokens=16, median_tokens=8)
     found = prediction.measure("tree", dict(strategy="ib", initial=2, rounds=3), job, 1, lambda text: None)

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from benchmarks import tree_pages
 from tests.chromium import find
 
 
+@pytest.mark.slow
 def test_pages_are_measured(tmp_path):
     find()  # or skip
     found = tree_pages.main(["--quick", f"--json={tmp_path / 'x.json'}"])

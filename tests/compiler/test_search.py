@@ -38,6 +38,7 @@ def test_shapes_have_as_many_responses_and_as_many_unguided_ones():
     assert config.tree.rounds == small().tree.rounds  # the original is as it was
 
 
+@pytest.mark.slow
 def test_the_fastest_that_fits_is_named(check, monkeypatch):
     """Once where everything fits, once where nothing does but the configured slots."""
     monkeypatch.setattr(search_lib, "SLOTS", (1, 2))
