@@ -8,7 +8,7 @@ Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), witho
 Topology:  v5p:2x2x2 (8 chips); v6e:4x4 with --config.mesh.fsdp=4 --config.train.rows_per_step=4
 Memory:    per chip, 90 % of the 95.7 GiB at the fullest: the pool takes what is left
            (python -m ibtpo.compile_check --config=configs/qwen3_14b.py --topology=v5p:2x2x2; docs/results.md)
-Step:      sampling at best 40 s; 1.22 times the responses/s of 12 independent
+Step:      at best 37 s of sampling, 1.31 times the responses/s of 12 independent
 Expect:    not trained yet; docs/results.md has what compiles and fits
 """
 

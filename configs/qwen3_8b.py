@@ -8,7 +8,7 @@ Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), witho
 Topology:  v5e:4x4 or v6e:4x4 (16 chips)
 Memory:    per chip, 92 % of the HBM at the fullest on v5e:4x4, 91 % on v6e:4x4: the pool takes what is left
            (python -m ibtpo.compile_check --config=configs/qwen3_8b.py --topology=v5e:4x4; docs/results.md)
-Step:      sampling at best 107 s on v5e:4x4, 51 s on v6e:4x4; 1.33 and 1.42 times the responses/s of 12 independent
+Step:      at best 72 s of sampling and 17 s of update on v5e:4x4, 1.12 times the responses/s of 12 independent
 Expect:    not trained yet; the paper reports avg@32 of 83.3 on MATH-500 and 15.3 on AIME 25 (GRPO: 81.5 and 13.6)
 """
 

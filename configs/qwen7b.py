@@ -8,7 +8,7 @@ Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), witho
 Topology:  v5e:4x4 (16 chips); v5p:2x2x2 with --config.mesh.fsdp=2 --config.train.rows_per_step=2
 Memory:    per chip, 90 % of the 15.75 GiB at the fullest on v5e:4x4, 40 % on v5p:2x2x2
            (python -m ibtpo.compile_check --config=configs/qwen7b.py --topology=v5e:4x4; docs/results.md)
-Step:      sampling at best 59 s on v5e:4x4, 19 s on v5p:2x2x2; 1.14 and 1.21 times the responses/s of 12 independent
+Step:      at best 42 s of sampling and 15 s of update on v5e:4x4 (compile_check; v5p:2x2x2: about 19 s with 128 slots)
 Expect:    not trained yet; the paper's nearest figure is Qwen3-8B-Base's (configs/qwen3_8b.py)
 """
 

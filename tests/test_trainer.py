@@ -296,6 +296,7 @@ def test_thirty_updates_of_changing_sizes_compile_two_programs_once_each(tiny_co
     assert trainer.programs.log_probs.jitted._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_run_compiles_its_programs_before_its_first_update(tiny_config):
     """Those of the update, of its sampler and of the evaluation's; also where two kinds of log-probabilities are asked
     for, in another type than the parameters'."""

@@ -60,7 +60,7 @@ def names(sampler, policy, prompt_tokens=()):
     return [(of[id(p.function)], p.function.key(*p.args, **p.named)) for p in programs]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_call_with_a_tail_and_a_preemption_compiles_nothing(policy, dtype):
     """bfloat16: the parameters are cast for the sampler by a program of its own."""
     dtype, used = jax.numpy.dtype(dtype), set()
@@ -81,6 +81,7 @@ def test_a_call_with_a_tail_and_a_preemption_compiles_nothing(policy, dtype):
     assert {key for name, key in used if name == "prefill"} <= {(1, 32), (8, 32), (1, 64), (8, 64)}
 
 
+@pytest.mark.slow
 def test_calls_after_the_first_are_of_the_same_programs(policy):
     """Other parameters, other sampling, fewer questions."""
     sampler, key = make(policy), jax.random.key(3)
