@@ -251,6 +251,7 @@ def test_exported_policy_loads_in_transformers_with_the_same_logits(finished_run
     np.testing.assert_allclose(decoder.logits(hidden), theirs, atol=1e-4)
 
 
+@pytest.mark.slow  # a minute; tests/eight_devices.py has the same of the parts
 def test_a_mesh_of_eight_devices_trains_as_one_device_does(tiny_config, tmp_path, repo_root):
     """The command line, in a process of its own: same trees, same loss, whatever the mesh."""
     changes = {"train.steps": 1, "train.rows_per_step": 4, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
