@@ -117,12 +117,7 @@ class Fitted(Live):
 def simulate(workload: Workload, questions: list, trees: list, price: Any) -> tuple[float, list[Noted]]:
     """(seconds of the simulated device; (width, steps, decode seconds) of each chunk) for the trees that were drawn."""
     import jax
-    import numpy as np
 
-    from ibtpo.sampling.chunks import Chunks
-    from ibtpo.sampling.engine import Run
-    from ibtpo.sampling.grades import Grades
-    from ibtpo.sampling.growth import Growth
     from ibtpo.sampling.process import Replay
     from ibtpo.sampling.simulated import SimulatedDevice
 
@@ -138,9 +133,7 @@ def simulate(workload: Workload, questions: list, trees: list, price: Any) -> tu
 
     recorded = {(tree.question.id, r.index): r for tree in trees for r in tree.responses}
     device = Noting(sampler.capacity, Replay(recorded=recorded, stop_ids=list(STOPS)), price)
-    seed = [int(word) for word in np.asarray(jax.random.key_data(jax.random.key(0))).ravel()]
-    growth = Growth(sampler.tree, sampler.codec, seed)
-    Run(device, sampler.capacity, growth, Grades(grade), Chunks(0.0), questions).run()
+    sampler.run_on(device, questions, grade, jax.random.key(0))
     return device.clock.seconds, chunks
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-_OPTIONS = (
+OPTIONS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -25,9 +25,8 @@ _OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
 )
+_OPTIONS = (*OPTIONS, "--hide-scrollbars", "--remote-debugging-pipe")
 
 
 def find() -> str:

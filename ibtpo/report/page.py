@@ -22,7 +22,7 @@ import numpy as np
 
 from ibtpo.pages import pack, render
 from ibtpo.report.groups import Group, Run, differences, groups, load
-from ibtpo.report.runs import run_names, summarize
+from ibtpo.report.runs import run_names, shown, summarize
 from ibtpo.saved_trees import FOLDER, TreeFile, list_files, read_file
 
 PAGE = "report.html"
@@ -204,13 +204,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "–"
-    if isinstance(value, float | np.floating):
-        return f"{float(value):.4g}" if abs(float(value)) < 1e4 else f"{float(value):,.0f}"
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return f"{int(value):,}"
-    return str(value) if value != "" else '""'
+    return shown(value, missing="–") if value != "" else '""'
 
 
 def write(path: str | os.PathLike, page: str) -> None:

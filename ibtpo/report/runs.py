@@ -70,7 +70,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     with 4 significant digits, whole numbers with thousands separators. No rows give an empty text.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    cells = [[shown(row.get(name)) for name in columns] for row in rows]
     is_text = [any(isinstance(row.get(name), str) for row in rows) for name in columns]
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
 
@@ -83,9 +83,10 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([render(columns), "  ".join("-" * width for width in widths), *map(render, cells)])
 
 
-def _cell(value: Any) -> str:
+def shown(value: Any, missing: str = "-") -> str:
+    """A value of a table: floats with four digits, large numbers in groups; missing: of None and NaN."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "-"
+        return missing
     if isinstance(value, float | np.floating):
         return f"{value:.4g}" if abs(float(value)) < 1e4 else f"{value:,.0f}"
     if isinstance(value, int | np.integer) and not isinstance(value, bool):

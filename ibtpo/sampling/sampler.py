@@ -16,6 +16,7 @@ from ibtpo.precompiled import Program
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.chunks import Chunks
 from ibtpo.sampling.codec import Codec
+from ibtpo.sampling.device import Device
 from ibtpo.sampling.engine import BetweenChunks, OnFinished, Run
 from ibtpo.sampling.grades import Grades
 from ibtpo.sampling.growth import Growth
@@ -101,14 +102,26 @@ class TreeSampler:
         """
         began = time.perf_counter()
         _check(questions, self.capacity.max_prompt_tokens)
-        seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         device = DecoderDevice(self.programs, params, key, sampling)
-        growth = Growth(self.tree, self.codec, seed)
-        grades = Grades(grade, deterministic=self.options.deterministic)
-        run = Run(device, self.capacity, growth, grades, Chunks(began), questions, on_finished, between_chunks)
-        trees, stats = run.run()
+        trees, stats = self.run_on(device, questions, grade, key, began, on_finished, between_chunks)
         stats.seconds = time.perf_counter() - began
         return trees, stats
+
+    def run_on(
+        self,
+        device: Device,
+        questions: Sequence[Question],
+        grade: Grade,
+        key: jax.Array,
+        began: float = 0.0,
+        on_finished: OnFinished | None = None,
+        between_chunks: BetweenChunks | None = None,
+    ) -> tuple[list[SampledTree], SamplerStats]:
+        """The same call on whatever device, the simulated one too. began: when it began, by time.perf_counter."""
+        seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
+        growth = Growth(self.tree, self.codec, seed)
+        grades = Grades(grade, deterministic=self.options.deterministic)
+        return Run(device, self.capacity, growth, grades, Chunks(began), questions, on_finished, between_chunks).run()
 
 
 def _check(questions: Sequence[Question], max_prompt_tokens: int) -> None:

@@ -4,7 +4,6 @@ import base64
 import html.parser
 import json
 import re
-import shutil
 import subprocess
 import urllib.parse
 import zlib
@@ -15,6 +14,7 @@ import pytest
 from ibtpo.evaluation import page as pages
 from ibtpo.evaluation.files import write_text
 from ibtpo.evaluation.results import mean_of_benchmarks
+from tests import chromium
 from tests.evaluation.cases import HOSTILE, make_evaluation, make_instructions
 
 VOID = {"meta", "input", "br", "img", "link"}
@@ -98,18 +98,9 @@ def test_the_overview_names_links_and_escapes(tmp_path):
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
     """browse(path, **state): the document that a browser shows for a page, its filters set by the address."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium found")
+    browser = chromium.find()
     options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
+        *chromium.OPTIONS,
         "--virtual-time-budget=20000",
         f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
         "--dump-dom",

@@ -2,14 +2,9 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from ibtpo import parallel
-from ibtpo.sampling.chunks import Chunks
-from ibtpo.sampling.engine import Run
-from ibtpo.sampling.grades import Grades
-from ibtpo.sampling.growth import Growth
 from ibtpo.sampling.pages import NO_ROW
 from ibtpo.sampling.process import Replay
 from ibtpo.sampling.simulated import SimulatedDevice
@@ -24,10 +19,8 @@ def check_simulated(real, sampler, questions, grade, key, trees, stats, stop_ids
     replay = Replay(
         recorded={(t.question.id, r.index): r for t in trees for r in t.responses}, stop_ids=stop_ids
     )
-    growth = Growth(sampler.tree, sampler.codec, [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()])
     device = simulated(sampler.capacity, replay, mesh=parallel.current_mesh() is not None)
-    grades = Grades(grade, deterministic=True)
-    again, same = Run(device, sampler.capacity, growth, grades, Chunks(0.0), questions).run()
+    again, same = sampler.run_on(device, questions, grade, key)
     for one, other in ((real.log, simulated.log), (real.chunks, simulated.chunks)):
         for number, (a, b) in enumerate(zip(one, other)):
             assert a == b, f"call or chunk {number}"
