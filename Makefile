@@ -1,4 +1,5 @@
-# make env        a virtual environment in .venv with the pinned run-time dependencies, checked by their hashes
+# make env        a virtual environment in .venv with the pinned run-time dependencies, checked by their hashes, and ibtpo
+#                 itself (editable: the command .venv/bin/ibtpo runs what is here)
 # make demo       train the tiny model with the whole method on the CPU and draw its curves
 # make test       the test suite              make test-slow   the long tests too, random examples of properties
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
@@ -38,7 +39,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,13p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,14p'
 
 env: $(VENV)/.env
 test-env: $(VENV)/.test-env
@@ -48,9 +49,13 @@ $(BIN)/python:
 	@"$(PYTHON)" -c '$(SUPPORTED)' || { echo "error: PYTHON=$(PYTHON) is not Python 3.11 or 3.12" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 
-# The stamps make a second call instant; a change of the pins installs again.
-$(VENV)/.env: $(REQUIREMENTS) | $(BIN)/python
+# The stamps make a second call instant; a change of the pins installs again. The package itself is built by the pinned
+# setuptools, which is in the environment by then: nothing without a hash is fetched for it.
+INSTALL = $(PIP) --no-deps --no-build-isolation --editable .
+
+$(VENV)/.env: $(REQUIREMENTS) pyproject.toml setup.py | $(BIN)/python
 	$(PIP) $(HASHES) -r $(REQUIREMENTS)
+	$(INSTALL)
 	@touch $@
 
 $(VENV)/.test-env: requirements-test.txt $(VENV)/.env
@@ -81,6 +86,7 @@ test-tpu:
 
 $(VENV)/.tpu-env: requirements.txt requirements-test.txt requirements-tpu.txt | $(BIN)/python
 	$(PIP) -r requirements-test.txt -r requirements-tpu.txt
+	$(INSTALL)
 	@touch $@
 
 test-gpu:
@@ -89,6 +95,7 @@ test-gpu:
 
 $(VENV)/.gpu-env: requirements.txt requirements-test.txt requirements-gpu.txt | $(BIN)/python
 	$(PIP) -r requirements-test.txt -r requirements-gpu.txt
+	$(INSTALL)
 	@touch $@
 
 # Not a part of the test suite: it installs other libraries. PEERS_ARGS=... e.g. "--quick --peers=trl"

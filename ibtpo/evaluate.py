@@ -20,14 +20,16 @@ minus first, with 95 % intervals, and needs no model. See docs/evaluation.md.
 
 import functools
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from ibtpo import config as config_lib
-from ibtpo.arguments import Parser
+from ibtpo.arguments import Parser, program
 from ibtpo.errors import UserError
+from ibtpo.models.locate import model_folder
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a run, or a folder in Hugging Face format")
 
@@ -36,6 +38,8 @@ def main(config, workdir: str | None) -> None:
     checkpoint = _CHECKPOINT.value
     if not checkpoint:
         raise UserError("--checkpoint is missing: name a run's workdir or a Hugging Face folder")
+    if model_folder(checkpoint) == pathlib.Path(checkpoint):
+        config_lib.check_run("--checkpoint", checkpoint)
     if "://" in checkpoint and not workdir:
         raise UserError(f"--checkpoint={checkpoint} is remote: name a local --workdir for results")
     if not workdir and os.path.isdir(checkpoint):
@@ -49,7 +53,7 @@ def compare(arguments: Sequence[str]) -> None:
     """The command with --compare; whatever is wrong ends it with one line and code 2."""
     from ibtpo.evaluation import compare as comparison
 
-    parser = Parser(prog="python -m ibtpo.evaluate", allow_abbrev=False)
+    parser = Parser(prog=program(), allow_abbrev=False)
     parser.add_argument("--compare", action="append", required=True, metavar="FOLDER", help="evaluation; give two")
     folders = parser.parse_args(arguments).compare
     if len(folders) != 2:

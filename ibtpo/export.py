@@ -11,14 +11,11 @@ import json
 from pathlib import Path
 
 from absl import flags
-from flax import nnx
 
-from ibtpo import checkpoints, parallel
 from ibtpo import config as config_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.errors import UserError
-from ibtpo.models import hf
-from ibtpo.policy import load_policy
+from ibtpo.models.locate import model_folder
 
 _OUT = flags.DEFINE_string("out", None, "folder to write")
 _STEP = flags.DEFINE_integer("step", None, "update whose checkpoint is exported; default: the newest")
@@ -33,6 +30,12 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
     Raises:
       UserError: no model, no checkpoint, or one of another model.
     """
+    from flax import nnx  # these come after the command line
+
+    from ibtpo import checkpoints, parallel
+    from ibtpo.models import hf
+    from ibtpo.policy import load_policy
+
     with parallel.together():
         run = config.checkpoint.dir or workdir
         step = checkpoints.latest_step(run) if step is None else step
@@ -46,12 +49,14 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
         "Problems": config.data.source.rpartition("/")[2],
         "Prompt": f"`{json.dumps(config.data.prompt)}`" + ", in the chat template" * config.data.chat_template,
     }
-    hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=config.model.path, facts=facts)
+    hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=model_folder(config.model.path), facts=facts)
 
 
 def main(config, workdir: str) -> None:
     if not _OUT.value:
         raise UserError("--out is missing: name the folder to write the model to")
+    if not config.checkpoint.dir:
+        config_lib.check_run("--workdir", workdir)
     config_lib.check_folder("--out", _OUT.value)
     enable_compilation_cache(config)
     export(config, workdir, _OUT.value, _STEP.value)

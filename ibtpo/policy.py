@@ -25,6 +25,7 @@ from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.hf.files import read_token_ids
+from ibtpo.models.locate import model_folder
 from ibtpo.models.presets import PRESETS
 from ibtpo.rewards import find_statement
 from ibtpo.rewards.pool import Grader
@@ -76,7 +77,7 @@ def load_policy(
       UserError: no model there, or not the one that model.preset names; prompt and response cannot fit the model's
         positions; tokenizer, model, data.chat_template or sampling.stop_tokens do not go together.
     """
-    folder = pathlib.Path(path or config.model.path)
+    folder = model_folder(path or config.model.path)
     preset = config.model.preset if path is None else ""
     if preset and not (folder / "config.json").is_file():
         raise UserError(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models
 
 from configs import tiny_sft
-from ibtpo import metrics, sft
+from ibtpo import metrics, supervised
 from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.workdir_lock import FolderLock
@@ -27,7 +27,7 @@ def test_packed_rows_hold_every_example_whole(lengths, rows):
     examples = [([next(tokens) for _ in range(a)], [next(tokens) for _ in range(b)]) for a, b in lengths]
     # Examples of a whole row, one more than there are rows, push out the batch that holds the last of the others.
     fillers = [([0] * 11, [0])] * (rows + 1)
-    batches = sft.pack([*examples, *fillers], rows=rows, row_tokens=12)
+    batches = supervised.pack([*examples, *fillers], rows=rows, row_tokens=12)
     found = []
     for batch in batches:
         for r in range(rows):
@@ -55,7 +55,7 @@ def test_packed_rows_hold_every_example_whole(lengths, rows):
 
 def test_an_example_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match=r"an example of 13 tokens does not fit train\.row_tokens=12"):
-        next(sft.pack([([1] * 12, [2])], rows=1, row_tokens=12))
+        next(supervised.pack([([1] * 12, [2])], rows=1, row_tokens=12))
 
 
 def test_json_lines_are_read_again_and_again(tmp_path):
@@ -66,12 +66,12 @@ def test_json_lines_are_read_again_and_again(tmp_path):
         )
     )
     data = ConfigDict(dict(source=f"jsonl:{path}", question_field="q", solution_field="s"))
-    pairs = list(itertools.islice(sft.solutions(data, seed=0), 10))
+    pairs = list(itertools.islice(supervised.solutions(data, seed=0), 10))
     for epoch in (pairs[:5], pairs[5:]):
         assert sorted(solution for _, solution in epoch) == [f"solution {i}" for i in range(5)]
         assert all(p.question.split()[1] == s.split()[1] for p, s in epoch)
     with pytest.raises(ValueError, match=r"data\.source='csv:x' is neither"):
-        next(sft.solutions(ConfigDict(dict(source="csv:x")), seed=0))
+        next(supervised.solutions(ConfigDict(dict(source="csv:x")), seed=0))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_cannot_run_is_said_in_one_line(tiny_tokenizer_dir, tmp_path, chang
         section, _, leaf = key.rpartition(".")
         (config[section] if section else config)[leaf] = value.format(tmp=tmp_path) if leaf == "source" else value
     with pytest.raises(UserError) as error:
-        sft.main(config, str(tmp_path / "work"))
+        supervised.run(config, str(tmp_path / "work"))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -115,7 +115,7 @@ def test_sentencepiece_is_refused_before_the_weights_are_read(tmp_path, monkeypa
     config = tiny_sft.get_config()
     config.tokenizer = config.model.path = str(tmp_path)
     with pytest.raises(UserError, match=r"BPE model with decoders \['ByteFallback', 'Fuse'\].*byte-level BPE"):
-        sft.main(config, str(tmp_path / "run"))
+        supervised.run(config, str(tmp_path / "run"))
 
 
 def test_a_folder_that_another_run_has_is_refused(tiny_tokenizer_dir, tmp_path):
@@ -124,7 +124,7 @@ def test_a_folder_that_another_run_has_is_refused(tiny_tokenizer_dir, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
     with FolderLock(tmp_path / "run"), pytest.raises(UserError, match="is in use by process"):
-        sft.main(config, str(tmp_path / "run"))
+        supervised.run(config, str(tmp_path / "run"))
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
@@ -137,7 +137,7 @@ def test_a_short_run_learns_repeats_itself_and_saves(tiny_tokenizer_dir, tmp_pat
         config.train.update(steps=30, rows=2, row_tokens=128)
         config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
         config.log.every = 10
-        sft.main(config, str(tmp_path / "work" / name))
+        supervised.run(config, str(tmp_path / "work" / name))
         losses = [row["sft/loss"] for row in metrics.read(tmp_path / "work" / name)]
         return losses, nnx.state(hf.load(tmp_path / name))
 

@@ -25,13 +25,16 @@ from ibtpo.evaluation.checkpoint import identify, load_checkpoint
 from ibtpo.evaluation.run import make_eval_sampler
 from ibtpo.evaluation.suite import evaluate_benchmarks
 from ibtpo.kernels.tree_attention import tree_attention
+from ibtpo.metrics.meanings import find as find_meaning
 from ibtpo.policy import load_policy
 from ibtpo.rewards.pool import Grader
 from ibtpo.token_weights import TokenWeights
 
 
 def rows(workdir):
-    return list(metrics.read(workdir))
+    found = list(metrics.read(workdir))
+    assert {name for row in found for name in row if name != "step" and find_meaning(name) is None} == set()
+    return found
 
 
 def learning(row):

@@ -1,10 +1,9 @@
 """The sizes of a config's model, and the FLOPs that it cannot do without."""
 
-import pathlib
-
 from ibtpo.config import ConfigError
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
+from ibtpo.models.locate import model_folder
 
 
 def load_model_config(config) -> ModelConfig:
@@ -13,8 +12,9 @@ def load_model_config(config) -> ModelConfig:
     Raises:
       ConfigError: neither is there.
     """
-    if (pathlib.Path(config.model.path) / "config.json").is_file():
-        return hf.read_config(config.model.path)
+    folder = model_folder(config.model.path)
+    if (folder / "config.json").is_file():
+        return hf.read_config(folder)
     if preset := config.model.get("preset"):
         from ibtpo.models.presets import PRESETS
 

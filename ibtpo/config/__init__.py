@@ -8,8 +8,9 @@ imports JAX.
 """
 
 from ibtpo.config.command_line import parse_flags, run
+from ibtpo.config.describe import SFT
 from ibtpo.config.files import load
-from ibtpo.config.folders import ERROR_LOG, check_folder
+from ibtpo.config.folders import ERROR_LOG, check_folder, check_run
 from ibtpo.config.keys import ConfigError, flatten, unflatten
 from ibtpo.config.methods import METHODS
 from ibtpo.config.resolve import check_split, resolve, resolve_by, responses_per_question
@@ -23,10 +24,12 @@ __all__ = [
     "METHODS",
     "RULES",
     "SAVED_NAME",
+    "SFT",
     "SFT_RULES",
     "ConfigError",
     "Rule",
     "check_folder",
+    "check_run",
     "check_same",
     "check_split",
     "diff",

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from ibtpo.arguments import program
+from ibtpo.config.describe import BASE, Keys, help_text, in_order
 from ibtpo.config.files import load
 from ibtpo.config.folders import check_folder, log_error, remove_empty
 from ibtpo.config.keys import ConfigError, flatten, nearest_key, shown
@@ -21,6 +24,8 @@ from ibtpo.errors import RunFailure, UserError
 
 _PACKAGE = __name__.split(".")[0]
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
+_PRINT_CONFIG = ("--print_config", "-print_config", "--print-config")
+_FLAGS = "  --print_config: print the resolved configuration as JSON, which --config=FILE.json reads, and end"
 _PARSERS: dict[type, tuple[flags.ArgumentParser, str, str]] = {
     int: (flags.IntegerParser(), "a whole number (int)", "3"),
     float: (flags.FloatParser(), "a number (float)", "0.5"),
@@ -161,18 +166,27 @@ def _explain_unknown_flag(message: str, config: ConfigDict) -> str:
     return f"{message.rstrip('.')}; did you mean --config.{key}?" if key in flatten(config) else message
 
 
-def _print_help(command: str, path: str | None) -> None:
-    """Usage, and the keys with their values where a config is named; needs no flag to be right."""
+def _print_help(command: str, keys: Keys, path: str | None, arguments: Sequence[str]) -> None:
+    """Usage, the command's flags, and every key; overrides count where they are right, and none needs to be."""
     main = sys.modules["__main__"]
     print((main.__doc__ or "").strip())
-    spec = getattr(main, "__spec__", None)
-    program = f"python -m {spec.name}" if spec else f"python {os.path.basename(sys.argv[0])}"
-    print(f"\nusage: {program} --config=FILE --workdir=FOLDER [--config.section.key=value ...] [flags]\n")
+    print(f"\nusage: {program()} --config=FILE --workdir=FOLDER [--config.section.key=value ...] [flags]\n")
     print(flags.FLAGS.main_module_help() or "")
     if command != "__main__":
         print(flags.FLAGS.module_help(command) or "")
-    for key, value in flatten(load(path)).items() if path else ():
-        print(f"  --config.{key}={value!r}")
+    print(f"{_FLAGS}\n")
+    config = load(path or keys.name)
+    for argument in arguments:
+        match = _OVERRIDE.fullmatch(argument)
+        if match and match["value"] is not None and isinstance(flatten(config).get(match["key"], 0), str | None):
+            with contextlib.suppress(TypeError, ValueError, KeyError):  # the method, above all
+                config.update_from_flattened_dict({match["key"]: match["value"]})
+    print(help_text(keys, config, f"--config={path}" if path else f"configs/{keys.name}.py"))
+
+
+def _print_config(keys: Keys, config: ConfigDict) -> None:
+    """The whole configuration as JSON, which --config reads again."""
+    print(json.dumps(in_order(keys, config), indent=2))
 
 
 def run(
@@ -181,6 +195,7 @@ def run(
     resolve: Callable[[ConfigDict], ConfigDict] | None = resolve,
     needs_workdir: bool = True,
     writes_workdir: bool = True,
+    keys: Keys = BASE,
 ) -> None:
     """Entry point of every command: main(config, workdir) with the command line's configuration.
 
@@ -188,18 +203,29 @@ def run(
     printed in one line and ends the program with code 2, a RunFailure with code 1; any other exception keeps its
     traceback. Whatever `main` raised is added to error.log in the workdir with its traceback, if that folder is there.
     The command's flags are those of the module where `main` is defined and of the one that is run. `--help` prints the
-    program's docstring, its flags and, with --config, every key. See `parse_flags` for the options.
+    program's docstring, its flags and every key; `--print_config` prints the resolved configuration
+    and ends. See `parse_flags` for the options.
 
     Args:
       writes_workdir: whether a workdir is refused in which no file can be made; nothing is left of the attempt.
+      keys: those of the program, for its help.
     """
     parsed: list[Any] = []
 
     def parser(argv: Sequence[str]) -> list[str]:
         if any(argument in ("--help", "-help", "-h", "-?", "--helpfull", "--helpshort") for argument in argv):
-            _print_help(main.__module__, _split_command_line(argv[1:])[0])
+            _print_help(main.__module__, keys, *_split_command_line(argv[1:]))
             sys.exit(0)
-        config, workdir = parse_flags(argv, resolve=resolve, needs_workdir=needs_workdir, command=main.__module__)
+        shows = [argument for argument in argv if argument in _PRINT_CONFIG]
+        config, workdir = parse_flags(
+            [argument for argument in argv if argument not in shows],
+            resolve=resolve,
+            needs_workdir=needs_workdir and not shows,
+            command=main.__module__,
+        )
+        if shows:
+            _print_config(keys, config)
+            sys.exit(0)
         if writes_workdir and workdir is not None:
             check_folder("--workdir", workdir)
         parsed.extend((config, workdir))

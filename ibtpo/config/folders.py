@@ -84,6 +84,23 @@ def _reason(error: OSError) -> str:
     return f"{shown(error.filename)[1:-1]}: {text}" if isinstance(error.filename, str) else text
 
 
+def check_run(flag: str, path: str) -> None:
+    """Refuses a run that cannot be read, since nothing is there, before anything heavy is imported to read it.
+
+    Args:
+      flag: the option that names it, e.g. "--workdir".
+
+    Raises:
+      ConfigError: `path` is local and no folder.
+    """
+    if "://" not in path and not os.path.isdir(path):
+        what = "that is a file" if os.path.exists(path) else "there is no such folder"
+        raise ConfigError(
+            f"{flag}={shown(path)[1:-1]}: {what} (in {os.getcwd()}): name the workdir of a run or the folder of its "
+            "checkpoints"
+        )
+
+
 def remove_empty(folder: str) -> None:
     """Removes a folder that a refused command made, and those in it, as far as there is no file in them."""
     for path, _, _ in os.walk(folder, topdown=False):

@@ -57,15 +57,15 @@ def load_training(data_config, tokenizer=None) -> list[Problem]:
         counts.append(
             f"{name} {len(found)} ({len(matches.equal)} equal, {len(matches.overlapping)} overlapping{places})"
         )
-    # The user asked for it, so it is said also where nothing is found.
-    logging.warning(
-        "data.decontaminate: %d of %d training problems left out: %s", len(matched), len(problems), "; ".join(counts)
-    )
     if len(matched) == len(problems):
         raise UserError(
             f"data.decontaminate={data_config.decontaminate!r} leaves none of the {len(problems)} training problems: "
             "is the evaluation set the training set?"
         )
+    # The user asked for it, so it is said also where nothing is found.
+    logging.warning(
+        "data.decontaminate: %d of %d training problems left out: %s", len(matched), len(problems), "; ".join(counts)
+    )
     return [problem for index, problem in enumerate(problems) if index not in matched]
 
 

@@ -1,16 +1,16 @@
 """The checkpoint that is evaluated: a run's newest one, or a Hugging Face directory."""
 
 import os
-import pathlib
 
 from ibtpo import checkpoints, memory, parallel
 from ibtpo.errors import UserError
+from ibtpo.models.locate import model_folder
 from ibtpo.policy import Policy, load_policy
 
 
 def is_model_folder(path: str | os.PathLike) -> bool:
     """Whether it is a Hugging Face directory with weights."""
-    folder = pathlib.Path(path)
+    folder = model_folder(path)
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
@@ -21,9 +21,10 @@ def identify(checkpoint: str | os.PathLike) -> dict:
       UserError: it is neither a run nor a Hugging Face directory, or as `checkpoints.find`.
     """
     if is_model_folder(checkpoint):
-        files = sorted(pathlib.Path(checkpoint).glob("*.safetensors"))
+        model = model_folder(checkpoint)
+        files = sorted(model.glob("*.safetensors"))
         weights = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-        return {"path": os.path.abspath(checkpoint), "weights": weights}
+        return {"path": os.path.abspath(model), "weights": weights}
     folder = checkpoints.find(checkpoint)
     if folder is None:
         raise UserError(
@@ -41,6 +42,6 @@ def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
     step = identify(checkpoint).get("step")
     mesh = parallel.use_mesh(config.mesh)
     if step is None:
-        return load_policy(config, path=pathlib.Path(checkpoint), mesh=mesh, check=memory.check_evaluation)
+        return load_policy(config, path=os.fspath(checkpoint), mesh=mesh, check=memory.check_evaluation)
     policy = load_policy(config, mesh=mesh, check=memory.check_evaluation)
     return policy.with_params(checkpoints.load_params(checkpoint, policy.params, step))

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 
 from ibtpo import metrics as metrics_lib
-from ibtpo.arguments import Parser
+from ibtpo.arguments import Parser, program
 from ibtpo.errors import UserError, one_line
 from ibtpo.report.runs import read_run, run_names, summarize, summary_table
 
@@ -24,7 +24,7 @@ _PAGES = ("html", "htm")
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; what cannot be used ends it with one line and code 2."""
     parser = Parser(
-        prog="python -m ibtpo.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run; several are compared")
     parser.add_argument("--workdir", action="append", default=[], help="the same as RUN")
