@@ -61,7 +61,7 @@ def get_config() -> config_dict.ConfigDict:
     data.limit = 0  # use only the first data.limit problems of a split; 0: all
 
     config.tree = tree = config_dict.ConfigDict()
-    # ib | random | entropy | fixed_width | independent | at2po | uucb
+    # ib | random | entropy | fixed_width | independent | at2po | uucb, or module:function (docs/extending.md)
     tree.strategy = config_dict.placeholder(str)
     tree.initial = config_dict.placeholder(int)  # B0, unguided responses per question
     tree.rounds = config_dict.placeholder(int)  # L, sampling rounds, the unguided one included
@@ -113,7 +113,8 @@ def get_config() -> config_dict.ConfigDict:
     sampling.deterministic = False
 
     config.loss = loss = config_dict.ConfigDict()
-    # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo | treeadv | tempo
+    # ibtpo | grpo | dr_grpo | rloo | treerl | treepo | tree_grpo | spo_tree | treerpo | treeadv | tempo, or
+    # module:function
     loss.advantage = config_dict.placeholder(str)
     loss.objective = config_dict.placeholder(str)  # clip (PPO, GRPO, DAPO) | cispo | sapo | gspo
     # Ratio is clipped below at 1 - clip_low: 0.2; gspo 3e-4; cispo 1, which is not at all (verl's: 0.2).
@@ -153,7 +154,8 @@ def get_config() -> config_dict.ConfigDict:
     loss.mask_truncated = False  # leave out responses cut off at max_new_tokens (DAPO's overlong filtering)
 
     config.reward = reward = config_dict.ConfigDict()
-    # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval).
+    # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval), or
+    # module:function.
     reward.kind = "math"
     # Whether an expression still to be evaluated answers a number, "9*2" 18. It pays for a copy of the question's
     # formula (docs/evaluation.md).

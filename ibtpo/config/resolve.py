@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ibtpo import own_code
 from ibtpo.config.keys import ConfigError, did_you_mean, flatten, nearest_key, shown, unflatten
 from ibtpo.config.methods import METHODS
 from ibtpo.config.rules import MOST, RULES, Rule
@@ -77,6 +78,10 @@ def _check_combinations(config: ConfigDict, training: bool) -> None:
             f"data.system_prompt={config.data.system_prompt!r} has no place without a chat template: set "
             "data.chat_template=True, or put the text into data.prompt"
         )
+    for key in own_code.PARAMETERS:
+        section, name = key.split(".")
+        if own_code.is_path(config[section][name]):
+            own_code.find(key, config[section][name])
     _check_tree(config)
     _check_loss(config)
     _check_updates(config)

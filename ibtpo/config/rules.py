@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ibtpo import choices
+from ibtpo import choices, own_code
 from ibtpo.config.methods import METHODS
 from ibtpo.data.published import BENCHMARKS, DATASETS
 from ibtpo.models.presets import PRESETS
@@ -68,6 +68,11 @@ def _real(test: Callable[[float], bool], words: str, least: float = TINY, most: 
 
 def _one_of(*names: str) -> Rule:
     return Rule(str, lambda x: x in names, "one of " + ", ".join(names), names)
+
+
+def _one_of_or_own(*names: str) -> Rule:
+    words = f"one of {', '.join(names)}, or {own_code.WORDS}"
+    return Rule(str, lambda x: x in names or own_code.is_path(x), words, names)
 
 
 def is_text(x: str) -> bool:
@@ -178,7 +183,7 @@ RULES: dict[str, Rule] = {
     "data.separator": _SEPARATOR,
     "data.difficulty": _one_of(*choices.DIFFICULTIES),
     "data.limit": _whole(0),
-    "tree.strategy": _one_of(*choices.STRATEGIES),
+    "tree.strategy": _one_of_or_own(*choices.STRATEGIES),
     "tree.initial": _whole(1),
     "tree.rounds": _whole(1),
     "tree.top_k": _whole(1),
@@ -220,7 +225,7 @@ RULES: dict[str, Rule] = {
     "sampling.chunk": _whole(1),
     "sampling.questions_in_flight": _whole(0),
     "sampling.deterministic": _SWITCH,
-    "loss.advantage": _one_of(*choices.ADVANTAGES),
+    "loss.advantage": _one_of_or_own(*choices.ADVANTAGES),
     "loss.clip_low": _PROBABILITY,
     "loss.clip_high": _POSITIVE,
     "loss.dual_clip": _real(lambda x: x == 0 or x > 1, "above 1, or 0 for off,", most=1e6),
@@ -241,7 +246,7 @@ RULES: dict[str, Rule] = {
     "loss.whiten_advantages": _SWITCH,
     "loss.mask_uniform_groups": _SWITCH,
     "loss.mask_truncated": _SWITCH,
-    "reward.kind": _one_of(*choices.REWARDS),
+    "reward.kind": _one_of_or_own(*choices.REWARDS),
     "reward.unevaluated": _SWITCH,
     "reward.terms": Rule(
         str,

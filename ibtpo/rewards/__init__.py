@@ -13,6 +13,9 @@ A kind is a module of this package, named in `ibtpo.choices.REWARDS`:
                                                  never does: behind it no tree branches
     load()                                       optional: heavy imports, made once in each worker before any answer
 
+A kind may also be a function of the user's, "module:function" (`ibtpo.own_code`): it is the reward, `fast_<function>`
+and the other names above are looked for in its module.
+
 A reference that cannot be used is a UserError of `reward` and `fast_reward`. Nothing here imports JAX: grading workers
 import this package.
 """
@@ -22,6 +25,7 @@ import importlib
 from collections.abc import Callable
 from types import ModuleType
 
+from ibtpo import own_code
 from ibtpo.choices import REWARDS
 from ibtpo.errors import UserError
 
@@ -29,22 +33,34 @@ KINDS: dict[str, ModuleType] = {kind: importlib.import_module(f"{__name__}.{kind
 
 
 def find_kind(kind: str) -> ModuleType:
-    """The module of a kind.
+    """The module of a kind, or of a function of the user's (`own_code`).
 
     Raises:
-      UserError: no such kind; the message names the nearest one.
+      UserError: no such kind, the message names the nearest one; or no such function.
     """
     if kind in KINDS:
         return KINDS[kind]
+    if own_code.is_path(str(kind)):
+        own_code.find("reward.kind", kind)
+        return own_code.find_module("reward.kind", kind)
     near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0.0)[0]
     raise UserError(f"unknown reward.kind {kind!r}; did you mean {near!r}? Known: {', '.join(sorted(KINDS))}")
 
 
+def reward_name(kind: str) -> str:
+    """The name of the kind's reward in its module: "reward", or that of a function of the user's."""
+    return own_code.split(kind)[1] or "reward"
+
+
+def _module(kind: str) -> ModuleType | None:
+    return find_kind(kind) if kind in KINDS or own_code.is_path(kind) else None
+
+
 def find_extractor(kind: str) -> Callable[[str], str | None] | None:
     """The `extract_answer` of a kind; None for a kind whose responses state no answer."""
-    return getattr(KINDS.get(kind), "extract_answer", None)
+    return getattr(_module(kind), "extract_answer", None)
 
 
 def find_statement(kind: str) -> Callable[[str], int]:
     """The `find_statement` of a kind; `len` for a kind whose responses state no answer."""
-    return getattr(KINDS.get(kind), "find_statement", len)
+    return getattr(_module(kind), "find_statement", len)

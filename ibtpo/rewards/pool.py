@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ibtpo.errors import UserError
-from ibtpo.rewards import KINDS, find_kind
+from ibtpo.rewards import KINDS, find_kind, reward_name
 from ibtpo.rewards.workers import Call, Workers
 
 
@@ -45,7 +45,8 @@ class Grader:
     counted. Use as a context manager, or call `close`; an open grader does not keep the interpreter from exiting.
 
     Args:
-      kind: key of `ibtpo.rewards.KINDS`, of the answers that are submitted without one.
+      kind: key of `ibtpo.rewards.KINDS`, or module:function (`ibtpo.own_code`), of the answers that are submitted
+        without one.
       workers: number of worker processes.
       timeout: seconds per answer, from the moment a worker takes it.
       memory_mb: address space of a worker in MiB, imports included. Not enforced on macOS.
@@ -113,14 +114,15 @@ class Grader:
         kind = self._kind if kind is None else kind
         self._check_open()
         module = self._module(kind)
-        rule = "unevaluated_" if self._unevaluated and hasattr(module, "unevaluated_reward") else ""
-        job = _Job(module.__name__, f"{rule}reward", text, str(reference), kind)
-        fast = getattr(module, f"fast_{rule}reward", None)
+        name = reward_name(kind)
+        name = f"unevaluated_{name}" if self._unevaluated and hasattr(module, f"unevaluated_{name}") else name
+        job = _Job(module.__name__, name, text, str(reference), kind)
+        fast = getattr(module, f"fast_{name}", None)
         value = None if fast is None else fast(job.text, job.reference)
         if value is None:
             self._schedule(job)
         else:
-            job.name = f"fast_{rule}reward"
+            job.name = f"fast_{name}"
             self._resolve(job, float(value), "fast")
         return job.future
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ibtpo.sampling.choosing import choose
 from ibtpo.sampling.codec import Codec
 from ibtpo.sampling.interface import Question, SampledTree
 from ibtpo.sampling.pages import pages_for
-from ibtpo.sampling.strategies import STRATEGIES, Fork, TreeOptions, most_responses, num_responses, segment_forks
+from ibtpo.sampling.strategies import Fork, TreeOptions, most_responses, num_responses, segment_forks
 from ibtpo.tree import Response, build_tree
 
 
@@ -175,7 +176,7 @@ class Growth:
         rng = np.random.default_rng([*self.seed, q.question.id, q.round + 1])
         limits = [self._answer_start(q, d) for d in known]
         pending = [d.place() for d in q.drafts[len(known) :]]
-        return STRATEGIES[self.tree.strategy](sampled.tree, sampled.responses, self.tree, rng, limits, pending)
+        return choose(sampled.tree, sampled.responses, self.tree, rng, limits, pending)
 
     def _fork(self, q: Growing, fork: Fork) -> Draft:
         """A new draft of the question."""

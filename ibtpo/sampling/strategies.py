@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ibtpo import choices
+from ibtpo import choices, own_code
 from ibtpo.ib_score import ScoreOptions, ib_score, node_confidence, node_values
 from ibtpo.tree import Response, Tree, children_mask, fork_owner, last_token_of_node, on_path
 
@@ -49,7 +49,7 @@ class TreeOptions:
     """Shape of a question's tree and how it is grown.
 
     Attributes:
-      strategy: a key of STRATEGIES.
+      strategy: a key of STRATEGIES, or module:function (`ibtpo.own_code`).
       initial: unguided responses to start with (B0).
       rounds: rounds in all, the initial one included (L).
       top_k: nodes that branch in each later round (K).
@@ -83,7 +83,7 @@ class TreeOptions:
     segment_tokens: int = 512
 
     def __post_init__(self):
-        if self.strategy not in STRATEGIES:
+        if self.strategy not in STRATEGIES and not own_code.is_path(self.strategy):
             raise ValueError(f"strategy={self.strategy!r}: expected one of {', '.join(STRATEGIES)}")
         for name in (
             "initial", "rounds", "top_k", "branch", "min_new_tokens", "max_new_tokens",
