@@ -30,21 +30,19 @@ _JSON = flags.DEFINE_bool("json", False, "print one JSON object with everything 
 
 def main(config, workdir: str | None = None) -> int:
     """Exit code 0 if everything fits, 1 if not."""
+    chips = _TOPOLOGY.value
+    if not chips:
+        raise config_lib.ConfigError("--topology is missing: name the chips, e.g. --topology=v5e:4x4")
     import jax
 
     # The program itself runs on the CPU: nothing here may look for an accelerator.
     jax.config.update("jax_platforms", "cpu")
 
-    from ibtpo.compiler import topology
     from ibtpo.compiler.check import check_config
     from ibtpo.compiler.conclusions import advice
     from ibtpo.compiler.search import Searcher
     from ibtpo.compiler.show import as_json, show, show_half, show_search, show_steps
     from ibtpo.compiler.step import can_price, half_the_pages, process_of, step_of
-
-    chips = _TOPOLOGY.value
-    if not chips:
-        raise config_lib.ConfigError(f"--topology is missing: name the chips, e.g. {topology.EXAMPLES}")
 
     def log(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)

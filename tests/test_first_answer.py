@@ -61,6 +61,7 @@ def test_an_unknown_flag_imports_nothing_heavy(command, repo_root, tmp_path):
         ("ibtpo", ["evaluate", "--config=tiny", "--checkpoint=runs/nope"], "--checkpoint=runs/nope: there is no such"),
         ("ibtpo", ["export", "--config=tiny", "--workdir=nope", "--out=o"], "--workdir=nope: there is no such folder"),
         ("ibtpo", ["sft", "--config=tiny", "--workdir=w"], "unknown key"),
+        ("ibtpo", ["compile-check", "--config=tiny"], "--topology is missing"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_heavy_is_imported(module, arguments, words, repo_root, tmp_path):

@@ -122,6 +122,7 @@ GARBAGE = {
     "infinity": b'{"step": 2, "x": -Infinity}',
     "overflow": b'{"step": 2, "x": 1e999}',
     "no step": b'{"x": 1.0}',
+    "a step alone": b'{"step": 2}',
     "a step that is text": b'{"step": "2", "x": 1.0}',
     "a step that is true": b'{"step": true, "x": 1.0}',
     "a step below 0": b'{"step": -2, "x": 1.0}',
@@ -154,10 +155,20 @@ def test_garbage_is_left_out_with_one_warning(tmp_path, caplog, garbage):
 
 
 def test_much_garbage_is_one_warning(tmp_path, caplog):
-    (tmp_path / "metrics.jsonl").write_bytes(b"?\n" * 4 + b'{"step": 5}\n' + b"?\n" * 4)
-    assert list(read(tmp_path)) == [{"step": 5}]
+    (tmp_path / "metrics.jsonl").write_bytes(b"?\n" * 4 + b'{"step": 5, "x": 1}\n' + b"?\n" * 4)
+    assert list(read(tmp_path)) == [{"step": 5, "x": 1}]
     [record] = caplog.records
     assert record.getMessage().endswith("lines 1, 2, 3, 4, 6 and 3 more are no rows of metrics: left out")
+
+
+def test_a_file_without_a_row_is_for_the_caller_to_name(tmp_path, caplog):
+    """So that an error about it comes alone; a resumed run says what it does with the file."""
+    (tmp_path / "metrics.jsonl").write_bytes(b"<html>\n</html>\n")
+    assert list(read(tmp_path)) == [] and caplog.records == []
+    MetricWriter(tmp_path, tensorboard=False, resume_step=2).close()
+    [record] = caplog.records
+    assert record.getMessage().endswith("metrics.jsonl: no line is a row of metrics: kept as metrics.jsonl.old")
+    assert (tmp_path / "metrics.jsonl.old").read_bytes() == b"<html>\n</html>\n" and rows_of(tmp_path) == []
 
 
 def test_a_row_that_only_tensorboard_has_is_written_once(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ibtpo import packing, report
+from ibtpo import metrics, packing, report
 from ibtpo.advantages import group_is_uniform
 from ibtpo.compiler.check import Check, Report
 from ibtpo.compiler.chips import Chip, roofline
@@ -240,10 +240,13 @@ def process_of(config: Any, run: str | None = None) -> Process:
     process = Process(seed=config.train.seed)
     if not run:
         return process
-    found = report.read_run(run).get("train/response_length_initial")
-    if found is None:
+    if not metrics.exist(run):
+        raise UserError(f"--lengths={run}: no {metrics.FILE_NAME} there; name the workdir of a run that trained")
+    _, lengths = report.read_run(run).get("train/response_length_initial", (None, np.array([np.nan])))
+    lengths = lengths[lengths > 0]
+    if not lengths.size:
         raise UserError(f"--lengths={run}: no response lengths in its metrics; name the workdir of a run that trained")
-    mean = float(np.nanmean(found[1]))
+    mean = float(lengths.mean())
     return dataclasses.replace(process, length_median=mean / math.exp(process.length_sigma**2 / 2))
 
 

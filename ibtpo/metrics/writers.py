@@ -20,10 +20,11 @@ def read(workdir: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
     None stands for a value that was not finite. An incomplete last line (a run that was killed while writing) ends
     the reading. Lines that are no row (half a line, bytes that are no text, JSON that is no object of a step and
-    numbers, NaN) are left out, with one warning that names them. FileNotFoundError without the file.
+    numbers, NaN) are left out, with one warning that names them; where no line is a row, that is the caller's to say.
+    FileNotFoundError without the file.
     """
     path = os.path.join(workdir, FILE_NAME)
-    bad = []
+    bad, found = [], False
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -32,8 +33,9 @@ def read(workdir: str | os.PathLike) -> Iterator[dict[str, Any]]:
             if row is None:
                 bad.append(number)
             else:
+                found = True
                 yield row
-    if bad:
+    if bad and found:
         named = ", ".join(map(str, bad[:_NAMED])) + f" and {len(bad) - _NAMED} more" * (len(bad) > _NAMED)
         what = "is no row" if len(bad) == 1 else "are no rows"
         logging.warning("%s: line%s %s %s of metrics: left out", path, "s" * (len(bad) > 1), named, what)
@@ -49,7 +51,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line.decode(), parse_constant=refuse)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < 2**63:
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < 2**63 or len(row) < 2:
         return None
     return row if all(x is None or _is_number(x) for x in row.values()) else None
 
@@ -160,7 +162,10 @@ def _continue(path: str, resume_step: int | None) -> list[dict[str, Any]]:
     """Leaves in the file the rows that a resumed run keeps, and returns them."""
     if not os.path.exists(path):
         return []
-    rows = [row for row in read(os.path.dirname(path)) if resume_step is None or row["step"] <= resume_step]
+    found = list(read(os.path.dirname(path)))
+    rows = [row for row in found if resume_step is None or row["step"] <= resume_step]
+    if not found and os.path.getsize(path):
+        logging.warning("%s: no line is a row of metrics: kept as %s.old", path, FILE_NAME)
     if not rows and os.path.getsize(path):
         os.replace(path, path + ".old")
     with open(path + ".tmp", "w", encoding="utf-8") as file:

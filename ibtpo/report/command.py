@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ibtpo import metrics as metrics_lib
 from ibtpo.arguments import Parser, program
 from ibtpo.errors import UserError, one_line
-from ibtpo.report.runs import read_run, run_names, summarize, summary_table
+from ibtpo.report.runs import run_names, summarize, summary_table
 
 PAGE = "report.html"  # in the first run's workdir
 _PAGES = ("html", "htm")
@@ -91,7 +91,7 @@ def check_runs(workdirs: Sequence[str], names: Sequence[str]) -> None:
         if not metrics_lib.exist(workdir):
             raise UserError(f"{file}: no such file; name the folder of a run")
         try:
-            empty = not read_run(workdir)
+            empty = not any(metrics_lib.read(workdir))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} cannot be read ({one_line(error)}): is it that of a run?") from error
         if empty:
