@@ -5,9 +5,10 @@
 The workload of benchmarks/sampler.py, part 3, on one device: trees (4,9,1,1) of strategy "ib", and flat groups of 12.
 Of one half of the questions each program of the engine is timed by itself, chunk by chunk, and a price is fitted to
 them: seconds of a decode step by its width, and by the tokens in the cache; of a prefill, start, release and of a
-call's beginning the mean. The other half is drawn by the engine, untimed inside, and by the same scheduler on the
-simulated device at that price, with the lengths that the model drew. Both halves are drawn --repeats times, in turn; a
-time is the median.
+call's beginning the mean; and what is left, the host's own work, by the response: on a CPU it takes the cores that
+the device computes on, so it is added. The other half is drawn by the engine, untimed inside, and by the same
+scheduler on the simulated device at that price, with the lengths that the model drew. Both halves are drawn --repeats
+times, in turn; a time is the median.
 
 --quick: a much smaller workload.
 """
@@ -151,11 +152,12 @@ def measure(name: str, tree: dict, job: dict, repeats: int, log: Callable[[str],
         log(f"{name}: {number + 1} of {repeats}\n")
         seconds: dict[str, list[float]] = collections.defaultdict(list)
         with mock.patch.object(sampler_lib, "DecoderDevice", timed_device(seconds)):
-            _, trees, _ = workload.run(known)
+            took, trees, stats = workload.run(known)
         price = Fitted(seconds, simulate(workload, known, trees, Live())[1])
+        host = (took - sum(map(sum, seconds.values()))) / stats.responses
         took, trees, stats = workload.run(asked)
         simulated, _ = simulate(workload, asked, trees, price)
-        predicted.append(price.mean["call"] + simulated)
+        predicted.append(price.mean["call"] + simulated + host * stats.responses)
         measured.append(took)
         notes.append(stats)
     both = statistics.median(predicted), statistics.median(measured)
@@ -167,6 +169,7 @@ def measure(name: str, tree: dict, job: dict, repeats: int, log: Callable[[str],
         responses=notes[0].responses,
         step_ms={width: 1e3 * seconds for width, seconds in price.per_step.items()},
         token_ns=1e9 * price.per_token,
+        host_ms_per_response=1e3 * host,
     )
 
 

@@ -55,9 +55,9 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
 def main(config, workdir: str) -> None:
     if not _OUT.value:
         raise UserError("--out is missing: name the folder to write the model to")
+    config_lib.check_folder("--out", _OUT.value)
     if not config.checkpoint.dir:
         config_lib.check_run("--workdir", workdir)
-    config_lib.check_folder("--out", _OUT.value)
     enable_compilation_cache(config)
     export(config, workdir, _OUT.value, _STEP.value)
     print(f"written: {_OUT.value}")
