@@ -229,9 +229,16 @@ def get_config() -> config_dict.ConfigDict:
     config.log = log = config_dict.ConfigDict()
     log.every = 1  # updates between lines of metrics.jsonl
     log.tensorboard = True  # write TensorBoard event files too
+    # Weights & Biases too (docs/watching.md); WANDB_MODE=offline records in the workdir.
+    log.wandb = False
+    log.trackio = False  # Trackio too
+    log.project = "ibtpo"  # project of the run at these services
+    log.run_name = ""  # its name there; "": that of the workdir's folder
     # Trees kept in the workdir for the report (docs/report.md): of how many questions at a time, the first of an update
     # and of an evaluation; 0: none.
     log.trees = 4
-    log.trees_every = 20  # updates between those of training; each evaluation has its own; 0: only these
+    # Updates between those of training; each evaluation has its own; 0: only these. TensorBoard and the services have
+    # them as texts.
+    log.trees_every = 20
     log.tree_files = 100  # most files of training, and of evaluations; beyond, those that stay cover the run evenly
     return config

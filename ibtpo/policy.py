@@ -27,6 +27,7 @@ from ibtpo.models.config import ModelConfig
 from ibtpo.models.hf.files import read_token_ids
 from ibtpo.models.locate import model_folder
 from ibtpo.models.presets import PRESETS
+from ibtpo.profiling import phase
 from ibtpo.rewards import find_statement
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling import Codec, Question, TreeOptions, TreeSampler
@@ -230,6 +231,7 @@ def make_grade(
 
     def grade(question: Question, tokens: np.ndarray) -> Future:
         problem = problems[question.id]
-        return grader.submit(policy.text(tokens), problem.answer, problem.kind or None)
+        with phase("grade"):
+            return grader.submit(policy.text(tokens), problem.answer, problem.kind or None)
 
     return grade

@@ -23,6 +23,8 @@ from absl import logging
 from ibtpo import parallel
 from ibtpo.metrics.progress import Progress
 
+_SAID = 2.0  # seconds of a first call that are said
+
 
 def abstract(tree: Any, shardings: Any = None) -> Any:
     """The arrays of a tree as shapes, with the tree of shardings, or without any."""
@@ -42,6 +44,7 @@ class Precompiled:
     def __init__(self, jitted: Any, *static: Hashable, key: Callable[..., Hashable] | None = None):
         self.jitted, self.static, self.key = jitted, static, key or (lambda *args, **named: None)
         self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+        self._unforeseen: set[Hashable] = set()
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         key = self.key(*args, **named)
@@ -53,7 +56,13 @@ class Precompiled:
                 # Said of arguments before anything is run or donated: other types or places than were foreseen.
                 logging.warning("a program is compiled once more, for other arguments than at the start: %s", error)
                 del self._compiled[key]
-        return self.jitted(*self.static, *args, **named)
+        began, is_new = time.monotonic(), bool(self._compiled) and key not in self._unforeseen
+        out = self.jitted(*self.static, *args, **named)
+        self._unforeseen.add(key)
+        if is_new and (seconds := time.monotonic() - began) > _SAID:
+            line = f"compiling one more program, not foreseen at the start: {seconds:.0f} s"
+            print(line, file=sys.stderr, flush=True)
+        return out
 
     def lower(self, *args: Any, **named: Any) -> jax.stages.Lowered:
         """As of `jax.jit`."""
@@ -107,7 +116,8 @@ def compile_all(groups: Mapping[str, Sequence[Program]]) -> str:
         for program in programs:
             unique.setdefault(program.identity, (name, []))[1].append(program)
         counts[name] = len(unique) - before
-    with parallel.together(), Progress(len(unique), description="compiling", brief=True) as progress:
+    what = f"compiling the {', '.join(name for name, count in counts.items() if count)}"
+    with parallel.together(), Progress(len(unique), description=what, brief=True) as progress:
         _compile(list(unique.values()), progress)
     listed = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     many = f"{len(unique)} program{'s' * (len(unique) != 1)}"

@@ -7,19 +7,36 @@ learning_curve.png. Running the same command again continues from the newest che
 the run is finished. On several hosts every one runs this command (docs/tpu.md); checkpoint.dir must then be storage
 that all of them see, and the first writes the other files to its own workdir.
 
+--profile=10:12 writes a trace of updates 10 to 12, both included, into the workdir's folder profile (docs/watching.md).
+
 SIGTERM and Ctrl-C finish the update under way, save and end with code 0; a second one ends at once.
 """
 
 from typing import Any
 
+from absl import flags
+
 from ibtpo.interruption import Interruption
+from ibtpo.profiling import Profile
+
+_PROFILE = flags.DEFINE_string("profile", None, "updates to trace, e.g. 10:12, both included (docs/watching.md)")
 
 
-def train(config: Any, workdir: str, interruption: Interruption | None = None) -> None:
+def train(
+    config: Any, workdir: str, interruption: Interruption | None = None, profile: Profile | None = None
+) -> None:
     """Runs `config` in `workdir` to its last update, from the newest checkpoint if there is one."""
-    from ibtpo import training_run
+    from ibtpo.metrics import sinks
 
-    training_run.run(config, workdir, interruption or Interruption())
+    sinks.check_installed(config.log)
+    from ibtpo import training_run  # JAX comes after what is wrong
+
+    training_run.run(config, workdir, interruption or Interruption(), profile)
+
+
+def command(config: Any, workdir: str, interruption: Interruption) -> None:
+    """The same with the flags of the command line."""
+    train(config, workdir, interruption, Profile.parse(_PROFILE.value, config.train.steps))
 
 
 def main() -> None:
@@ -27,7 +44,7 @@ def main() -> None:
     with Interruption().listening(to_the_end=True) as interruption:
         from ibtpo import config as config_lib  # signals are heard while this and JAX load
 
-        config_lib.run(lambda config, workdir: train(config, workdir, interruption))
+        config_lib.run(lambda config, workdir: command(config, workdir, interruption))
 
 
 if __name__ == "__main__":

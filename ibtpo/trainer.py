@@ -21,10 +21,12 @@ from ibtpo.data.problems import Problem, lengths_to_prefill, load_problems
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
 from ibtpo.fingerprints import check_same, fingerprints
 from ibtpo.interruption import GivenUp, Interruption
+from ibtpo.metrics.cost import StepCost
 from ibtpo.metrics.step import Sampled, Update, step_metrics
 from ibtpo.packing import Layout, TokenBatch, fill, moved, place_weights, plan, unpack
 from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
 from ibtpo.precompiled import Program
+from ibtpo.profiling import phase
 from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer
 from ibtpo.sampling import SamplerStats
 from ibtpo.sampling.logits import SamplingParams
@@ -85,6 +87,7 @@ class Trainer:
         self.advantage_options = AdvantageOptions.from_config(config)
         self.position = Position(data=self.batches.state())
         self.skipped = SkippedUpdates()
+        self.cost = StepCost.from_config(config, self.policy.model)
         self.shown = ShownTrees(config.log.trees)
 
     def programs_ahead(self, *, updates: bool) -> dict[str, list[Program]]:
@@ -106,7 +109,8 @@ class Trainer:
         Raises GivenUp if the sampling is given up, with the run as it was before the step."""
         started, before = time.monotonic(), (dataclasses.replace(self.position), self.batches.state())
         try:
-            sampled = self.sample_batch()
+            with phase("sample and grade"):
+                sampled = self.sample_batch()
         except GivenUp:
             self.position = before[0]
             self.batches.restore(before[1])
@@ -116,12 +120,17 @@ class Trainer:
         updates = []
         with memory.enough(self.config, "updating", memory.UPDATE):
             for layout, batch in self.score_and_pack(sampled, counted):
-                self.state, metrics = self.programs.update(self.state, batch)
+                with phase("optimizer step"):
+                    self.state, metrics = self.programs.update(self.state, batch)
                 updates.append(Update(layout, batch, metrics))
         self.state = self.state.replace(step=self.state.step + 1)
-        self.skipped.count(updates)
+        with phase("wait for the update"):
+            self.skipped.count(updates)
         seconds = {"sample_s": sampled_at - started, "update_s": time.monotonic() - sampled_at}
-        return self.measure(sampled, updates) | {f"time/{name}": value for name, value in seconds.items()}
+        times = {f"time/{name}": value for name, value in seconds.items()}
+        trained = np.any(counted, axis=1)
+        cost = self.cost.metrics(sampled.tree, trained, sampled.stats.generated_tokens, seconds)
+        return self.measure(sampled, updates) | times | cost
 
     def sample_batch(self) -> Sampled:
         """Graded trees of the next questions. Where the rewards of one are all equal, another question takes its place,
@@ -212,14 +221,15 @@ class Trainer:
         """The trees with a response that counts, in rows on the devices that weigh nothing yet."""
         trained = np.any(counted, axis=1)
         longest = int((tree.step >= 0).sum(axis=1).max(where=trained, initial=0))
-        layout = plan(
-            tree,
-            row_tokens=self.plan.row_tokens(longest),
-            rows_per_step=self.plan.rows_per_step,
-            num_rows=self.plan.num_rows,
-            select=trained,
-        )
-        return layout, parallel.shard_batch(fill(layout, tree), self.mesh)
+        with phase("pack"):
+            layout = plan(
+                tree,
+                row_tokens=self.plan.row_tokens(longest),
+                rows_per_step=self.plan.rows_per_step,
+                num_rows=self.plan.num_rows,
+                select=trained,
+            )
+            return layout, parallel.shard_batch(fill(layout, tree), self.mesh)
 
     def weigh(self, layout: Layout, rows: TokenBatch, tree: Tree, advantages: Array, trained: np.ndarray) -> TokenBatch:
         """The rows with each token's weights in the loss. trained: the responses of these trees, [Q, R], or their nodes

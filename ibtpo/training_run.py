@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,15 +15,19 @@ from ibtpo import config as config_lib
 from ibtpo import interruption as interruption_lib
 from ibtpo import metrics as metrics_lib
 from ibtpo.compilation_cache import enable_compilation_cache
+from ibtpo.evaluation import tables
+from ibtpo.evaluation.results import bound
 from ibtpo.interruption import GivenUp, Interruption
+from ibtpo.metrics import samples, sinks
 from ibtpo.precompiled import compile_all
+from ibtpo.profiling import Profile, phase
 from ibtpo.saved_trees import TreeFile, TreeFolder
 from ibtpo.trainer import Trainer
 from ibtpo.workdir_lock import locked
 
 
-def run(config: Any, workdir: str, interruption: Interruption) -> None:
-    """Runs `config` in `workdir` to its last update, or until it is asked to stop."""
+def run(config: Any, workdir: str, interruption: Interruption, profile: Profile | None = None) -> None:
+    """Runs `config` in `workdir` to its last update, or until it is asked to stop. profile: the updates to trace."""
     enable_compilation_cache(config)
     interruption.grace = config.checkpoint.grace_seconds
     with hosts.connected(config.train.host_timeout, interruption):
@@ -31,7 +35,7 @@ def run(config: Any, workdir: str, interruption: Interruption) -> None:
             config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
         checkpoints.check_writable(workdir, config.checkpoint.dir)
         with alone(config, workdir):
-            run_alone(config, workdir, interruption)
+            run_alone(config, workdir, interruption, profile or Profile())
 
 
 @contextlib.contextmanager
@@ -47,7 +51,7 @@ def alone(config: Any, workdir: str) -> Iterator[None]:
         yield
 
 
-def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
+def run_alone(config: Any, workdir: str, interruption: Interruption, profile: Profile) -> None:
     """The same, once its folders are its own."""
     trainer = Trainer(config, interruption)
     interruption.keep()
@@ -68,32 +72,54 @@ def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
             if first_host and metrics_lib.exist(workdir):  # not in the new workdir of an old checkpoint.dir
                 finish(config, workdir)
             return
-        print(
-            f"{'Continuing' if resumed else 'Starting'} at update {first} of {total} in {workdir}: "
-            f"{len(trainer.problems)} problems, {len(trainer.held_out)} held out, "
-            f"{jax.device_count()} {jax.default_backend()} device(s)",
-            flush=True,
-        )
-        sampler = trainer.sampler
-        print(sizing.describe(sampler.options, sampler.capacity, config, trainer.policy.model), flush=True)
-        with memory.enough(config, "compiling", (*memory.SAMPLING, *memory.UPDATE)):
-            print(compile_all(trainer.programs_ahead(updates=first < total)), flush=True)
-        resume_step = first if resumed else -1
-        with (
-            metrics_lib.MetricWriter(
-                workdir, config.log.tensorboard, resume_step=resume_step, active=first_host
-            ) as writer,
-            metrics_lib.Progress(total, first, "updates") as progress,
-        ):
-            environment.save(workdir, first, write=first_host)
-            trees = TreeFolder(workdir, config.log.tree_files, resume_step=resume_step, active=first_host)
-            trainer.position.owes_evaluation = bool(owes or (trainer.held_out and not resumed))
-            stopped = run_updates(trainer, store, workdir, writer, progress, trees)
+        profile.check_begin(first)
+        introduce(trainer, workdir, resumed)
+        trainer.position.owes_evaluation = bool(owes or (trainer.held_out and not resumed))
+        with services(config, workdir, active=first_host) as opened:
+            with memory.enough(config, "compiling", (*memory.SAMPLING, *memory.UPDATE)):
+                print(compile_all(trainer.programs_ahead(updates=first < total)), flush=True)
+            resume_step = first if resumed else -1
+            with (
+                metrics_lib.MetricWriter(
+                    workdir,
+                    config.log.tensorboard,
+                    resume_step=resume_step,
+                    active=first_host,
+                    sinks=opened,
+                    hparams=config_lib.flatten(config),
+                ) as writer,
+                metrics_lib.Progress(total, first, "updates", warm_up=1) as progress,
+                contextlib.closing(profile),
+            ):
+                environment.save(workdir, first, write=first_host)
+                trees = TreeFolder(workdir, config.log.tree_files, resume_step=resume_step, active=first_host)
+                stopped = run_updates(trainer, store, workdir, writer, progress, trees, profile)
     if stopped:
         step, go_on = int(trainer.state.step), "run the same command to continue"
         print(f"{interruption.reason}: saved update {step} in {store.path}; {go_on}", flush=True)
     elif first_host:
         finish(config, workdir)
+
+
+@contextlib.contextmanager
+def services(config: Any, workdir: str, *, active: bool) -> Iterator[Sequence[sinks.Guarded]]:
+    """`sinks.opened`; where one cannot be, every host ends."""
+    with contextlib.ExitStack() as stack:
+        with parallel.together():
+            opened = stack.enter_context(sinks.opened(config, workdir, active=active))
+        yield opened
+
+
+def introduce(trainer: Trainer, workdir: str, resumed: bool) -> None:
+    """Says what begins."""
+    config, sampler = trainer.config, trainer.sampler
+    print(
+        f"{'Continuing' if resumed else 'Starting'} at update {int(trainer.state.step)} of {config.train.steps} in "
+        f"{workdir}: {len(trainer.problems)} problems, {len(trainer.held_out)} held out, "
+        f"{jax.device_count()} {jax.default_backend()} device(s)",
+        flush=True,
+    )
+    print(sizing.describe(sampler.options, sampler.capacity, config, trainer.policy.model), flush=True)
 
 
 def resume(trainer: Trainer, store: checkpoints.Checkpoints, workdir: str) -> bool:
@@ -131,6 +157,7 @@ def run_updates(
     writer: metrics_lib.MetricWriter,
     progress: metrics_lib.Progress,
     trees: TreeFolder,
+    profile: Profile,
 ) -> bool:
     """The updates that are left, with their metrics, evaluations, trees and checkpoints. Whether it was asked to stop
     before the last one was done; then everything up to there is saved."""
@@ -140,33 +167,31 @@ def run_updates(
 
     def save() -> None:
         trainer.position.seconds = time.monotonic() - clock
-        with interruption.save():
+        with interruption.save(), phase("save"):
             trainer.save(store)
 
     try:
         if trainer.position.owes_evaluation:
-            evaluate(trainer, writer, trees, int(trainer.state.step))
+            step = int(trainer.state.step)
+            with progress.paused():
+                accuracy = evaluate(trainer, writer, trees, step)
+            progress.print(f"baseline, update {step}: {accuracy}" if not step else f"update {step}: {accuracy}")
         for step in range(int(trainer.state.step) + 1, total + 1):
             if hosts.stop_between_updates(interruption, step):
                 raise GivenUp
-            with interruption.update():
+            with interruption.update(), profile.update(workdir, step):
                 metrics = trainer.update()
             trainer.position.seconds = time.monotonic() - clock
             metrics["time/elapsed_s"] = trainer.position.seconds
             if step % config.log.every == 0 or step == total:
                 writer.write(step, metrics)
             if config.log.trees_every and (step % config.log.trees_every == 0 or step == total):
-                save_trees(trees, functools.partial(trainer.shown_of_update, step))
+                save_trees(trees, writer, config.log, functools.partial(trainer.shown_of_update, step))
             store.check()
             check_skipped(trainer, workdir, step)
-            shown = {"reward": "avg_rate_initial", "eff-rate": "eff_rate", "entropy": "entropy"}
-            progress.update(
-                step,
-                {short: metrics[f"train/{name}"] for short, name in shown.items() if f"train/{name}" in metrics},
-            )
+            progress.update(step, brief(metrics))
             if trainer.held_out and (step % config.eval.every == 0 or step == total):
-                rate = evaluate(trainer, writer, trees, step)
-                progress.print(f"update {step}: held-out avg@{config.eval.samples} = {100 * rate:.1f} %")
+                progress.print(f"update {step}: {evaluate(trainer, writer, trees, step)}")
             if step % config.checkpoint.every == 0 or step == total:
                 save()
     except GivenUp:
@@ -179,21 +204,49 @@ def run_updates(
     return False
 
 
-def evaluate(trainer: Trainer, writer: metrics_lib.MetricWriter, trees: TreeFolder, step: int) -> float:
-    """The evaluation of a step, with its row and its trees; until the row is written, the run owes it. Returns
-    avg@k."""
+def evaluate(trainer: Trainer, writer: metrics_lib.MetricWriter, trees: TreeFolder, step: int) -> str:
+    """The evaluation of a step, with its row and its trees; until the row is written, the run owes it. Returns the
+    accuracy in words."""
     trainer.position.owes_evaluation = True
-    evaluated = trainer.evaluate()
-    save_trees(trees, functools.partial(trainer.shown_of_evaluation, step))
+    with phase("evaluate"):
+        evaluated = trainer.evaluate()
+    save_trees(trees, writer, trainer.config.log, functools.partial(trainer.shown_of_evaluation, step))
     writer.write(step, evaluated)
     trainer.position.owes_evaluation = False
-    return evaluated["eval/avg_at_k"]
+    return accuracy_line(evaluated)
 
 
-def save_trees(trees: TreeFolder, make: Callable[[], TreeFile | None]) -> None:
-    """Writes the trees that `make` gives, if it gives some; on the first host, and nothing is made on the others."""
-    if trees.active and (content := make()) is not None:
-        trees.write(content)
+def accuracy_line(evaluated: Mapping[str, float]) -> str:
+    """ "held-out avg@8 = 42.1 %, 95 % interval 39.0 .. 45.2", of an evaluation's row. The unit is that of every table:
+    the files have shares from 0 to 1."""
+    name, k = "avg_at_k", f"{evaluated['eval/k']:g}"
+    value = tables.show_value(name, evaluated[f"eval/{name}"])
+    low, high = (evaluated[f"eval/{bound(name, side)}"] for side in ("low", "high"))
+    return f"held-out {tables.label(name, k)} = {value}, 95 % interval {tables.show_interval(name, low, high)}"
+
+
+def brief(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """The few numbers of an update that the terminal shows; shares in percent, as accuracy everywhere."""
+    shown: dict[str, float | str] = {}
+    for short, name in (("train accuracy", "avg_rate_initial"), ("eff-rate", "eff_rate")):
+        if f"train/{name}" in metrics:
+            shown[short] = f"{100 * metrics[f'train/{name}']:.1f} %"
+    if "train/entropy" in metrics:
+        shown["entropy"] = metrics["train/entropy"]
+    return shown
+
+
+def save_trees(
+    trees: TreeFolder, writer: metrics_lib.MetricWriter, log: Any, make: Callable[[], TreeFile | None]
+) -> None:
+    """Writes the trees that `make` gives, if it gives some, and shows them as texts; on the first host, and nothing is
+    made on the others."""
+    if not trees.active or (content := make()) is None:
+        return
+    trees.write(content)
+    if samples.is_due(content.step, log.trees_every, log.tree_files):
+        for name, text in samples.texts(content).items():
+            writer.text(content.step, name, text)
 
 
 def check_skipped(trainer: Trainer, workdir: str, step: int) -> None:

@@ -46,6 +46,16 @@ def test_a_call_that_nobody_foresaw_is_compiled_when_it_comes():
         np.testing.assert_array_equal(out, np.full(x.shape, expected))
 
 
+def test_what_is_compiled_later_is_said_once_with_its_seconds(capsys, monkeypatch):
+    monkeypatch.setattr(precompiled, "_SAID", -1.0)
+    function = make()
+    compile_all({"some": [function.program(jnp.ones(4), np.ones(4, np.float32), power=2)]})
+    for size in (4, 6, 6, 4):
+        function(jnp.ones(size), np.ones(size, np.float32), power=2)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and re.fullmatch(r"compiling one more program, not foreseen at the start: \d+ s", said[0])
+
+
 def test_arguments_of_another_type_are_no_end_and_said(caplog):
     function = make()
     compile_all({"some": [function.program(jnp.ones(4), np.ones(4, np.float32), power=2)]})

@@ -185,7 +185,7 @@ def rows(workdir: pathlib.Path) -> list[dict]:
     """What a run has written of itself, without the times."""
     from ibtpo import metrics
 
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics.read(workdir)]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in metrics.read(workdir)]
 
 
 def arrays(workdir: pathlib.Path, step: int | None = None) -> dict[str, Any]:

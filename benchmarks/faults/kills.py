@@ -111,7 +111,7 @@ def events(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
 
     found = EventAccumulator(str(workdir / "tensorboard"), size_guidance={"scalars": 0})
     found.Reload()
-    tags = [tag for tag in found.Tags()["scalars"] if not tag.startswith("time/")]
+    tags = [tag for tag in found.Tags()["scalars"] if not tag.startswith(("time/", "memory/"))]
     return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in tags}
 
 

@@ -1,5 +1,6 @@
 """Published peaks of the chips, and the time that they allow at best."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -27,6 +28,28 @@ CHIPS: dict[str, Chip] = {
     "TPU v5": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 600e9),
     "TPU v6 lite": Chip("v6e", 918e12, 32 * 2**30, 1638e9, 400e9),
 }
+
+# By `device_kind` too: dense bfloat16 FLOP/s of GPUs. Source: NVIDIA's data sheets of A100, L4, H100 and H200; where
+# they give the number with sparsity alone, half of it.
+_GPU_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Published bfloat16 FLOP/s of a device by JAX's name of its kind; None: not known here.
+
+    The A100's forms ("NVIDIA A100-SXM4-80GB", ...) have one peak; all others are looked up by their whole name.
+    """
+    if device_kind in CHIPS:
+        return CHIPS[device_kind].flops
+    name = "NVIDIA A100" if re.match(r"NVIDIA A100\b", device_kind) else device_kind
+    return _GPU_FLOPS.get(name)
 
 
 def roofline(flops: float, num_bytes: float, sent: float, chip: Chip) -> tuple[float, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from ibtpo import messages
 from ibtpo.arguments import program
 from ibtpo.config.describe import BASE, Keys, help_text, in_order
 from ibtpo.config.files import load
@@ -244,6 +245,7 @@ def run(
             log_error(workdir, error)
             raise
 
+    messages.plain()
     with _one_line():
         app.run(logged, flags_parser=parser)
 

@@ -7,10 +7,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from ibtpo.data import arithmetic
 from ibtpo.data import prepare as prepare_lib
+from ibtpo.messages import hushed_import
+
+with hushed_import():
+    import tensorflow_datasets as tfds
 
 SPLIT_SIZES = {"train": 20_000, "validation": 512, "test": 1_024}
 # A question belongs to the split of its checksum modulo 16, so that no question is in two splits,

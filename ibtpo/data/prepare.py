@@ -5,9 +5,11 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-import tensorflow_datasets as tfds
-
 from ibtpo.errors import UserError, one_line
+from ibtpo.messages import hushed_import
+
+with hushed_import():
+    import tensorflow_datasets as tfds
 
 
 def prepare(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:

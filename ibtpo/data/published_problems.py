@@ -12,14 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import tensorflow_datasets as tfds
 from absl import logging
 
 from ibtpo.data import prepare as prepare_lib
 from ibtpo.data.published import Dataset, find_files
 from ibtpo.data.records import UNITS, BadRecord, list_places, read_records
 from ibtpo.errors import UserError
+from ibtpo.messages import hushed_import
+
+with hushed_import():
+    import huggingface_hub
+    import tensorflow_datasets as tfds
 
 _MAX_PLACES = 20  # of each reason and file that are kept
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from ibtpo.data.prompts import first_token
 from ibtpo.errors import UserError, one_line
 from ibtpo.json_files import read_object
+from ibtpo.messages import hushed_import
+
+with hushed_import():
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import logging as transformers_logging
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 _SETTINGS = "tokenizer_config.json"

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class EventFile:
@@ -35,6 +36,23 @@ class EventFile:
 
         summary = Summary(value=[part for name, x in values.items() for part in scalar(name, x).value])
         self._put(step=step, summary=summary)
+        self._writer.flush()
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Appends a text, shown as it is: indented, it is a block of code to TensorBoard's Markdown."""
+        from tensorboardX.summary import text as text_summary
+
+        shown = "\n".join(f"    {line}" for line in text.splitlines())
+        self._put(step=step, summary=text_summary(name, shown))
+        self._writer.flush()
+
+    def hparams(self, values: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """Appends the configuration for TensorBoard's table of hparams, {key: number or text}, with the names of the
+        metrics that stand beside it."""
+        from tensorboardX.summary import hparams
+
+        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0))[:2]:  # the third says that the run is done
+            self._put(summary=summary)
         self._writer.flush()
 
     def _put(self, **fields) -> None:

@@ -1,10 +1,11 @@
 """A loop's progress on the terminal."""
 
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 
@@ -20,6 +21,7 @@ class Progress:
       description: what the loop does, in a word or two.
       stream: default standard error.
       line_seconds: least time between two plain lines.
+      warm_up: the first steps, which do not count in the time left either: small programs are compiled in them.
       brief: of a loop that is over soon, nothing is left: the bar goes away, and there are plain lines only after
         `line_seconds` and none of the last step.
     """
@@ -32,12 +34,16 @@ class Progress:
         *,
         stream: TextIO | None = None,
         line_seconds: float = 10.0,
+        warm_up: int = 0,
         brief: bool = False,
     ):
         self._stream = stream or sys.stderr
         self._total, self._initial, self._step = total, initial, initial
         self._description, self._line_seconds = description, line_seconds
         self._start, self._brief = time.monotonic(), brief
+        self._warm_up = warm_up
+        self._from = (initial, self._start) if not warm_up else None  # the step and the time that the rest is told by
+        self._pause = 0.0  # seconds since then that do not count
         self._last_line = self._start if brief else -math.inf
         self._bar = None
         if self._stream.isatty():
@@ -54,27 +60,45 @@ class Progress:
                 dynamic_ncols=known,
                 ncols=None if known else 80,
                 nrows=None if known else 24,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",  # tqdm's guess has no warm-up
             )
 
-    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Shows that `step` steps are done, with a few metrics."""
-        shown = {name: f"{value:.4g}" for name, value in (metrics or {}).items()}
+    def update(self, step: int, metrics: Mapping[str, float | str] | None = None) -> None:
+        """Shows that `step` steps are done, with a few metrics; a text is shown as it is."""
+        shown = {name: x if isinstance(x, str) else f"{x:.4g}" for name, x in (metrics or {}).items()}
+        now = time.monotonic()
+        left = self._left(step, now)
         if self._bar is not None:
-            self._bar.set_postfix(shown, refresh=False)
+            self._bar.set_postfix({**shown, "left": left}, refresh=False)
             self._bar.update(step - self._step)
             self._step = step
             return
         self._step = step
-        now = time.monotonic()
         due, last = now - self._last_line >= self._line_seconds, step >= self._total
         if (due and not last) if self._brief else (due or last):
             self._last_line = now
-            done = step - self._initial
-            left = _clock((now - self._start) / done * (self._total - step)) if done > 0 else "?"
             parts = [f"{self._description} {step}/{self._total}".strip()]
             parts += [f"{name}={value}" for name, value in shown.items()]
             parts += [f"elapsed {_clock(now - self._start)}", f"left {left}"]
             print("  ".join(parts), file=self._stream, flush=True)
+
+    def _left(self, step: int, now: float) -> str:
+        """The time left, by the steps after the warm-up."""
+        if step >= self._total:
+            return _clock(0)
+        if self._from is None:
+            if step - self._initial >= self._warm_up:
+                self._from, self._pause = (step, now), 0.0
+            return "?"
+        first, began = self._from
+        return _clock((now - began - self._pause) / (step - first) * (self._total - step)) if step > first else "?"
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what belongs to no step, and says nothing of the time left."""
+        began = time.monotonic()
+        yield
+        self._pause += time.monotonic() - began
 
     def print(self, text: str) -> None:
         """Prints a line without breaking the bar."""

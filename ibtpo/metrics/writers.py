@@ -3,16 +3,18 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import logging
 
 from ibtpo.errors import RunFailure
 from ibtpo.metrics.events import EventFile
+from ibtpo.metrics.sinks import Guarded
 
 FILE_NAME = "metrics.jsonl"
 _NAMED = 5  # lines that a warning names
+_HPARAM_METRICS = ("eval/avg_at_k", "train/avg_rate_initial", "train/eff_rate")
 
 
 def read(workdir: str | os.PathLike) -> Iterator[dict[str, Any]]:
@@ -82,6 +84,8 @@ class MetricWriter:
       tensorboard: write event files too.
       resume_step: the last step whose rows are kept, -1 for none; None: continue after the last row, whatever it is.
       active: False writes nothing at all: on every host of a run but the first.
+      sinks: services that get what the files get (`ibtpo.metrics.sinks`), rows of the files that they lack included.
+      hparams: the configuration, {key: value}, for TensorBoard's table.
 
     Raises:
       RunFailure: the files cannot be written; so does `write`.
@@ -94,8 +98,11 @@ class MetricWriter:
         *,
         resume_step: int | None = None,
         active: bool = True,
+        sinks: Sequence[Guarded] = (),
+        hparams: Mapping[str, Any] | None = None,
     ):
         self._file: Any = None
+        self._sinks = sinks
         self._events: EventFile | None = None
         self._path = os.path.join(workdir, FILE_NAME)
         if not active:
@@ -106,8 +113,16 @@ class MetricWriter:
             self._file = open(self._path, "a", encoding="utf-8")
             if tensorboard:
                 self._events = self._open_events(os.path.join(workdir, "tensorboard"), resume_step, rows)
+                if hparams:
+                    self._events.hparams(_plain(hparams), _HPARAM_METRICS)
         except OSError as error:
             raise self._failure(error) from error
+        for row in rows if sinks else ():  # each knows what it has
+            self._to_sinks(row["step"], {n: math.nan if x is None else x for n, x in row.items() if n != "step"})
+
+    def _to_sinks(self, step: int, values: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink.write(step, values)
 
     @staticmethod
     def _open_events(folder: str, resume_step: int | None, rows: list[dict[str, Any]]) -> EventFile:
@@ -134,6 +149,19 @@ class MetricWriter:
             self._file.flush()
         except OSError as error:
             raise self._failure(error) from error
+        self._to_sinks(int(step), values)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Shows a text in TensorBoard and at the services; metrics.jsonl holds numbers only."""
+        if self._file is None:
+            return
+        try:
+            if self._events is not None:
+                self._events.text(int(step), name, text)
+        except OSError as error:
+            raise self._failure(error) from error
+        for sink in self._sinks:
+            sink.text(int(step), name, text)
 
     def _failure(self, error: OSError) -> RunFailure:
         return RunFailure(
@@ -156,6 +184,11 @@ class MetricWriter:
 
     def __exit__(self, *unused) -> None:
         self.close()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers, truth values and texts as they are, all else as text."""
+    return {name: x if isinstance(x, bool | int | float | str) else str(x) for name, x in values.items()}
 
 
 def _continue(path: str, resume_step: int | None) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ibtpo.errors import UserError
+from ibtpo.profiling import phase
 from ibtpo.sampling.admission import Admission
 from ibtpo.sampling.capacity import Capacity
 from ibtpo.sampling.chunks import AHEAD, Chunks
@@ -69,7 +70,8 @@ class Run:
                 if len(self.chunks) == AHEAD or (self.chunks and not on_device):
                     self._read()
                 elif not self.chunks and not any(shard.queue for shard in self.shards):
-                    self.grades.wait()
+                    with phase("wait for grades"):
+                        self.grades.wait()
                 self._collect_grades()
                 if self.admission.starved():
                     self._preempt()
@@ -125,11 +127,13 @@ class Run:
             steps = max(1, capacity.chunk // 4)  # free slots wait for the host's choices: look sooner
         for shard in self.shards:
             shard.take_pages_to_decode(self.chunks.dispatched, steps)
-        self.chunks.dispatch(lambda: self.device.decode(steps, most), tail=not self.admission.pending)
+        with phase("dispatch decode"):
+            self.chunks.dispatch(lambda: self.device.decode(steps, most), tail=not self.admission.pending)
 
     def _read(self) -> None:
         """Waits for the oldest chunk and hands its tokens to their responses."""
-        number, tail, chunk = self.chunks.next()
+        with phase("wait for tokens"):
+            number, tail, chunk = self.chunks.next()
         slots = len(chunk.owner)
         self.stats.decode_steps += int(chunk.steps)
         self.stats.slot_steps += int(chunk.steps) * slots
