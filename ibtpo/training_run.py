@@ -75,6 +75,8 @@ def run_alone(config: Any, workdir: str, interruption: Interruption) -> None:
             flush=True,
         )
         sampler = trainer.sampler
+        if said := memory.describe_adapters(config, trainer.policy.model):
+            print(said, flush=True)
         print(sizing.describe(sampler.options, sampler.capacity, config, trainer.policy.model), flush=True)
         with memory.enough(config, "compiling", (*memory.SAMPLING, *memory.UPDATE)):
             print(compile_all(trainer.programs_ahead(updates=first < total)), flush=True)
