@@ -53,7 +53,7 @@ class RunPlan:
     pieces_per_tree: int
     num_trees: int
     rows_per_step: int
-    adapters: lora.LoraOptions | None
+    adapters: lora.LoraOptions | None = None
 
     @classmethod
     def from_config(cls, config: Any) -> "RunPlan":

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from ibtpo.choices import LORA_TARGETS
+from ibtpo.config import ConfigError, resolve
 from ibtpo.errors import UserError
 from ibtpo.losses import LossOptions
 from ibtpo.models import hf, lora
@@ -26,6 +27,7 @@ from ibtpo.models.presets import PRESETS
 from ibtpo.optimizer import decay_mask, make_optimizer
 from ibtpo.parallel import serving
 from ibtpo.state import create_state, make_log_probs, make_update
+from tests.config_cases import runnable
 from tests.models.reference import make_reference, random_tokens, torch_logits
 from tests.test_state import CONFIG, make_decoder, random_batch
 
@@ -251,6 +253,25 @@ def test_a_rank_that_a_matrix_cannot_have_is_refused():
     lora.LoraOptions(8, 1.0, "mlp").check(CONFIG)
     with pytest.raises(UserError, match=r"^model\.lora_rank=9 is more .* gate of 8 x 8 "):
         lora.LoraOptions(9, 1.0, "mlp").check(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("rank", -1, "a whole number of at least 0"),
+        ("rank", 8.0, "a whole number"),
+        ("rank", True, "a whole number"),
+        ("alpha", 0.0, "a number above 0"),
+        ("alpha", float("nan"), "a number above 0"),
+        ("alpha", -16, "a number above 0"),
+        ("targets", "atention", "did you mean 'attention'"),
+        ("targets", "", "one of all, attention, mlp"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(key, value, words):
+    with pytest.raises(ConfigError, match=rf"^model\.lora_{key}={value!r} must be .*") as error:
+        resolve(runnable(**{f"model__lora_{key}": value}))
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_adapters_folder_is_whole_and_never_beside_a_model(tmp_path):
