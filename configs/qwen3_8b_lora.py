@@ -2,13 +2,14 @@ r"""Low-rank adapters (LoRA) of Qwen3-8B-Base on DAPO-Math-17K, on one GPU.
 
 Command:   XLA_PYTHON_CLIENT_MEM_FRACTION=.95 \
                python -m ibtpo.train --config=configs/qwen3_8b_lora.py --workdir=runs/qwen3_8b_lora
-           (JAX takes three quarters of a GPU's memory by itself)
+           (JAX takes three quarters of a GPU's memory by itself, which do as well, with a smaller pool)
 Model:     hf download Qwen/Qwen3-8B-Base --local-dir models/Qwen3-8B-Base
 Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), without the problems of four benchmarks
 Topology:  1 GPU of 80 GB
 State:     43.6 M numbers in adapters, 0.52 GB with their moments, beside 16.4 GB of frozen bfloat16 weights; while
            responses are sampled 16.4 GB of merged ones and 13.9 GB of these laid out layer by layer; the pool takes
-           what is left. The check at the start counts it (ibtpo.memory); not compiled for a GPU yet
+           what is left, 2,685 pages at .95 of 85 GB, 1,063 at three quarters
+Memory:    estimated by the check at the start (ibtpo.memory), not compiled for a GPU yet
 Export:    python -m ibtpo.export --config=configs/qwen3_8b_lora.py --workdir=runs/qwen3_8b_lora --out=FOLDER
            the merged model; with --adapter the adapters alone, for the PEFT library
 Expect:    not trained yet

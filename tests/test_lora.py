@@ -263,7 +263,7 @@ def test_a_rank_that_a_matrix_cannot_have_is_refused():
         ("rank", True, "a whole number"),
         ("alpha", 0.0, "a number above 0"),
         ("alpha", float("nan"), "a number above 0"),
-        ("alpha", -16, "a number above 0"),
+        ("alpha", -16.0, "a number above 0"),
         ("targets", "atention", "did you mean 'attention'"),
         ("targets", "", "one of all, attention, mlp"),
     ],
