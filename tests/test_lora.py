@@ -31,6 +31,7 @@ from tests.config_cases import runnable
 from tests.models.reference import make_reference, random_tokens, torch_logits
 from tests.test_state import CONFIG, make_decoder, random_batch
 
+SLOW_REMATS = ("none", *(remat for remat in REMAT if remat != "elementwise"))
 OPTIONS = lora.LoraOptions(rank=4, alpha=6.0)
 LENGTH = 19
 
@@ -49,11 +50,11 @@ def logits_of(graphdef, params, tokens, remat="none"):
     return decoder.logits(decoder(tokens, positions, attend, remat=remat)[0])
 
 
-@pytest.fixture(scope="module", params=[("qwen3", True), ("qwen2", False), ("llama", False)], ids=lambda case: case[0])
+@pytest.fixture(scope="module")
 def base(request, tmp_path_factory):
     """(folder of a random model, its graphdef and parameters)."""
     folder = tmp_path_factory.mktemp("base")
-    make_reference(*request.param).save_pretrained(folder)
+    make_reference(request.param, request.param == "qwen3").save_pretrained(folder)
     return folder, *nnx.split(hf.load(folder), nnx.Param)
 
 
@@ -75,7 +76,16 @@ def with_peft(folder, adapters, options=OPTIONS):
     return model, found
 
 
-@pytest.mark.parametrize("targets", LORA_TARGETS)
+# Every family and every choice of matrices; the other pairs are slow tests.
+QUICK = {("qwen3", "all"), ("qwen2", "attention"), ("llama", "mlp")}
+PAIRS = [
+    pytest.param(family, targets, marks=() if (family, targets) in QUICK else pytest.mark.slow)
+    for family in ("qwen3", "qwen2", "llama")
+    for targets in LORA_TARGETS
+]
+
+
+@pytest.mark.parametrize(("base", "targets"), PAIRS, indirect=["base"])
 def test_forward_gradients_and_exports_are_those_of_peft(base, targets, tmp_path):
     folder, graphdef, params = base
     options = lora.LoraOptions(4, 6.0, targets)
@@ -167,7 +177,7 @@ def make_state(dtype=jnp.float32, transform=None):
     return create_state(copies[0], transform, jax.random.key(1), keep_reference=True, adapters=copies[1])
 
 
-@pytest.mark.parametrize("remat", ["none", *REMAT])
+@pytest.mark.parametrize("remat", ["elementwise", *(pytest.param(x, marks=pytest.mark.slow) for x in SLOW_REMATS)])
 def test_an_update_is_that_of_the_whole_gradient_and_moves_adapters_alone(remat):
     """In microbatches, against the gradient of the merged parameters by the chain rule."""
     graphdef, params, adapters = small()
@@ -212,7 +222,7 @@ def test_the_optimizers_state_is_of_the_adapters_alone_and_keeps_its_types():
     jax.tree.map(np.testing.assert_array_equal, state.ref_params, params)
 
 
-@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize("remat", ["elementwise", pytest.param("full", marks=pytest.mark.slow)])
 def test_no_array_of_the_update_holds_the_sums_of_all_layers(remat):
     """Of a model with layers of many numbers: neither they nor their gradients are kept for the backward pass."""
     model = lora_model(num_layers=32)

@@ -159,6 +159,7 @@ def test_a_rank_above_the_models_is_refused_before_the_weights_are_read(config_o
         Trainer(config_of(model__lora_rank=100_000))
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_keeps_its_base_in_it_and_samples_from_the_sums(config_of, tmp_path):
     """Own log-probabilities of the policy (gspo's) and no reference: the base is kept all the same."""
     options = dict(method="gspo", model__dtype="bfloat16", train__steps=1, model__lora_targets="attention")
