@@ -28,10 +28,15 @@ def get_config() -> config_dict.ConfigDict:
     model.path = ""  # folder with config.json, *.safetensors and tokenizer (Hugging Face layout)
     model.preset = ""  # published model whose sizes that folder must have, e.g. "Qwen/Qwen3-8B"; "": any
     model.dtype = "bfloat16"  # of activations; log-probabilities are float32 always
-    model.param_dtype = "float32"  # of parameters and optimizer state
+    model.param_dtype = "float32"  # of parameters and optimizer state; with adapters, of theirs
     # Recomputed in the backward pass, layer by layer: none | elementwise, all but products | attention, all but the
     # attention itself | full. Each needs less memory than the one before; the last two up to a third more FLOPs.
     model.remat = "attention"
+    # Rank of low-rank adapters (LoRA) of the layers' matrices, which are trained instead of all parameters; these stay
+    # as they are, in model.dtype, and are the reference. 0: none, all parameters are trained.
+    model.lora_rank = 0
+    model.lora_alpha = 32.0  # the product of an adapter's two matrices is multiplied by lora_alpha / lora_rank
+    model.lora_targets = "all"  # matrices that have adapters: all | attention, q, k, v and o | mlp, gate, up and down
 
     config.data = data = config_dict.ConfigDict()
     # "tfds:chained_arithmetic" (generated), "tfds:<name>" of a published set (docs/data.md), "jsonl:<path>" or

@@ -45,6 +45,12 @@ IB_CONFIDENCES = ("behaviour", "reference")
 SCHEDULES = ("constant", "linear", "cosine")
 # model.remat: the parts that the backward pass computes again.
 REMATS = ("none", "elementwise", "attention", "full")
+# model.lora_targets: the matrices of a layer that have adapters, by the names of the decoder's parameters.
+LORA_TARGETS = {
+    "all": ("q", "k", "v", "o", "gate", "up", "down"),
+    "attention": ("q", "k", "v", "o"),
+    "mlp": ("gate", "up", "down"),
+}
 # model.dtype, model.param_dtype, optimizer.first_moment_dtype.
 DTYPES = ("float32", "bfloat16")
 # data.difficulty: of the generated task.

@@ -4,7 +4,9 @@
 
 The newest checkpoint is taken, or that of --step: of config.checkpoint.dir if it is set, as in training; else of the
 workdir, or the checkpoint.dir that its config.json names. Architecture, tokenizer files, chat templates and
-generation_config.json are those of config.model.path. A short model card, README.md, says what the folder holds.
+generation_config.json are those of config.model.path. Adapters (model.lora_rank) are merged into the model; with
+--adapter they are written alone, as a folder that the PEFT library loads beside the base model. A short model card,
+README.md, says what the folder holds.
 """
 
 import json
@@ -19,29 +21,35 @@ from ibtpo.models.locate import model_folder
 
 _OUT = flags.DEFINE_string("out", None, "folder to write")
 _STEP = flags.DEFINE_integer("step", None, "update whose checkpoint is exported; default: the newest")
+_ADAPTER = flags.DEFINE_bool("adapter", False, "write the adapters alone, as a PEFT folder, not the merged model")
 
 
-def export(config, workdir: str, out: str, step: int | None = None) -> None:
+def export(config, workdir: str, out: str, step: int | None = None, *, adapter: bool = False) -> None:
     """Writes the policy saved at `step` (None: the newest) of a run to the folder `out`.
+
+    adapter: its adapters alone, as a folder that PEFT reads; else adapters are merged into the model.
 
     Its checkpoints are in config.checkpoint.dir or, where that is "", found from the workdir (`checkpoints.find`).
     On several hosts all call this, and an error on one is raised on all.
 
     Raises:
-      UserError: no model, no checkpoint, or one of another model.
+      UserError: no model, no checkpoint, or one of another model or of other adapters.
     """
     from flax import nnx  # these come after the command line
 
     from ibtpo import checkpoints, parallel
     from ibtpo.models import hf
-    from ibtpo.policy import load_policy
+    from ibtpo.models.lora import LoraOptions
+    from ibtpo.saved_policy import load_saved
 
+    options = LoraOptions.from_config(config.model)
+    if adapter and options is None:
+        raise UserError("--adapter: model.lora_rank=0, a run without adapters: leave it out to export the model")
     with parallel.together():
         run = config.checkpoint.dir or workdir
         step = checkpoints.latest_step(run) if step is None else step
-        policy = load_policy(config, mesh=parallel.use_mesh(config.mesh))
-    with parallel.together():
-        params = checkpoints.load_params(run, policy.params, step)
+        mesh = parallel.use_mesh(config.mesh)
+    policy, adapters = load_saved(config, run, step, mesh=mesh)
     facts = {
         "Base model": config.model.preset or Path(config.model.path).name,
         "Method": config.method,
@@ -49,7 +57,13 @@ def export(config, workdir: str, out: str, step: int | None = None) -> None:
         "Problems": config.data.source.rpartition("/")[2],
         "Prompt": f"`{json.dumps(config.data.prompt)}`" + ", in the chat template" * config.data.chat_template,
     }
-    hf.save(nnx.merge(policy.graphdef, params), out, tokenizer_from=model_folder(config.model.path), facts=facts)
+    if options is not None:
+        made = "" if adapter else ", merged"
+        facts["Adapters"] = f"rank {options.rank}, alpha {options.alpha:g}, of {options.targets}{made}"
+    if adapter and options is not None and adapters is not None:
+        hf.save_adapter(adapters, options, out, base=config.model.preset or config.model.path, facts=facts)
+        return
+    hf.save(nnx.merge(policy.graphdef, policy.params), out, tokenizer_from=model_folder(config.model.path), facts=facts)
 
 
 def main(config, workdir: str) -> None:
@@ -59,7 +73,7 @@ def main(config, workdir: str) -> None:
     if not config.checkpoint.dir:
         config_lib.check_run("--workdir", workdir)
     enable_compilation_cache(config)
-    export(config, workdir, _OUT.value, _STEP.value)
+    export(config, workdir, _OUT.value, _STEP.value, adapter=_ADAPTER.value)
     print(f"written: {_OUT.value}")
 
 

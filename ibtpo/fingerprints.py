@@ -29,7 +29,7 @@ def fingerprints(policy: Policy, problems: list[Problem], *, chat_template: bool
     """
     return {
         "data": _of_problems(problems),
-        "model": _of_model(policy),
+        "model": of_model(policy),
         "tokenizer": _of_tokenizer(policy, chat_template),
     }
 
@@ -66,8 +66,8 @@ def _of_problems(problems: Sequence[Problem]) -> str:
     return f"{len(problems)} problems {found.hexdigest()}"
 
 
-def _of_model(policy: Policy) -> str:
-    """Of the architecture and of every weight, added up on the devices (`checkpoints.sums`)."""
+def of_model(policy: Policy) -> str:
+    """Of the architecture and of every weight as it was loaded, added up on the devices (`checkpoints.sums`)."""
     found = sums.sums(flatten(policy.params))
     return _digest([dataclasses.asdict(policy.model), sorted(found.items())])
 

@@ -21,6 +21,7 @@ from ibtpo import parallel
 from ibtpo.errors import RunFailure, UserError
 from ibtpo.kernels.page_heads import page_heads
 from ibtpo.models.config import ModelConfig
+from ibtpo.models.lora import LoraOptions, stored_dtype
 from ibtpo.run_plan import RunPlan
 from ibtpo.sampling.capacity import STANDBY, Capacity
 from ibtpo.sampling.interface import SamplerOptions
@@ -44,6 +45,7 @@ _USUAL = {
     "train.rows_per_step": 256,
     "train.row_tokens": 262_144,
     "train.token_block": 16_384,
+    "model.lora_rank": 256,
     "eval.samples": 256,
 }
 # Those that decide how much memory sampling and an update take beside the weights, the handiest first.
@@ -70,11 +72,12 @@ def check_training(config: Any, model: ModelConfig) -> None:
     weights = _weights(config, model)
     tree = TreeOptions.from_config(config)
     plan = RunPlan.from_config(config)
-    sampling = [*weights, *_sampler(config, model, tree, config.train.questions_per_step)]
+    served = [*weights, *_serving(config, model)]
+    sampling = [*served, *_sampler(config, model, tree, config.train.questions_per_step)]
     if config.eval.every:
         evaluation = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
         # Its pool is no larger than that of training unless one question needs it (`evaluation.run`).
-        sampling = max(sampling, [*weights, *_sampler(config, model, evaluation, 1, samples=True)], key=_total)
+        sampling = max(sampling, [*served, *_sampler(config, model, evaluation, 1, samples=True)], key=_total)
     _check(config, sampling, [*weights, *_update(config, model, plan)], _trees(config, plan))
 
 
@@ -85,7 +88,7 @@ def check_evaluation(config: Any, model: ModelConfig) -> None:
       UserError: as `check_training`.
     """
     tree = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
-    weights = Part("the weights", _num_params(config, model) * bytes_of(config.model.param_dtype), ("model.path",))
+    weights = Part("the weights", state_bytes(config, model, training=False), ("model.path",))
     _check(config, [weights, *_sampler(config, model, tree, 1, samples=True)], [], [])
 
 
@@ -127,7 +130,19 @@ def state_bytes(config: Any, model: ModelConfig, *, training: bool) -> float:
     """Of the weights on each device, in training with the optimizer's state and the reference."""
     if training:
         return _total(_weights(config, model))
-    return _num_params(config, model) * bytes_of(config.model.param_dtype)
+    return _num_params(config, model) * bytes_of(stored_dtype(config.model))
+
+
+def describe_adapters(config: Any, model: ModelConfig) -> str:
+    """One line that says what a run with adapters trains, and what its state takes; "" of a run without."""
+    adapters = LoraOptions.from_config(config.model)
+    if adapters is None:
+        return ""
+    return (
+        f"training adapters of rank {adapters.rank}, {adapters.num_params(model):,} numbers, beside "
+        f"{model.num_params:,} that are frozen in {config.model.dtype}: with the optimizer's state "
+        f"{gib(state_bytes(config, model, training=True))} on each device"
+    )
 
 
 def _check(config: Any, sampling: list[Part], update: list[Part], host: list[Part]) -> None:
@@ -152,7 +167,10 @@ def _refuse(config: Any, parts: list[Part], limit: float | None, where: str) -> 
     most = max(parts, key=lambda part: part.num_bytes)
     key = max(most.keys, key=lambda key: _value(config, key) / _USUAL.get(key, 1))
     value = f"{key}={_value(config, key)}" if key in _USUAL else key
-    way_out = "lower it" if key in _USUAL else "take a smaller model, or split it over more devices (mesh.fsdp)"
+    way_out = "lower it"
+    if key not in _USUAL:
+        adapters = "" if config.model.lora_rank else " or train adapters (model.lora_rank),"
+        way_out = f"take a smaller model,{adapters} or split it over more devices (mesh.fsdp)"
     raise UserError(
         f"{value}: the run needs at least {gib(_total(parts))} of memory, {gib(most.num_bytes)} of it for "
         f"{most.name}, and {where} has {gib(limit)}: {way_out}"
@@ -187,7 +205,29 @@ def _weights(config: Any, model: ModelConfig) -> list[Part]:
     number, own = _num_params(config, model), bytes_of(config.model.param_dtype)
     reference = bytes_of(config.model.dtype) * RunPlan.from_config(config).keep_reference
     moments = bytes_of(config.optimizer.first_moment_dtype) + own
+    if config.model.lora_rank:
+        state = _num_trained(config, model) * (own + moments)
+        return [
+            Part("the frozen weights", number * bytes_of(config.model.dtype), ("model.path",)),
+            Part("adapters and optimizer state", state, ("model.lora_rank",)),
+        ]
     return [Part("weights, optimizer state and reference", number * (own + moments + reference), ("model.path",))]
+
+
+def _num_trained(config: Any, model: ModelConfig) -> float:
+    """Of each device, the parameters that have a gradient."""
+    adapters = LoraOptions.from_config(config.model)
+    if adapters is None:
+        return _num_params(config, model)
+    return adapters.num_params(model) / _split("fsdp", "tensor")
+
+
+def _serving(config: Any, model: ModelConfig) -> list[Part]:
+    """The copy of the weights that the sampler reads, where there is one for certain: adapters are merged in it."""
+    if not config.model.lora_rank:
+        return []
+    num_bytes = model.num_params * bytes_of(config.model.dtype) / _split("tensor")
+    return [Part("the merged weights that are sampled from", num_bytes, ("model.path",))]
 
 
 def _sampler(
@@ -226,10 +266,10 @@ def _update(config: Any, model: ModelConfig, plan: RunPlan) -> list[Part]:
     of_row = ("train.row_tokens",) if config.train.row_tokens else _tree_keys(config)
     block = min(config.train.token_block, tokens)
     # Added up over the microbatches in float32 at least (`state.make_update`).
-    gradients = _num_params(config, model) * max(bytes_of(config.model.param_dtype), 4)
+    gradients = _num_trained(config, model) * max(bytes_of(config.model.param_dtype), 4)
     hidden = rows * tokens * model.embed_dim * bytes_of(config.model.dtype) * model.num_layers / _split("tensor")
     return [
-        Part("gradients", gradients, ("model.path",)),
+        Part("gradients", gradients, ("model.lora_rank",) if config.model.lora_rank else ("model.path",)),
         Part(
             "logits of a microbatch",
             rows * block * model.vocab_size * 4 / _split("tensor"),

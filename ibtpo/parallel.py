@@ -35,6 +35,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "rank": (),  # of low-rank adapters
 }
 # Weights at the place where they are used: whole over data and fsdp, split over tensor. Training gathers one layer at
 # a time into this layout; sampling, which reads all of them for every token, keeps a copy in it.

@@ -26,6 +26,7 @@ from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.hf.files import read_token_ids
 from ibtpo.models.locate import model_folder
+from ibtpo.models.lora import LoraOptions, stored_dtype
 from ibtpo.models.presets import PRESETS
 from ibtpo.profiling import phase
 from ibtpo.rewards import find_statement
@@ -75,8 +76,9 @@ def load_policy(
     config and the model's sizes, what the caller wants to know before that (`ibtpo.memory`).
 
     Raises:
-      UserError: no model there, or not the one that model.preset names; prompt and response cannot fit the model's
-        positions; tokenizer, model, data.chat_template or sampling.stop_tokens do not go together.
+      UserError: no model there, or not the one that model.preset names, or too small for model.lora_rank; prompt and
+        response cannot fit the model's positions; tokenizer, model, data.chat_template or sampling.stop_tokens do not
+        go together.
     """
     folder = model_folder(path or config.model.path)
     preset = config.model.preset if path is None else ""
@@ -87,7 +89,7 @@ def load_policy(
     model = hf.read_config(folder)
     if preset:
         _check_preset(model, preset, folder)
-    _check_positions(config, model, folder)
+    _check_sizes(config, model, folder)
     if check is not None:
         check(config, model)
     ends = {name: read_token_ids(folder / name, "eos_token_id") for name in ("config.json", "generation_config.json")}
@@ -99,7 +101,7 @@ def load_policy(
     decoder = hf.load(
         folder,
         dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.dtype(config.model.param_dtype),
+        param_dtype=jnp.dtype(stored_dtype(config.model)),
         shardings=None if mesh is None else lambda params: parallel.shardings(params, mesh),
         finite=True,
     )
@@ -123,13 +125,15 @@ def load_policy(
     )
 
 
-def _check_positions(config: Any, model: ModelConfig, folder: pathlib.Path) -> None:
+def _check_sizes(config: Any, model: ModelConfig, folder: pathlib.Path) -> None:
     longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
     if longest > model.max_positions:
         raise UserError(
             f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} but {folder} has "
             f"{model.max_positions} positions: lower one of the two"
         )
+    if (adapters := LoraOptions.from_config(config.model)) is not None:
+        adapters.check(model)
 
 
 def _check_preset(model: ModelConfig, preset: str, folder: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ from jax import numpy as jnp
 from ibtpo import parallel
 from ibtpo.choices import TOKEN_ADVANTAGES
 from ibtpo.losses import LossOptions
+from ibtpo.models import lora
 from ibtpo.optimizer import make_optimizer
 from ibtpo.packing import TokenBatch, row_length
 from ibtpo.precompiled import Precompiled, Program
@@ -39,6 +40,8 @@ class RunPlan:
     row_lengths: T of the rows, ascending; one program each.
     pieces_per_tree: the most pieces that a tree is cut into.
     num_trees: trees of a step. rows_per_step: rows of a microbatch.
+    adapters: what is trained instead of all parameters, whose base is kept then whatever `keep_reference` says; None:
+      all parameters.
     """
 
     keep_reference: bool
@@ -50,6 +53,7 @@ class RunPlan:
     pieces_per_tree: int
     num_trees: int
     rows_per_step: int
+    adapters: lora.LoraOptions | None = None
 
     @classmethod
     def from_config(cls, config: Any) -> "RunPlan":
@@ -74,6 +78,7 @@ class RunPlan:
             pieces_per_tree=1 if row_lengths[-1] >= largest else group,
             num_trees=train.questions_per_step,
             rows_per_step=train.rows_per_step,
+            adapters=lora.LoraOptions.from_config(config.model),
         )
 
     def row_tokens(self, longest_tree: int) -> int:
@@ -120,7 +125,7 @@ class Programs:
     def ahead(self, plan: RunPlan, state: TrainState, mesh: jax.sharding.Mesh) -> list[Program]:
         """All that a run of the plan can call with such a state, for `precompiled.compile_all`, the longest to compile
         first. Which lengths of rows the trees will need is not known before, so it is all of them."""
-        whose = {"reference": state.ref_params, "policy": state.params}
+        whose = {"reference": state.ref_params, "policy": state.policy}
         lengths = plan.row_lengths[::-1]
         updates = [self.update.program(state, plan.abstract_batch(n, mesh, filled=True)) for n in lengths]
         return updates + [
@@ -138,8 +143,18 @@ def run_optimizer(config: Any, plan: RunPlan) -> tuple[optax.GradientTransformat
 def initial_state(
     config: Any, plan: RunPlan, optimizer: optax.GradientTransformation, params: nnx.State, key: jax.Array
 ) -> TrainState:
-    """The state before the first update, with the parameters that the plan keeps."""
-    return create_state(params, optimizer, key, keep_reference=plan.keep_reference, reference_dtype=config.model.dtype)
+    """The state before the first update, with the parameters that the plan keeps, or adapters of them."""
+    adapters = None
+    if plan.adapters is not None:
+        adapters = lora.create(params, plan.adapters, key, config.model.param_dtype)
+    return create_state(
+        params,
+        optimizer,
+        key,
+        keep_reference=plan.keep_reference,
+        reference_dtype=config.model.dtype,
+        adapters=adapters,
+    )
 
 
 def make_programs(
@@ -165,9 +180,9 @@ def make_programs(
     )
     return Programs(
         update=Precompiled(update, key=lambda state, batch: batch.tokens.shape),
-        # The reference's parameters may have another type than the policy's.
+        # The reference's parameters may have another type than the policy's, or be the base of its adapters.
         log_probs=Precompiled(
             make_log_probs(graphdef, **forward),
-            key=lambda params, batch: (batch.tokens.shape, jax.tree.leaves(params)[0].dtype),
+            key=lambda params, batch: (batch.tokens.shape, type(params), jax.tree.leaves(params)[0].dtype),
         ),
     )

@@ -30,8 +30,8 @@ def size_sampler(
     """The sampler's options with the number of its pages chosen, where sampling.pages is 0.
 
     As many as the questions in flight can ever need; or as sampling.memory_share of each device holds, less what else
-    is there while responses are sampled: the weights and their serving copy, in training the optimizer's state and the
-    reference, the page table, and the logits of a decode step.
+    is there while responses are sampled: the weights and their serving copy, on a GPU also layer by layer, in training
+    the optimizer's state and the reference, the page table, and the logits of a decode step.
 
     Args:
       questions: the most of a call; 0: any number.
@@ -89,7 +89,11 @@ def _beside(config: Any, model: ModelConfig, capacity: Capacity, training: bool)
     """Bytes on each device besides the pages while responses are sampled."""
     tensor = parallel.mesh_axis_size("tensor")
     own_copy = parallel.current_mesh() is not None or config.model.param_dtype != config.model.dtype
+    own_copy = own_copy or config.model.lora_rank > 0  # adapters are merged in it
     serving = own_copy * model.num_params / tensor * memory.bytes_of(config.model.dtype)
+    if parallel.platform() == "gpu":  # reads its layers from arrays of their own (`Decoder.unstack`)
+        layers = model.num_params - model.vocab_size * model.embed_dim * (2 - model.tie_embeddings)
+        serving += layers / tensor * memory.bytes_of(config.model.dtype)
     table = capacity.num_blocks * capacity.block_rows * capacity.pages_per_row * 4
     logits = _LOGITS * capacity.num_slots * model.vocab_size * 4 / tensor
     return memory.state_bytes(config, model, training=training) + serving + table + logits

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from ibtpo.losses import LossOptions, Metrics, add_metrics, policy_loss, token_log_probs
+from ibtpo.models import lora
 from ibtpo.packing import TokenBatch
 from ibtpo.parallel import constrain, constrain_params, replicate
 
@@ -19,19 +20,36 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: int32 [], batches of trees trained on so far, those of skipped updates included; the loop's counter.
-      params: parameters of the policy, `nnx.split(decoder, nnx.Param)[1]`.
+      params: what is trained: parameters of the policy, `nnx.split(decoder, nnx.Param)[1]`, or its adapters.
       opt_state: state of the optax transform.
-      ref_params: parameters of the frozen reference, or None where nothing needs one.
+      ref_params: parameters of the frozen reference, or None where nothing needs one; with adapters, their base.
       key: typed PRNG key of the run; constant, every draw folds its own place into it.
       policy_version: int32 [], updates that changed the parameters.
     """
 
     step: jax.Array
-    params: nnx.State
+    params: nnx.State | lora.Adapters
     opt_state: optax.OptState
     ref_params: nnx.State | None
     key: jax.Array
     policy_version: jax.Array
+
+    @property
+    def policy(self) -> Any:
+        """All parameters of the policy: `params`, or base and adapters, as `lora.decoder_of` and samplers take them."""
+        return _policy(self.params, self.ref_params)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters are trained, and `ref_params`, which come from the model's folder, are not saved."""
+        return isinstance(self.params, lora.Adapters)
+
+
+def _policy(params: Any, base: nnx.State | None) -> Any:
+    if not isinstance(params, lora.Adapters):
+        return params
+    assert base is not None
+    return lora.Adapted(base, params)
 
 
 def create_state(
@@ -41,18 +59,25 @@ def create_state(
     *,
     keep_reference: bool,
     reference_dtype: Any = None,
+    adapters: lora.Adapters | None = None,
 ) -> TrainState:
     """The state before the first update; the reference, if kept, is a copy of `params` in `reference_dtype` (default:
     theirs). In the type of the computation it is exact: every weight is cast to that where it is used.
 
+    With `adapters` these are trained, and `params` themselves are kept, as their base and the reference.
+
     Under a mesh, shard `params` first: the optimizer's moments and the reference follow them.
     """
+    reference: nnx.State | None = params
+    if adapters is None:
+        # A copy, because the update gives the memory of the parameters away.
+        reference = jax.tree.map(lambda p: jnp.array(p, reference_dtype), params) if keep_reference else None
+    trained = params if adapters is None else adapters
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        # A copy, because the update gives the memory of the parameters away.
-        ref_params=jax.tree.map(lambda p: jnp.array(p, reference_dtype), params) if keep_reference else None,
+        params=trained,
+        opt_state=optimizer.init(trained),
+        ref_params=reference,
         key=key,
         policy_version=jnp.zeros((), jnp.int32),
     )
@@ -92,16 +117,18 @@ def make_log_probs(
     temperature: float,
     rows_per_step: int,
     token_block: int = 128,
-) -> Callable[[nnx.State, TokenBatch], jax.Array]:
+) -> Callable[[Any, TokenBatch], jax.Array]:
     """Jitted (params, batch [B, T]) -> log-probabilities [B, T], without gradients, split over devices as the rows are.
+
+    params: plain ones, or `lora.Adapted`.
 
     `rows_per_step` rows at a time, see `losses.token_log_probs`; 0 in microbatches of padding, which are not visited.
     """
 
     @jax.jit
-    def log_probs(params: nnx.State, batch: TokenBatch) -> jax.Array:
+    def log_probs(params: Any, batch: TokenBatch) -> jax.Array:
         microbatches = _Microbatches(batch, rows_per_step)
-        decoder = nnx.merge(graphdef, params)
+        decoder = lora.decoder_of(graphdef, params)
 
         def some_rows(index, result):
             rows = microbatches[index]
@@ -155,9 +182,9 @@ def make_update(
     update reports its non-finite loss as it is.
     """
 
-    def loss_fn(params: nnx.State, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
+    def loss_fn(params: Any, base: nnx.State | None, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
         log_probs, entropy = token_log_probs(
-            nnx.merge(graphdef, params),
+            lora.decoder_of(graphdef, _policy(params, base)),
             batch,
             temperature=temperature,
             token_block=token_block,
@@ -167,9 +194,9 @@ def make_update(
         return policy_loss(log_probs, batch, entropy=entropy, options=options)
 
     def update(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Metrics]:
-        dtype = nnx.merge(graphdef, state.params).dtype
+        dtype = lora.decoder_of(graphdef, state.policy).dtype
         microbatches = _Microbatches(batch, rows_per_step)
-        loss, gradient, metrics = _sum_of_gradients(loss_fn, state.params, dtype, microbatches)
+        loss, gradient, metrics = _sum_of_gradients(loss_fn, state, dtype, microbatches)
         state, of_step = _step(optimizer, state, loss, gradient)
         return state, replicate(metrics | of_step)
 
@@ -178,31 +205,37 @@ def make_update(
 
 
 def _sum_of_gradients(
-    loss_fn: Callable, params: nnx.State, dtype: Any, microbatches: _Microbatches
-) -> tuple[jax.Array, nnx.State, Metrics]:
-    """(loss, gradient, metrics) of all microbatches, one after the other. dtype: of the computation."""
-    # The layers' weights in the type they are used in, cast once and not in every microbatch. Their gradients arise
-    # in that type, so nothing is lost and a microbatch's need no more memory. (Those of the vocabulary add up over
-    # blocks of tokens, in float32.)
-    weights = constrain_params(
-        jax.tree.map_with_path(lambda path, p: p.astype(dtype) if path[0].key == "layers" else p, params)
-    )
+    loss_fn: Callable, state: TrainState, dtype: Any, microbatches: _Microbatches
+) -> tuple[jax.Array, Any, Metrics]:
+    """(loss, gradient, metrics) of all microbatches, one after the other. dtype: of the computation.
+
+    With adapters the gradient is theirs alone: that of a layer's sum is there while the layer is visited."""
+    params = weights = state.params
+    if not state.has_adapters:
+        # The layers' weights in the type they are used in, cast once and not in every microbatch. Their gradients arise
+        # in that type, so nothing is lost and a microbatch's need no more memory. (Those of the vocabulary add up over
+        # blocks of tokens, in float32.)
+        weights = constrain_params(
+            jax.tree.map_with_path(lambda path, p: p.astype(dtype) if path[0].key == "layers" else p, params)
+        )
+
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def add_microbatch(index, total):
         loss, gradient, metrics = total
-        (more_loss, more_metrics), more = jax.value_and_grad(loss_fn, has_aux=True)(weights, microbatches[index])
+        (more_loss, more_metrics), more = gradient_fn(weights, state.ref_params, microbatches[index])
         gradient = jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradient, more)
         return loss + more_loss, constrain_params(gradient), add_metrics(metrics, more_metrics)
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
-    shapes = jax.eval_shape(loss_fn, weights, microbatches[0])[1]
+    shapes = jax.eval_shape(loss_fn, weights, state.ref_params, microbatches[0])[1]
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     start = (jnp.zeros((), jnp.float32), constrain_params(zeros), nothing)
     return jax.lax.fori_loop(0, microbatches.count, add_microbatch, start)
 
 
 def _step(
-    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, gradient: nnx.State
+    optimizer: optax.GradientTransformation, state: TrainState, loss: jax.Array, gradient: Any
 ) -> tuple[TrainState, Metrics]:
     """The optimizer's step, unless the loss or the gradient is not finite or the gradient is zero; and its metrics."""
     norm = optax.global_norm(gradient)

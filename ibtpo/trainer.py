@@ -96,9 +96,9 @@ class Trainer:
         if updates:
             # First what takes longest.
             groups["update"] = self.programs.ahead(self.plan, self.state, self.mesh)
-            groups["sampler"] = self.sampler.ahead(self.state.params, lengths_to_prefill(self.problems))
+            groups["sampler"] = self.sampler.ahead(self.state.policy, lengths_to_prefill(self.problems))
         if self.held_out:
-            groups["evaluation"] = self.eval_sampler.ahead(self.state.params, lengths_to_prefill(self.held_out))
+            groups["evaluation"] = self.eval_sampler.ahead(self.state.policy, lengths_to_prefill(self.held_out))
         return groups
 
     # The algorithm.
@@ -172,7 +172,7 @@ class Trainer:
         questions = [self.policy.question(id, p, self.config.data) for id, p in by_id.items()]
         with memory.enough(self.config, "sampling", memory.SAMPLING):
             sampled, stats = self.sampler(
-                self.state.params,
+                self.state.policy,
                 questions,
                 make_grade(self.policy, self.grader, by_id),
                 key=self.state.key,
@@ -194,7 +194,7 @@ class Trainer:
         if self.plan.keep_reference:
             log_probs["ref_log_probs"] = self.programs.log_probs(self.state.ref_params, rows)
         if self.plan.needs_old_log_probs:
-            log_probs["old_log_probs"] = self.programs.log_probs(self.state.params, rows)
+            log_probs["old_log_probs"] = self.programs.log_probs(self.state.policy, rows)
         # A step is a step still where its tokens are weighted one by one.
         by_step = self.plan.by_token and loss.advantage not in TOKEN_ADVANTAGES
         scored = sampled.tree if by_step else tree
@@ -243,7 +243,7 @@ class Trainer:
             mask=trained,
         )
         if self.plan.needs_own_log_probs:
-            own = unpack(parallel.to_host(self.programs.log_probs(self.state.params, rows)), layout)
+            own = unpack(parallel.to_host(self.programs.log_probs(self.state.policy, rows)), layout)
             options |= dict(clip_low=loss.clip_low, clip_high=loss.clip_high)
             weights = sequence_weights(tree, advantages, own, **options)
         else:
@@ -280,7 +280,7 @@ class Trainer:
         started = time.monotonic()
         summary = evaluate(
             self.policy,
-            self.state.params,
+            self.state.policy,
             self.held_out,
             self.eval_sampler,
             self.grader,

@@ -119,6 +119,8 @@ def introduce(trainer: Trainer, workdir: str, resumed: bool) -> None:
         f"{jax.device_count()} {jax.default_backend()} device(s)",
         flush=True,
     )
+    if said := memory.describe_adapters(config, trainer.policy.model):
+        print(said, flush=True)
     print(sizing.describe(sampler.options, sampler.capacity, config, trainer.policy.model), flush=True)
 
 

@@ -12,10 +12,20 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ibtpo.losses import LossOptions
+from ibtpo.models import lora
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import Decoder
 from ibtpo.packing import fill, plan
-from ibtpo.parallel import MESH_AXES, make_mesh, num_row_shards, shard_batch, shard_params, shardings
+from ibtpo.parallel import (
+    MESH_AXES,
+    SERVING_RULES,
+    make_mesh,
+    num_row_shards,
+    serving,
+    shard_batch,
+    shard_params,
+    shardings,
+)
 from ibtpo.precompiled import compile_all
 from ibtpo.sampling import Codec, Question, SamplerOptions, SamplingParams, TreeOptions, TreeSampler
 from ibtpo.sampling import sampler as sampler_lib
@@ -45,6 +55,8 @@ MESHES = [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 
 # What sampling sees of a mesh: shards of the slots and the pool, over two axes; the weights' serving layout; and heads
 # that are split, or whole. The first has eight shards, the second four and all of it split, the third one.
 SAMPLING_MESHES = [(8, 1, 1), (2, 2, 2), (1, 1, 8)]
+# Base, adapters and their sums are split over fsdp and tensor as the decoder's own parameters are.
+ADAPTER_MESHES = [(2, 2, 2), (1, 4, 2)]
 
 
 def tree(rng):
@@ -66,8 +78,8 @@ def make_batch(rng):
     return batch.replace(ref_log_probs=(-2.5 + 0.2 * rng.standard_normal(batch.tokens.shape)).astype(np.float32))
 
 
-def update(graphdef, params, batch, mesh):
-    """(state before, state after, metrics) of one update."""
+def update(graphdef, params, batch, mesh, adapters=None):
+    """(state before, state after, metrics) of one update of the parameters, or of adapters of them."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0, momentum=0.9))
     apply = make_update(
         graphdef,
@@ -79,7 +91,7 @@ def update(graphdef, params, batch, mesh):
         remat="full",
         donate=False,
     )
-    state = create_state(params, optimizer, jax.random.key(0), keep_reference=False)
+    state = create_state(params, optimizer, jax.random.key(0), keep_reference=False, adapters=adapters)
     if mesh is not None:
         state, batch = shard_params(state, mesh), shard_batch(batch, mesh)
     return (state, *apply(state, batch))
@@ -126,6 +138,35 @@ def sample(graphdef, params, slots, *, ahead=False):
     return trees, stats
 
 
+def check_adapters(graphdef, params, batch):
+    """That an update of adapters, and the serving copy that they are merged in, are those of one device."""
+    rng = np.random.default_rng(5)
+    adapters = lora.create(params, lora.LoraOptions(3, 6.0), jax.random.key(2), np.float32)
+    adapters = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.3, x.shape)), adapters)
+    serve = jax.jit(lambda p: serving(lora.merged(p, np.float32), np.float32))
+    _, expected, expected_metrics = update(graphdef, params, batch, None, adapters)
+    expected_copy = serve(expected.policy)
+    for sizes in ADAPTER_MESHES:
+        mesh = make_mesh(ConfigDict(dict(zip(MESH_AXES, sizes))))
+        with jax.set_mesh(mesh):
+            before, after, metrics = update(graphdef, shard_params(params, mesh), batch, mesh, adapters)
+            copy = serve(after.policy)
+        a, b = (before.params.layers["q"][part].get_value().addressable_shards[0].data.shape for part in "ab")
+        assert (a, b) == ((2, 16 // sizes[1], 3), (2, 3, 4 // sizes[2], 4)), (sizes, a, b)
+        for x, sharding in zip(jax.tree.leaves(after), jax.tree.leaves(shardings(after, mesh))):
+            assert x.sharding.is_equivalent_to(sharding, x.ndim), (sizes, x.sharding, sharding)
+        for x, sharding in zip(jax.tree.leaves(copy), jax.tree.leaves(shardings(copy, mesh, SERVING_RULES))):
+            assert x.sharding.is_equivalent_to(sharding, x.ndim), (sizes, x.sharding, sharding)
+        for name in expected_metrics:
+            np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=2e-5, atol=1e-6, err_msg=name)
+        moved = [np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (expected.params, adapters)))]
+        assert min(moved) > 1e-4, moved
+        for one, other in ((expected.params, after.params), (expected_copy, copy)):
+            for x, y in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+                np.testing.assert_allclose(x, y, atol=2e-6)
+        print(f"mesh {sizes}: same adapters", flush=True)
+
+
 def grade(question, tokens):
     return float(int(np.sum(tokens)) % 3 == 0)
 
@@ -160,6 +201,7 @@ def main():
             total += float(((np.asarray(b) - np.asarray(p)) ** 2).sum())
         assert total > 1e-4 and (error / total) ** 0.5 <= 2e-6, (sizes, (error / total) ** 0.5)
         print(f"mesh {sizes}: same update, relative error {(error / total) ** 0.5:.1e}", flush=True)
+    check_adapters(graphdef, params, batch)
     for sizes in SAMPLING_MESHES:
         mesh = make_mesh(ConfigDict(dict(zip(MESH_AXES, sizes))))
         with jax.set_mesh(mesh):

@@ -8,10 +8,14 @@ import re
 import pytest
 
 from ibtpo import config as config_lib
+from ibtpo.models.lora import LoraOptions
 from ibtpo.models.presets import PRESETS
 
 # Chips of the topology that each docstring names first.
-CHIPS = {"qwen7b": 16, "qwen3_1p7b": 8, "qwen3_8b": 16, "qwen3_14b": 8, "llama3_8b": 16}
+CHIPS = {
+    "qwen7b": 16, "qwen3_1p7b": 8, "qwen3_8b": 16, "qwen3_14b": 8, "llama3_8b": 16,
+    "qwen3_1p7b_lora": 1, "qwen3_8b_lora": 1,
+}  # fmt: skip
 
 
 @pytest.fixture(params=CHIPS)
@@ -52,7 +56,7 @@ def test_the_docstring_says_what_to_type_and_where(name, file, config):
     text = ast.get_docstring(ast.parse(file.read_text()))
     assert f"python -m ibtpo.train --config=configs/{name}.py --workdir=runs/{name}" in text
     assert f"hf download {config.model.preset} --local-dir {config.model.path}" in text
-    topology = re.search(r"Topology: +v\d\w+:(\S+) ", text)[1]
+    topology = re.search(r"Topology: +(?:v\d\w+:|(?=\d GPU))(\S+) ", text)[1]
     # JAX's names of the two-dimensional topologies give the chips, as those of the three-dimensional ones do.
     assert math.prod(map(int, topology.split("x"))) == CHIPS[name]
 
@@ -61,6 +65,18 @@ def test_every_value_is_commented(file):
     for above, line in itertools.pairwise(file.read_text().splitlines()):
         if re.match(r"    \w+(\.\w+)+ = ", line):
             assert "  # " in line or above.strip().startswith("#"), line
+
+
+@pytest.mark.parametrize("name", ["qwen3_1p7b_lora", "qwen3_8b_lora"])
+def test_the_docstring_has_the_numbers_of_the_adapters(name, repo_root):
+    file = repo_root / "configs" / f"{name}.py"
+    config = config_lib.resolve(config_lib.load(str(file)))
+    model, adapters = PRESETS[config.model.preset], LoraOptions.from_config(config.model)
+    adapters.check(model)
+    number, text = adapters.num_params(model), ast.get_docstring(ast.parse(file.read_text()))
+    # Themselves and two moments, in float32; the base in bfloat16.
+    assert f"{number / 1e6:.1f} M numbers in adapters, {12 * number / 1e9:.2f} GB with their moments" in text
+    assert f"{2 * model.num_params / 1e9:.3g} GB of frozen bfloat16 weights" in text
 
 
 def test_the_papers_settings(repo_root):

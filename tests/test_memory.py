@@ -9,7 +9,9 @@ import pytest
 from ibtpo import memory
 from ibtpo.errors import RunFailure, UserError
 from ibtpo.models import hf
+from ibtpo.models.lora import LoraOptions
 from ibtpo.models.presets import PRESETS
+from ibtpo.run_plan import RunPlan, initial_state, run_optimizer
 from tests.config_cases import ROOT, parse
 
 TINY = hf.read_config(ROOT / "assets" / "qwen3-tiny")
@@ -77,6 +79,41 @@ def test_training_eight_billion_parameters_on_one_gpu_is_refused_before_it_start
         memory.check_training(config, model)
     monkeypatch.setattr(memory, "device_bytes", lambda: 141e9)
     memory.check_training(config, model)
+
+
+def test_adapters_of_eight_billion_parameters_fit_one_gpu_of_80_gb(monkeypatch):
+    """16.4 GB of the base, as much again while responses are sampled, and 0.5 of adapters and their moments."""
+    monkeypatch.setattr(memory.parallel, "platform", lambda: "gpu")
+    monkeypatch.setattr(memory, "host_bytes", lambda: 512 * GIB)
+    config, model = parse(path=ROOT / "configs" / "qwen3_8b_lora.py"), PRESETS["Qwen/Qwen3-8B-Base"]
+    for limit, fits in ((80e9, True), (48e9, True), (24e9, False), (16e9, False)):
+        monkeypatch.setattr(memory, "device_bytes", lambda limit=limit: limit)
+        if fits:
+            memory.check_training(config, model)
+            continue
+        with pytest.raises(UserError, match=r"^model\.path: the run needs .* take a smaller model, or split it"):
+            memory.check_training(config, model)
+    monkeypatch.setattr(memory, "device_bytes", lambda: 80e9)
+    whole = parse("--config.model.lora_rank=0", path=ROOT / "configs" / "qwen3_8b_lora.py")
+    with pytest.raises(UserError, match=r"take a smaller model, or train adapters \(model\.lora_rank\), or split it"):
+        memory.check_training(whole, model)
+    # A rank as large as that is the fault of the rank.
+    large = parse("--config.model.lora_rank=4096", path=ROOT / "configs" / "qwen3_8b_lora.py")
+    with pytest.raises(UserError, match=r"^model\.lora_rank=4096: .* for adapters and optimizer state.*: lower it$"):
+        memory.check_training(large, model)
+
+
+def test_the_state_of_adapters_is_counted_as_it_is_made():
+    config = parse("--config.model.lora_rank=8", "--config.model.dtype=bfloat16")
+    plan = RunPlan.from_config(config)
+    params = hf.abstract(TINY, param_dtype=jnp.bfloat16)[1]
+    transform, _ = run_optimizer(config, plan)
+    state = jax.eval_shape(lambda p: initial_state(config, plan, transform, p, jax.random.key(0)), params)
+    made = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.ndim)
+    assert memory.state_bytes(config, TINY, training=True) == made
+    said = memory.describe_adapters(config, TINY)
+    assert said.startswith(f"training adapters of rank 8, {LoraOptions(8, 1.0).num_params(TINY):,} numbers, beside ")
+    assert "frozen in bfloat16" in said and memory.describe_adapters(parse(), TINY) == ""
 
 
 def test_the_estimate_is_a_lower_bound():

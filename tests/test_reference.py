@@ -104,7 +104,7 @@ def written_metrics(repo_root):
     for file in sorted((repo_root / "ibtpo").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if re.fullmatch(r"(train|eval|time|sft)/\w+", node.value):
+                if re.fullmatch(r"(train|eval|time|memory|sft)/\w+", node.value):
                     yield node.value
 
 
@@ -117,6 +117,6 @@ def test_every_metric_that_the_code_names_has_a_meaning(repo_root):
 def test_meanings_are_whole_and_name_each_metric_once():
     every = [each for group in meanings().values() for each in group]
     assert len(every) > 50 and len({each.name for each in every}) == len(every)
-    assert all(re.fullmatch(r"(train|eval|time|sft)/[\w*]+", each.name) and len(each.words) > 8 for each in every)
+    assert all(re.fullmatch(r"(train|eval|time|memory|sft)/[\w*]+", each.name) and len(each.words) > 8 for each in every)
     assert find("train/no_such") is None and find("train/term_format").name == "train/term_*"
     assert find("eval/prompt_strict").name == "eval/prompt_*" and find("eval/avg_low").name == "eval/*_low"

@@ -21,7 +21,7 @@ from ibtpo.state import TrainState
 
 
 def items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """{item: {name: array}} of a state."""
+    """{item: {name: array}} of a state. The base of adapters is not among them: it is read from the model's folder."""
     found = {
         "params": flatten(state.params),
         "optimizer": flatten(state.opt_state),
@@ -31,19 +31,19 @@ def items(state: TrainState) -> dict[str, dict[str, Any]]:
             "key": jax.random.key_data(state.key),
         },
     }
-    if state.ref_params is not None:
+    if state.ref_params is not None and not state.has_adapters:
         found["reference"] = flatten(state.ref_params)
     return found
 
 
 def to_state(found: dict[str, dict[str, Any]], like: TrainState) -> TrainState:
     """The state of `items`, in the structure of `like`."""
-    counters = found["counters"]
+    counters, reference = found["counters"], found.get("reference")
     return TrainState(
         step=counters["step"],
         params=unflatten(like.params, found["params"]),
         opt_state=unflatten(like.opt_state, found["optimizer"]),
-        ref_params=like.ref_params if like.ref_params is None else unflatten(like.ref_params, found["reference"]),
+        ref_params=like.ref_params if reference is None else unflatten(like.ref_params, reference),
         key=jax.random.wrap_key_data(counters["key"], impl=jax.random.key_impl(like.key)),
         policy_version=counters["policy_version"],
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -64,15 +65,18 @@ def latest_step(run: str | os.PathLike) -> int:
     return _step_folder(run, None)[1]
 
 
-def load_params(run: str | os.PathLike, like: Any, step: int | None = None) -> Any:
-    """The policy's parameters alone, in the structure, types and placement of `like`.
+def load_params(
+    run: str | os.PathLike, like: Any, step: int | None = None, *, check: Callable[[dict], None] | None = None
+) -> Any:
+    """The trained parameters alone, in the structure, types and placement of `like`.
 
     On several hosts all call this.
 
     Args:
       run: workdir of the training run, or the folder of its checkpoints.
-      like: `nnx.split(decoder, nnx.Param)[1]` of a decoder with the same sizes.
+      like: `nnx.split(decoder, nnx.Param)[1]` of a decoder with the same sizes, or adapters; abstract arrays will do.
       step: default the newest.
+      check: see `Checkpoints.restore`.
 
     Raises:
       UserError: there is no such checkpoint, it is damaged, or it does not fit `like`.
@@ -80,7 +84,7 @@ def load_params(run: str | os.PathLike, like: Any, step: int | None = None) -> A
     """
     folder, _ = hosts.together("restore", _step_folder, run, step)
     try:
-        found, _ = reading.read(folder, {"params": arrays.flatten(like)})
+        found, _ = reading.read(folder, {"params": arrays.flatten(like)}, check)
     except Damaged as error:
         raise reading.refused(folder, error) from error
     return arrays.unflatten(like, found["params"])

@@ -22,6 +22,7 @@ from ibtpo.config import ConfigError
 from ibtpo.kernels.page_heads import page_heads
 from ibtpo.kernels.paged_attention import paged_attention_cost
 from ibtpo.models import hf
+from ibtpo.models.lora import stored_dtype
 from ibtpo.packing import TokenBatch
 from ibtpo.precompiled import abstract
 from ibtpo.run_plan import RunPlan, initial_state, make_programs, run_optimizer
@@ -105,10 +106,12 @@ class Check:
             )
         self.dtype = jnp.dtype(config.model.dtype)
         self.graphdef, params = hf.abstract(
-            self.model, dtype=self.dtype, param_dtype=jnp.dtype(config.model.param_dtype)
+            self.model, dtype=self.dtype, param_dtype=jnp.dtype(stored_dtype(config.model))
         )
         self.params = abstract(params, parallel.shardings(params, mesh))
         self.plan = RunPlan.from_config(config)
+        if self.plan.adapters is not None:
+            self.plan.adapters.check(self.model)
         optimizer, _ = run_optimizer(config, self.plan)
         state = jax.eval_shape(
             lambda p: initial_state(config, self.plan, optimizer, p, jax.random.key(0)), self.params
@@ -141,9 +144,10 @@ class Check:
         return {program.name: program for program in programs}
 
     def _of_sampler(self) -> list[Lowering]:
-        lowered = functools.cache(lambda: self.sampler.lower(self.params))
+        lowered = functools.cache(lambda: self.sampler.lower(self.state.policy))
         state, serving = chip_bytes(self.state), self.serving_bytes()
-        resident = {"serve": state - chip_bytes(self.params), "start": state + serving, "release": state + serving}
+        served = chip_bytes(self.state.policy)
+        resident = {"serve": state - served, "start": state + serving, "release": state + serving}
         return [
             Lowering(
                 name,
@@ -157,7 +161,7 @@ class Check:
     def _of_rows(self) -> list[Lowering]:
         """Each of the programs over rows, on as many as a step's trees need (`Work`)."""
         microbatches, state = self.work.rows // self.plan.rows_per_step, chip_bytes(self.state)
-        whose = {"reference": self.state.ref_params, "policy": self.state.params}
+        whose = {"reference": self.state.ref_params, "policy": self.state.policy}
         programs = [
             Lowering(
                 name,

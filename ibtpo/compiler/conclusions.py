@@ -91,7 +91,8 @@ def _advice(check: Check, report: Report) -> str:
     over = f"{report.name} needs {gib(need)} GiB per chip, {gib(need - check.limit)} too many"
     state = chip_bytes(check.state)
     knobs = []
-    if check.plan.keep_reference and config.loss.ib_confidence != "reference":
+    kept_for_kl = check.plan.keep_reference and check.plan.adapters is None
+    if kept_for_kl and config.loss.ib_confidence != "reference":
         freed = gib(chip_bytes(check.state.ref_params))
         knobs.append(f"loss.kl=0 (no reference is kept: {freed} GiB less)")
     split = f"raise mesh.fsdp={check.mesh.shape['fsdp']} (it splits the training state, {gib(state)} GiB)"

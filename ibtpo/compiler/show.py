@@ -107,6 +107,8 @@ def show_search(search: Search) -> str:
 def _heading(check: Check) -> str:
     config, chip, mesh, work, model = check.config, check.chip, check.mesh, check.work, check.model
     tree, state = config.tree, "parameters, moments" + ", reference" * check.plan.keep_reference
+    if check.plan.adapters is not None:
+        state = f"frozen parameters, {check.plan.adapters.num_params(model) / 1e6:.1f} M in adapters and their moments"
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     lines = [
         f"{mesh.size} x TPU {chip.name}: {chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_bandwidth / 1e9:.0f} GB/s, "

@@ -15,11 +15,12 @@ from ibtpo.config.keys import ConfigError, flatten, unflatten
 from ibtpo.config.methods import METHODS
 from ibtpo.config.resolve import check_split, resolve, resolve_by, responses_per_question
 from ibtpo.config.rules import RULES, Rule, stop_strings
-from ibtpo.config.saved import CHANGES, SAVED_NAME, check_same, diff, load_saved, save
+from ibtpo.config.saved import CHANGES, EARLIER, SAVED_NAME, check_same, diff, load_saved, save
 from ibtpo.config.sft_rules import SFT_RULES
 
 __all__ = [
     "CHANGES",
+    "EARLIER",
     "ERROR_LOG",
     "METHODS",
     "RULES",

@@ -148,6 +148,9 @@ RULES: dict[str, Rule] = {
     "model.dtype": _DTYPE,
     "model.param_dtype": _DTYPE,
     "model.remat": _one_of(*choices.REMATS),
+    "model.lora_rank": _whole(0),
+    "model.lora_alpha": _POSITIVE,
+    "model.lora_targets": _one_of(*choices.LORA_TARGETS),
     "data.source": Rule(
         str,
         lambda x: _is_file_source(x) or x in _TFDS_SOURCES,

@@ -34,6 +34,9 @@ CHANGES: dict[str, tuple[str, str]] = {
     "model.dtype": (REFUSED, "the precision of all activations and of the reference's weights"),
     "model.param_dtype": (REFUSED, "the type of the saved parameters and of the optimizer's state"),
     "model.remat": (ROUNDING, "the parts that the backward pass computes again"),
+    "model.lora_rank": (REFUSED, "which parameters are trained"),
+    "model.lora_alpha": (REFUSED, "what the adapters are multiplied by"),
+    "model.lora_targets": (REFUSED, "which parameters are trained"),
     "data": (REFUSED, _PROMPTS),
     "data.files": (FREE, f"{_WHERE}; data.source names the set, and the problems themselves are compared"),
     "data.check_rows": (FREE, "whether another number of rows is an error; the problems themselves are compared"),
@@ -71,6 +74,9 @@ CHANGES: dict[str, tuple[str, str]] = {
     "log": (FREE, "the records written"),
 }
 
+# What runs that were saved before there was such a key have done.
+EARLIER = {"model.lora_rank": 0, "model.lora_alpha": 32.0, "model.lora_targets": "all"}
+
 
 def kind_of_change(key: str) -> str:
     """The effect of a change of `key` on a resumed run: FREE, ROUNDING or REFUSED; REFUSED for an unknown key."""
@@ -79,8 +85,8 @@ def kind_of_change(key: str) -> str:
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any], kind: str = REFUSED) -> dict[str, tuple[Any, Any]]:
     """{key: (old value, new value)} of the keys that differ and whose change is of this kind (`kind_of_change`); a key
-    that one side lacks counts as None there. train.steps is REFUSED where a schedule ends with it."""
-    before, after = flatten(old), flatten(new)
+    that one side lacks counts as None there, or as in EARLIER. train.steps is REFUSED where a schedule ends with it."""
+    before, after = EARLIER | flatten(old), EARLIER | flatten(new)
     own = {"train.steps": REFUSED} if after.get("optimizer.schedule", "constant") != "constant" else {}
     keys = [*after, *(key for key in before if key not in after)]
     return {

@@ -6,6 +6,7 @@ from ibtpo import checkpoints, memory, parallel
 from ibtpo.errors import UserError
 from ibtpo.models.locate import model_folder
 from ibtpo.policy import Policy, load_policy
+from ibtpo.saved_policy import load_saved
 
 
 def is_model_folder(path: str | os.PathLike) -> bool:
@@ -43,5 +44,4 @@ def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
     mesh = parallel.use_mesh(config.mesh)
     if step is None:
         return load_policy(config, path=os.fspath(checkpoint), mesh=mesh, check=memory.check_evaluation)
-    policy = load_policy(config, mesh=mesh, check=memory.check_evaluation)
-    return policy.with_params(checkpoints.load_params(checkpoint, policy.params, step))
+    return load_saved(config, checkpoint, step, mesh=mesh, check=memory.check_evaluation)[0]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ibtpo.models import rope
+from ibtpo.models import lora, rope
 from ibtpo.models.config import ModelConfig
 from ibtpo.parallel import constrain, current_mesh, gather
 from ibtpo.vocabulary import project
@@ -138,7 +138,12 @@ class Decoder(nnx.Module):
       rngs: stream "params" draws the weights.
       dtype: of the computation; norms, rotation and logits are float32 inside whatever it is.
       param_dtype: of the stored parameters.
+
+    Attributes:
+      adapters: low-rank adapters of its layers, which `lora.decoder_of` gives it; None: there are none.
     """
+
+    adapters: lora.Adapters | None = None
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, param_dtype=jnp.float32):
         self.config, self.dtype, self.param_dtype = config, jnp.dtype(dtype), jnp.dtype(param_dtype)
@@ -183,7 +188,9 @@ class Decoder(nnx.Module):
 
         def body(carry, slices):
             hidden, cache = carry
-            params, layer = slices
+            params, adapters, layer = slices
+            if adapters is not None:
+                params = lora.add(params, adapters, self.dtype)
             return nnx.merge(graphdef, params)(hidden, cos, sin, layer, attend, cache), None
 
         if remat != "none":
@@ -191,11 +198,11 @@ class Decoder(nnx.Module):
             body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat])
         if layers is None:
             layer_ids = jnp.arange(self.config.num_layers, dtype=jnp.int32)
-            (hidden, cache), _ = jax.lax.scan(body, (hidden, cache), (stacked, layer_ids))
+            (hidden, cache), _ = jax.lax.scan(body, (hidden, cache), (stacked, self.adapters, layer_ids))
         else:
             graphdef = nnx.graphdef(self._layer(0, packed="qkv" in layers[0]))
             for layer, slices in enumerate(layers):
-                (hidden, cache), _ = body((hidden, cache), (slices, jnp.int32(layer)))
+                (hidden, cache), _ = body((hidden, cache), (slices, None, jnp.int32(layer)))
         return _into_layer(rms_norm(hidden, self.final_norm[...], self.config.norm_eps)), cache
 
     def unstack(self) -> list[nnx.State]:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from ibtpo import parallel
 from ibtpo.kernels.page_heads import page_heads
+from ibtpo.models import lora
 from ibtpo.models.config import ModelConfig
 from ibtpo.precompiled import Precompiled, Program, abstract
 from ibtpo.sampling import pages as paging
@@ -31,7 +32,7 @@ from ibtpo.sampling.slots import STATE_AXES, SamplerState, Starts, make_queue, m
 # Compiled once per shape, whichever sampler asks. Donated: the pool is updated in place, never copied.
 _start = jax.jit(start, donate_argnums=0)
 _release = jax.jit(release, donate_argnums=0)
-_serving = jax.jit(parallel.serving, static_argnames="dtype")
+_serving = jax.jit(lambda params, dtype: _served(params, dtype), static_argnames="dtype")
 _unstack = jax.jit(
     lambda graphdef, params, dtype: parallel.serving(nnx.merge(graphdef, params).unstack(), dtype),
     static_argnums=0,
@@ -113,7 +114,9 @@ class Programs:
         return self._serve(params, dtype=self.dtype) if self._copies(params) else params
 
     def _copies(self, params: Any) -> bool:
-        return parallel.current_mesh() is not None or any(x.dtype != self.dtype for x in jax.tree.leaves(params))
+        if isinstance(params, lora.Adapted) or parallel.current_mesh() is not None:
+            return True
+        return any(x.dtype != self.dtype for x in jax.tree.leaves(params))
 
     def layers(self, params: Any) -> list[nnx.State] | None:
         """The layers one by one, for a whole call: a scan on a CPU or GPU would copy each one's weights in every step.
@@ -195,7 +198,7 @@ class _Calls:
 
     def __init__(self, programs: Programs, params: Any):
         self._of, self._given = programs, params
-        served = jax.eval_shape(functools.partial(parallel.serving, dtype=programs.dtype), params)
+        served = jax.eval_shape(functools.partial(_served, dtype=programs.dtype), params)
         self._state = _placed(jax.eval_shape(programs._empty_state), STATE_AXES)
         self._key = _placed(jax.eval_shape(lambda: jax.random.key(0)), ())
         self._params = _as_served(served)
@@ -229,6 +232,11 @@ class _Calls:
 
     def pages_in_use(self) -> Program:
         return self._of.pages_in_use.program(self._state.pool)
+
+
+def _served(params: Any, dtype: Any) -> Any:
+    """The parameters, adapters merged into them, in `dtype` and the serving layout; inside jit."""
+    return parallel.serving(lora.merged(params, dtype), dtype)
 
 
 def _placed(tree: Any, names: Any) -> Any:

@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
-from ibtpo.config import CHANGES, RULES, ConfigError, check_same, diff, flatten, load, resolve, save, unflatten
+from ibtpo.config import CHANGES, EARLIER, RULES, ConfigError, check_same, diff, flatten, load, resolve, save, unflatten
 from ibtpo.config.saved import FREE, REFUSED, ROUNDING, kind_of_change
 from tests.config_cases import ROOT, VALID, parse
 
@@ -63,6 +63,13 @@ def test_what_changes_rounding_is_said_when_resuming(caplog):
     with pytest.raises(ConfigError, match=r"\(loss\.kl: 0\.001 -> 0\.5\): choose another, or give this key"):
         check_same("runs/a", VALID, new | {"loss.kl": 0.5}, "choose another")
     assert not caplog.records
+
+
+def test_a_run_saved_before_there_were_adapters_is_resumed_without_any():
+    before = {key: value for key, value in VALID.items() if not key.startswith("model.lora")}
+    assert diff(before, VALID) == {} and diff(VALID, before) == {}
+    assert diff(before, VALID | {"model.lora_rank": 8}) == {"model.lora_rank": (0, 8)}
+    assert {key: VALID[key] for key in EARLIER} == EARLIER  # the defaults did as those runs
 
 
 @pytest.mark.parametrize("key", sorted(RULES))

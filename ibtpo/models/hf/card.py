@@ -35,6 +35,43 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.f
 ```
 """
 
+_ADAPTER_BODY = """\
+---
+library_name: peft
+{base}tags:
+- ibtpo
+- lora
+---
+{mark}
+
+# {title}
+
+Low-rank adapters written by ibtpo, a JAX implementation of the reinforcement learning method IB-TPO
+([arXiv 2605.28109](https://arxiv.org/abs/2605.28109)), for the PEFT library.
+
+| | |
+|---|---|
+{rows}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_path}"), "{title}")
+```
+"""
+
+
+def adapter_card(title: str, base: str, facts: Mapping[str, str]) -> str:
+    """The text of a card of adapters. base: name or folder of the model they belong to."""
+    return _ADAPTER_BODY.format(
+        mark=_MARK,
+        title=title,
+        base=f"base_model: {base}\n" if base in PRESETS else "",
+        base_path=base,
+        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items()),
+    )
+
 
 def card(title: str, config: ModelConfig, dtype: str, facts: Mapping[str, str]) -> str:
     """The text of a card: architecture, size and context, then `facts`, rows of name and value. A "Base model" of

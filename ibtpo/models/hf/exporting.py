@@ -85,13 +85,13 @@ def save(
                 ids = {} if source is None else _copy_tokenizer(source, path, staged)
                 _write_texts(decoder, path, staged, ids | dict(token_ids or {}), facts or {})
                 if len(files) > 1:
-                    _write_json(staged / INDEX, _index(files, sizes))
+                    write_json(staged / INDEX, _index(files, sizes))
         arrays = tensors(params)
         for file, names in files.items():
             contents = {name: array for name, array in itertools.islice(arrays, len(names)) if writer}
             with parallel.together():
                 if writer:
-                    _write_tensors(staged / file, contents)
+                    write_tensors(staged / file, contents)
         with parallel.together():
             if writer:
                 swap.swap(path, CONFIG, _stale(path, source))
@@ -135,13 +135,13 @@ def _sizes(params: nnx.State) -> dict[str, int]:
     }
 
 
-def _write_tensors(file: pathlib.Path, contents: dict[str, np.ndarray]) -> None:
+def write_tensors(file: pathlib.Path, contents: dict[str, np.ndarray]) -> None:
     # transformers accepts no file without this mark.
     safetensors.numpy.save_file(contents, file, metadata={"format": "pt"})
     file.chmod(0o644)  # it is created for its owner's eyes only
 
 
-def _write_json(file: pathlib.Path, value: Any) -> None:
+def write_json(file: pathlib.Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n")
 
 
@@ -150,7 +150,7 @@ def _write_texts(
 ) -> None:
     """config.json, and the model card if there is none of somebody else."""
     dtype = decoder.param_dtype.name
-    _write_json(staged / CONFIG, decoder.config.to_hf() | {"torch_dtype": dtype} | dict(token_ids))
+    write_json(staged / CONFIG, decoder.config.to_hf() | {"torch_dtype": dtype} | dict(token_ids))
     if may_replace(path / CARD):
         (staged / CARD).write_text(card(path.resolve().name, decoder.config, dtype, facts), encoding="utf-8")
 

@@ -16,7 +16,7 @@ from ibtpo.models.decoder import Decoder
 
 # Our parameter: (name of its tensor, number of its leading axes that are contracted with the input). A checkpoint
 # stores a projection as [out, in], ours is [in axes, out axes]; with none contracted only the shape differs.
-_LAYER_TENSORS = {
+LAYER_TENSORS = {
     "attn_norm": ("input_layernorm.weight", 0),
     "q": ("self_attn.q_proj.weight", 1),
     "k": ("self_attn.k_proj.weight", 1),
@@ -44,7 +44,7 @@ class Tensors:
     """The checkpoint's tensors that make up one parameter: one, or one per layer.
 
     shape is the parameter's without the layer axis, [*ins, *outs]; inputs is the number of ins as in
-    `_LAYER_TENSORS`, None where the tensor has the parameter's own shape.
+    `LAYER_TENSORS`, None where the tensor has the parameter's own shape.
     """
 
     names: tuple[str, ...]
@@ -94,7 +94,7 @@ def tensors_of(key_path, param) -> Tensors:
     path = [key.key for key in key_path if isinstance(key, jax.tree_util.DictKey)]
     if path[0] != "layers":
         return Tensors((MODEL_TENSORS[path[0]],), param.shape, inputs=None, stacked=False)
-    suffix, inputs = _LAYER_TENSORS[path[1]]
+    suffix, inputs = LAYER_TENSORS[path[1]]
     num_layers, *shape = param.shape
     names = tuple(f"model.layers.{layer}.{suffix}" for layer in range(num_layers))
     return Tensors(names, tuple(shape), inputs, stacked=True)
