@@ -117,6 +117,7 @@ def test_every_metric_that_the_code_names_has_a_meaning(repo_root):
 def test_meanings_are_whole_and_name_each_metric_once():
     every = [each for group in meanings().values() for each in group]
     assert len(every) > 50 and len({each.name for each in every}) == len(every)
-    assert all(re.fullmatch(r"(train|eval|time|memory|sft)/[\w*]+", each.name) and len(each.words) > 8 for each in every)
+    form = re.compile(r"(train|eval|time|memory|sft)/[\w*]+")
+    assert all(form.fullmatch(each.name) and len(each.words) > 8 for each in every)
     assert find("train/no_such") is None and find("train/term_format").name == "train/term_*"
     assert find("eval/prompt_strict").name == "eval/prompt_*" and find("eval/avg_low").name == "eval/*_low"
