@@ -17,6 +17,7 @@ from ibtpo.compiler.model import own_flops
 from ibtpo.compiler.work import representative_tree, visible_pairs
 from ibtpo.kernels.tree_attention import tree_attention
 from ibtpo.losses import LossOptions
+from ibtpo.models import lora
 from ibtpo.models.decoder import Decoder
 from ibtpo.optimizer import make_optimizer
 from ibtpo.packing import TokenBatch, fill, plan, row_length
@@ -57,14 +58,21 @@ def update_job(model, sizes: dict[str, int]) -> UpdateJob:
     return UpdateJob(batch, 1, sum(lengths), flops, layout.useful_share)
 
 
-def update_program(graphdef, job: UpdateJob, *, remat: str, moments: str = "float32"):
-    """(params -> state, the jitted update)."""
+def update_program(graphdef, job: UpdateJob, *, remat: str, moments: str = "float32", lora_rank: int = 0):
+    """(params -> state, the jitted update), of all parameters or of float32 adapters of all matrices."""
     settings = base.get_config().optimizer
     settings.first_moment_dtype = moments
     optimizer, _ = make_optimizer(settings, 100)
     forward = dict(temperature=1.0, rows_per_step=job.rows, token_block=2048, remat=remat)
     update = make_update(graphdef, optimizer, LossOptions(kl=0.0), **forward)
-    return lambda params: create_state(params, optimizer, jax.random.key(0), keep_reference=False), update
+
+    def make_state(params):
+        key, adapters = jax.random.key(0), None
+        if lora_rank:
+            adapters = lora.create(params, lora.LoraOptions(lora_rank, 2.0 * lora_rank), key, "float32")
+        return create_state(params, optimizer, key, keep_reference=False, adapters=adapters)
+
+    return make_state, update
 
 
 def attention_times(model, subtree_end: np.ndarray, repeats: int) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """An update on one H100, through the compiler for GPUs and without a GPU: FLOPs, bytes, memory.
 
     python benchmarks/gpu_compiled.py [--quick] [--json] [--models=Qwen/Qwen3-1.7B] [--remat=elementwise,attention]
+        [--lora_rank=16]
 
 The update of gpu.py (16 trees (4,9,1,1) of responses of 512 tokens behind prompts of 256, `Bench.update`), compiled for
 each kind of model.remat. FLOPs are those of the compiled program, every loop as often as it runs, and those of our
 attention kernels by the block pairs that they visit; "of own" is over the FLOPs that the model itself needs for the
-trees' tokens (1.35 is the goal). Bytes are what the program's instructions read and write, which caches make fewer.
+trees' tokens (1.35 is the goal), as if all parameters were trained. --lora_rank: adapters of a bfloat16 model are
+trained instead. Bytes are what the program's instructions read and write, which caches make fewer.
 Needs the packages of requirements-gpu.txt. --quick: two layers of the first model, rows for two trees.
 """
 
@@ -48,7 +50,7 @@ def squares(text: str, num_tokens: int) -> list[str]:
     return sorted(array for array, dims in sizes.items() if sum(n >= num_tokens for n in dims) > 1)
 
 
-def abstract_update(model, job, *, remat: str, moments: str, param_dtype: str):
+def abstract_update(model, job, *, remat: str, moments: str, param_dtype: str, lora_rank: int):
     """The lowered update of `job` (`gpu_bench.update_job`) on a described H100."""
     import jax
     from flax import nnx
@@ -66,11 +68,11 @@ def abstract_update(model, job, *, remat: str, moments: str, param_dtype: str):
     types = dict(dtype=jnp.bfloat16, param_dtype=jnp.dtype(param_dtype))
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0), **types)), nnx.Param)
     with jax.set_mesh(mesh()):
-        make_state, update = update_program(graphdef, job, remat=remat, moments=moments)
+        make_state, update = update_program(graphdef, job, remat=remat, moments=moments, lora_rank=lora_rank)
         return update.lower(abstract(jax.eval_shape(make_state, params)), abstract(job.batch))
 
 
-def measure(model, job, *, remat="elementwise", moments="float32", param_dtype="float32") -> dict:
+def measure(model, job, *, remat="elementwise", moments="float32", param_dtype="float32", lora_rank=0) -> dict:
     """The figures of one update."""
     import jax
 
@@ -79,7 +81,8 @@ def measure(model, job, *, remat="elementwise", moments="float32", param_dtype="
 
     started = time.perf_counter()
     with jax.set_mesh(mesh()):
-        lowered = abstract_update(model, job, remat=remat, moments=moments, param_dtype=param_dtype)
+        types = dict(moments=moments, param_dtype="bfloat16" if lora_rank else param_dtype)
+        lowered = abstract_update(model, job, remat=remat, lora_rank=lora_rank, **types)
         compiled = lowered.compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     microbatches = len(job.batch.tokens) // job.rows
@@ -89,6 +92,7 @@ def measure(model, job, *, remat="elementwise", moments="float32", param_dtype="
     return dict(
         remat=remat,
         moments=moments,
+        lora_rank=lora_rank,
         row_tokens=job.batch.tokens.shape[1],
         useful_share=job.useful_share,
         tflop=(total.flops + kernels) / 1e12,
@@ -103,7 +107,16 @@ def measure(model, job, *, remat="elementwise", moments="float32", param_dtype="
     )
 
 
-def run(*, quick=False, models=("Qwen/Qwen3-1.7B",), remats=REMATS, moments="float32", log=print, show=print) -> dict:
+def run(
+    *,
+    quick=False,
+    models=("Qwen/Qwen3-1.7B",),
+    remats=REMATS,
+    moments="float32",
+    lora_rank=0,
+    log=print,
+    show=print,
+) -> dict:
     """The figures of the benchmark, `goals` among them."""
     from benchmarks.goals import make_goal
     from benchmarks.gpu_bench import update_job
@@ -119,7 +132,7 @@ def run(*, quick=False, models=("Qwen/Qwen3-1.7B",), remats=REMATS, moments="flo
         job = update_job(model, FULL | (dict(trees=2) if quick else {}))
         for remat in remats:
             log(f"{name}: remat {remat}")
-            found = measure(model, job, remat=remat, moments=moments)
+            found = measure(model, job, remat=remat, moments=moments, lora_rank=lora_rank)
             results.append(dict(model=name) | found)
             for key, what, goal in (("of_own", "FLOPs over the model's own", GOAL), ("memory_gb", "GB", MEMORY / 1e9)):
                 goals.append(make_goal(f"{name}, {remat}: {what}", found[key], goal, at_least=False))
@@ -137,6 +150,7 @@ def main() -> None:
     parser.add_argument("--models", default="Qwen/Qwen3-1.7B", help="presets, separated by commas")
     parser.add_argument("--remat", default=",".join(REMATS), help="kinds of model.remat, separated by commas")
     parser.add_argument("--moments", default="float32", help="optimizer.first_moment_dtype")
+    parser.add_argument("--lora_rank", type=int, default=0, help="rank of adapters that are trained; 0: everything is")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # nothing here may look for a GPU
     jax.config.update("jax_enable_compilation_cache", False)  # it keeps such programs, and cannot read them
@@ -145,6 +159,7 @@ def main() -> None:
         models=arguments.models.split(","),
         remats=arguments.remat.split(","),
         moments=arguments.moments,
+        lora_rank=arguments.lora_rank,
         log=lambda text: print(text, file=sys.stderr, flush=True),
         show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
     )

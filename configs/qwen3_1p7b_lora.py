@@ -5,9 +5,9 @@ Model:     hf download Qwen/Qwen3-1.7B-Base --local-dir models/Qwen3-1.7B-Base
 Data:      DAPO-Math-17K, through the hub at the first use (docs/data.md), without the problems of four benchmarks
 Topology:  v5e:1x1 (1 chip)
 State:     17.4 M numbers in adapters, 0.21 GB with their moments, beside 3.44 GB of frozen bfloat16 weights
-Memory:    estimated, not compiled yet: 7.2 GB beside the pool while responses are sampled, 1,096 pages of it; an update
-           7.4 GB and what the compiler adds, of 16.9
-           (python -m ibtpo.compile_check --config=configs/qwen3_1p7b_lora.py --topology=v5e:1x1 says it exactly)
+Memory:    92 % of the 15.75 GiB at the fullest, while responses are decoded; an update 57 %
+           (python -m ibtpo.compile_check --config=configs/qwen3_1p7b_lora.py --topology=v5e:1x1; docs/results.md)
+Step:      at best 422 s of sampling and 66 s of update
 Export:    python -m ibtpo.export --config=configs/qwen3_1p7b_lora.py --workdir=runs/qwen3_1p7b_lora --out=FOLDER
            the merged model; with --adapter the adapters alone, for the PEFT library
 Expect:    not trained yet

@@ -9,7 +9,8 @@ Topology:  1 GPU of 80 GB
 State:     43.6 M numbers in adapters, 0.52 GB with their moments, beside 16.4 GB of frozen bfloat16 weights; while
            responses are sampled 16.4 GB of merged ones and 13.9 GB of these laid out layer by layer; the pool takes
            what is left, 2,685 pages at .95 of 85 GB, 1,063 at three quarters
-Memory:    estimated by the check at the start (ibtpo.memory), not compiled for a GPU yet
+Memory:    estimated by the check at the start (ibtpo.memory); an update of shorter rows (8,832 tokens) takes 22 GB by
+           the GPU compiler (docs/results.md)
 Export:    python -m ibtpo.export --config=configs/qwen3_8b_lora.py --workdir=runs/qwen3_8b_lora --out=FOLDER
            the merged model; with --adapter the adapters alone, for the PEFT library
 Expect:    not trained yet
