@@ -7,7 +7,7 @@ A task is a module with `make_problem(rng, difficulty)`, presets of difficulties
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -50,17 +50,28 @@ def _configs(difficulties: Mapping[str, Any]) -> list[GeneratedConfig]:
     return [GeneratedConfig(name=name, description=str(d), difficulty=d) for name, d in difficulties.items()]
 
 
-class GeneratedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class GeneratedBuilder(
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # type: ignore[call-arg]  # of TFDS, which has no types
+):
     """Problems of a generated task; one config per difficulty.
 
-    Class attributes: `difficulties`, the presets by name; `make_problem(rng, difficulty)`; `worked(problem, rng, noise,
-    difficulty)`, the text of a solution; `kind`, the problems' own reward kind, "" for that of the config.
+    Class attributes: `difficulties`, the presets by name; `kind`, the problems' own reward kind, "" for that of the
+    config.
     """
 
     difficulties: ClassVar[Mapping[str, Any]] = {}
     kind: ClassVar[str] = ""
-    make_problem: ClassVar[Callable[[np.random.Generator, Any], Any]]
-    worked: ClassVar[Callable[[Any, np.random.Generator, float, Any], str]]
+
+    @staticmethod
+    def make_problem(rng: np.random.Generator, difficulty: Any) -> Any:
+        """Draws a `GeneratedProblem`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def worked(problem: Any, rng: np.random.Generator, noise: float, difficulty: Any) -> str:
+        """The text of a solution, with mistakes at the rate `noise` per step."""
+        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
