@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a wheel has copies of `configs/` and of the tiny model inside the package.
+"""What pyproject.toml cannot say: a wheel has copies of `configs/` and of the tiny models inside the package.
 
 They stay at the root of the repository, and no package called `configs` is put beside other people's packages. An
 editable installation copies nothing: the package finds them beside it (ibtpo/packaged.py).
@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
-COPIED = ("configs/*.py", "assets/qwen3-tiny/*")
+COPIED = ("configs/*.py", "assets/qwen3-tiny/*", "assets/qwen3-navigation/*")
 
 
 class BuildWithFiles(build_py):

@@ -1,10 +1,14 @@
-r"""Builds the tokenizer of the tiny base model. From the repository root:
+r"""Builds the tokenizers of the tiny base models. From the repository root:
 
     python assets/make_tokenizer.py --output assets/qwen3-tiny
+    python assets/make_tokenizer.py --output assets/qwen3-navigation --bytes
 
-It is a byte-level BPE: the 256 bytes, the pieces below, and the end-of-text token. Every string is
+The first is a byte-level BPE: the 256 bytes, the pieces below, and the end-of-text token. Every string is
 encodable and round-trips, each digit is one token, and each of the pieces is one token in the
 task's text. The merges are written down rather than trained, so the files never change.
+
+The second is the bytes and the end-of-text token alone: every text has exactly one sequence of tokens, so that the
+probability of a text is that of one sequence.
 """
 
 import argparse
@@ -68,8 +72,10 @@ def build_tokenizer(pieces: tuple[str, ...] = PIECES) -> PreTrainedTokenizerFast
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("assets/qwen3-tiny"))
-    output = parser.parse_args().output
-    tokenizer = build_tokenizer()
+    parser.add_argument("--bytes", action="store_true", help="no pieces: a token for each byte")
+    arguments = parser.parse_args()
+    output = arguments.output
+    tokenizer = build_tokenizer(() if arguments.bytes else PIECES)
     tokenizer.save_pretrained(output)
     # transformers 5 writes a class name of its own; the older one is read by 4 and 5 alike.
     path = output / "tokenizer_config.json"

@@ -210,18 +210,22 @@ def covariance(eta1: Array, eta2: Array, tree: Tree, weight: Array) -> Array:
     return sum_over_children(tree, weight * centred(eta1) * centred(eta2))
 
 
-def ib_score(tree: Tree, options: ScoreOptions = ScoreOptions()) -> IBScore:
+def ib_score(tree: Tree, options: ScoreOptions = ScoreOptions(), values: Array | None = None) -> IBScore:
     """J(s_p) = 1 + β · mean over the sampled children s of s_p of η1(s)·η2(s), weighted by `child_weights`.
 
     A single child has p̂(s) = p̂(s_p), ratio 1, hence J = 1 − η2 (unless root="initial" gives the
     root an estimate of its own). High J: the node's continuations still differ in their content
     about the answer, or the policy is unsure how to go on.
 
+    Args:
+      values: p(a*|node), [Q, N], in place of the estimate p̂, where they are known (`benchmarks/exact.py`).
+
     Raises:
       ValueError: unknown option value, see the functions this is made of.
     """
     xp = namespace(tree.tokens)
-    values = node_values(tree, value=options.branch_value, root=options.root)
+    if values is None:
+        values = node_values(tree, value=options.branch_value, root=options.root)
     gain = eta1(values, tree, beta=options.beta, ratio_power=options.ratio_power)
     sure = node_confidence(tree, confidence=options.confidence)
     weight = child_weights(tree, child_weight=options.child_weight)

@@ -13,9 +13,10 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from ibtpo import choices
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.config import check_folder
-from ibtpo.data import arithmetic, chained_arithmetic
+from ibtpo.data.generated import TASKS
 from ibtpo.data.problems import Problem, format_prompt
 from ibtpo.data.records import BadRecord, find_paths, find_question, read_records
 from ibtpo.data.tokenizer import load_tokenizer, token_bytes
@@ -35,20 +36,18 @@ from ibtpo.workdir_lock import locked
 def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
     """Endless stream of problems, each with a worked solution.
 
-    data.source "arithmetic" draws new problems of the training split of chained arithmetic for ever, never those of the
-    held-out splits, and mistakes at the rate data.noise per step; "jsonl:<path>" goes through the file's records again
-    and again, in a new order each time.
+    data.source "arithmetic" or "navigation" draws new problems of the training split of this generated task for ever,
+    never those of the held-out splits, and mistakes at the rate data.noise per step; "jsonl:<path>" goes through the
+    file's records again and again, in a new order each time.
 
     Raises:
       UserError: unknown source, a file without records, or a record without both texts.
     """
     rng = np.random.default_rng(seed)
     kind, _, path = data.source.partition(":")
-    if data.source == "arithmetic":
-        difficulty = arithmetic.get_difficulty(data.difficulty)
-        endless = chained_arithmetic.draw_split(difficulty, "train", size=2**62)
-        for i, problem in enumerate(endless):
-            solution = arithmetic.worked_solution(problem, rng, data.noise, difficulty.max_value)
+    if data.source in choices.WORKED:
+        task = TASKS[choices.WORKED[data.source]]
+        for i, (problem, solution) in enumerate(task.solutions(data.difficulty, rng, data.noise)):
             yield Problem(i, problem.question, problem.answer), solution
     elif kind == "jsonl":
         pairs = []
@@ -68,7 +67,8 @@ def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
                 question, solution = pairs[i]
                 yield Problem(int(i), question, answer=""), solution
     else:
-        raise UserError(f"data.source={data.source!r} is neither 'arithmetic' nor 'jsonl:<path>'")
+        known = " nor ".join(map(repr, [*choices.WORKED, "jsonl:<path>"]))
+        raise UserError(f"data.source={data.source!r} is neither {known}")
 
 
 def pack(examples: Iterable[tuple[list[int], list[int]]], *, rows: int, row_tokens: int) -> Iterator[TokenBatch]:

@@ -100,7 +100,7 @@ _AXIS = Rule(
 )
 _DTYPE = _one_of(*choices.DTYPES)
 _FILE_SOURCE = re.compile(r"(jsonl|parquet):.*\S.*", re.DOTALL)
-_TFDS_SOURCES = ("tfds:chained_arithmetic", *(f"tfds:{name}" for name in DATASETS))
+_TFDS_SOURCES = tuple(f"tfds:{name}" for name in (*choices.GENERATED, *DATASETS))
 
 
 def _is_evaluation_set(name: str) -> bool:

@@ -1,5 +1,6 @@
 """The rule of each key of `ibtpo.sft`, whose configuration has keys of its own."""
 
+from ibtpo import choices
 from ibtpo.config.rules import MOST, RULES, Rule, is_text
 
 _WHOLE = Rule(int, lambda x: 1 <= x <= MOST, f"a whole number of at least 1 and at most {MOST:,}")
@@ -45,9 +46,9 @@ SFT_RULES: dict[str, Rule] = {
     "model.architecture.qk_norm": RULES["data.chat_template"],
     "data.source": Rule(
         str,
-        lambda x: x == "arithmetic" or (x.startswith("jsonl:") and bool(x[6:].strip()) and is_text(x)),
-        "arithmetic or jsonl:<path>",
-        ("arithmetic",),
+        lambda x: x in choices.WORKED or (x.startswith("jsonl:") and bool(x[6:].strip()) and is_text(x)),
+        f"{', '.join(choices.WORKED)} or jsonl:<path>",
+        tuple(choices.WORKED),
     ),
     "data.noise": Rule(float, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
     "data.solution_field": RULES["data.question_field"],

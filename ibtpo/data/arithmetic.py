@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibtpo.errors import UserError
+from ibtpo.data.difficulties import find_difficulty
 
 SEPARATOR = "\n\n"
 _PHRASES = {"+": "Add {}.", "-": "Subtract {}.", "*": "Multiply by {}."}
@@ -51,9 +51,7 @@ DIFFICULTIES = {
 
 def get_difficulty(name: str) -> Difficulty:
     """The preset called `name`; UserError with the valid names when there is none."""
-    if name not in DIFFICULTIES:
-        raise UserError(f"unknown data.difficulty {name!r}: choose one of {sorted(DIFFICULTIES)}")
-    return DIFFICULTIES[name]
+    return find_difficulty(DIFFICULTIES, name)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from typing import Any
 
 from absl import logging
 
-from ibtpo.data import chained_arithmetic, published_problems
+from ibtpo import choices
+from ibtpo.data import published_problems
+from ibtpo.data.generated import TASKS
 from ibtpo.data.prompts import apply_chat_template, encode_prompts
 from ibtpo.data.published import DATASETS
 from ibtpo.data.records import (
@@ -65,7 +67,7 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
     r"""Reads one split of `data.source`, in its order, at most `data.limit` problems (0: all).
 
     Sources:
-      "tfds:chained_arithmetic": generated at the first use into `data.dir`; `data.difficulty` names
+      "tfds:<name>" of `choices.GENERATED`: generated at the first use into `data.dir`; `data.difficulty` names
         the difficulty.
       "tfds:<name>" of `published.DATASETS`: prepared at the first use into `data.dir` from the
         publisher's files (`data.files`, or through the hub), with their own reward kind.
@@ -97,10 +99,11 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
             )
         ends: list[int] = []
         records, places = _read_files(files, ends, data_config), _places(files, ends, UNITS[f".{source}"])
-    elif source == "tfds" and name == chained_arithmetic.ChainedArithmetic.name:
+    elif source == "tfds" and name in TASKS:
         folder = os.path.expanduser(data_config.dir) or None
-        examples = chained_arithmetic.load(data_config.difficulty or "normal", split, folder)
-        records, places = _read_examples(examples, Problem), functools.partial(list_places, "example")
+        examples = TASKS[name].load(data_config.difficulty or "normal", split, folder)
+        make = functools.partial(Problem, kind=TASKS[name].kind)
+        records, places = _read_examples(examples, make), functools.partial(list_places, "example")
     elif source == "tfds" and name in DATASETS:
         dataset = DATASETS[name]
         examples = published_problems.load(dataset, split, data_config)
@@ -109,7 +112,7 @@ def load_problems(data_config, split: str, tokenizer=None) -> list[Problem]:
     else:
         raise UserError(
             f"unknown data.source {data_config.source!r}: use 'jsonl:<path>', 'parquet:<path>', or 'tfds:<name>' with "
-            f"one of {', '.join([chained_arithmetic.ChainedArithmetic.name, *DATASETS])}"
+            f"one of {', '.join([*choices.GENERATED, *DATASETS])}"
         )
     if source == "tfds":
         name = f"{name}, split {split}"

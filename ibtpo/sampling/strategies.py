@@ -160,6 +160,28 @@ def forks_pending(responses: Sequence[Response], pending: Sequence[Response], fo
     return np.array([begun.count((f.response if f.position else -1, f.position)) for f in forks], int)
 
 
+def may_branch(
+    tree: Tree, responses: Sequence[Response], options: TreeOptions,
+    limits: Sequence[int] | None = None, pending: Sequence[Response] = (),
+) -> tuple[np.ndarray, list[Fork]]:  # fmt: skip
+    """The nodes of `inner_prefixes` that have branched in fewer than `rebranch` rounds; all of them where none has."""
+    nodes, forks = inner_prefixes(tree, options, limits)
+    if options.rebranch:
+        rounds = rounds_branched([*responses, *pending], forks)
+        fresh = [i for i, times in enumerate(rounds) if times < options.rebranch]
+        if fresh:
+            nodes, forks = nodes[fresh], [forks[i] for i in fresh]
+    return nodes, forks
+
+
+def scores(tree: Tree, options: TreeOptions, values: np.ndarray | None = None) -> np.ndarray:
+    """J of each node, [N], as "ib" ranks by it. values: of the nodes, [N], in place of the estimate p̂."""
+    # Rounding in float32 grows with beta and could exceed the tolerance.
+    rewards, log_probs = np.asarray(tree.rewards, np.float64), np.asarray(tree.log_probs, np.float64)
+    exact = replace(tree, rewards=rewards, log_probs=log_probs)
+    return np.asarray(ib_score(exact, options.score, None if values is None else values[None]).J)[0]
+
+
 def ib(
     tree: Tree,
     responses: Sequence[Response],
@@ -174,19 +196,8 @@ def ib(
     tokens before the fork goes first, then the one whose oldest response is oldest. Two nodes
     that agree in both are the same node, so neither rounding nor `rng` decides.
     """
-    nodes, forks = inner_prefixes(tree, options, limits)
-    exact = replace(  # rounding in float32 grows with beta and could exceed the tolerance
-        tree,
-        rewards=np.asarray(tree.rewards, np.float64),
-        log_probs=np.asarray(tree.log_probs, np.float64),
-    )
-    score = np.asarray(ib_score(exact, options.score).J)[0, nodes]
-    if options.rebranch:
-        rounds = rounds_branched([*responses, *pending], forks)
-        fresh = [i for i, times in enumerate(rounds) if times < options.rebranch]
-        if fresh:
-            score, forks = score[fresh], [forks[i] for i in fresh]
-    return _by_score(score, forks, options)
+    nodes, forks = may_branch(tree, responses, options, limits, pending)
+    return _by_score(scores(tree, options)[nodes], forks, options)
 
 
 def _by_score(score: Sequence[float] | np.ndarray, forks: Sequence[Fork], options: TreeOptions) -> list[Fork]:

@@ -1,4 +1,4 @@
-"""The TFDS data set: disjoint splits, stable content, prepared once however many ask."""
+"""The generated tasks as TFDS data sets: disjoint splits, stable content, prepared once however many ask."""
 
 import subprocess
 import sys
@@ -9,25 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from ibtpo.data import chained_arithmetic
+from ibtpo import choices
+from ibtpo.data import generated
 from ibtpo.data.arithmetic import DIFFICULTIES, Difficulty
+from ibtpo.data.generated import TASKS, ChainedArithmetic, GeneratedConfig, Navigation
 from ibtpo.data.problems import load_problems
 from ibtpo.errors import UserError
 
 _SPLITS = ("train", "validation", "test")
 
 
-def _small(name="small") -> chained_arithmetic.ChainedArithmeticConfig:
-    return chained_arithmetic.ChainedArithmeticConfig(
-        name=name, difficulty=DIFFICULTIES["easy"], split_sizes={"train": 30, "validation": 5, "test": 8}
-    )
+def _small(task=ChainedArithmetic) -> GeneratedConfig:
+    sizes = {"train": 30, "validation": 5, "test": 8}
+    return GeneratedConfig(name="small", difficulty=task.difficulties["easy"], split_sizes=sizes)
+
+
+def test_every_name_leads_to_its_task():
+    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in choices.GENERATED}
+    assert all(set(task.difficulties) == set(choices.DIFFICULTIES) for task in TASKS.values())
 
 
 @settings(max_examples=5)
-@given(st.sampled_from(sorted(DIFFICULTIES)), st.integers(1, 150))
-def test_splits_share_no_problem_and_repeat_none(difficulty, size):
+@given(st.sampled_from(sorted(TASKS)), st.sampled_from(sorted(DIFFICULTIES)), st.integers(1, 150))
+def test_splits_share_no_problem_and_repeat_none(task, difficulty, size):
+    task = TASKS[task]
     questions = {
-        (other, split): [p.question for p in chained_arithmetic.draw_split(DIFFICULTIES[other], split, size)]
+        (other, split): [p.question for p in task.draw_split(task.difficulties[other], split, size)]
         for split in _SPLITS
         for other in (difficulty, "normal")
     }
@@ -38,15 +45,17 @@ def test_splits_share_no_problem_and_repeat_none(difficulty, size):
     assert len(set().union(*split_sets)) == sum(map(len, split_sets))
 
 
-def test_a_longer_split_begins_with_the_shorter_one():
-    draw = lambda size: list(chained_arithmetic.draw_split(DIFFICULTIES["hard"], "test", size))  # noqa: E731
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_longer_split_begins_with_the_shorter_one(task):
+    draw = lambda size: list(task.draw_split(task.difficulties["hard"], "test", size))  # noqa: E731
     assert draw(20)[:7] == draw(7)
 
 
 def test_content_belongs_to_the_version():
     """Prepared copies are reused by version: whoever changes the problems drawn must raise VERSION too."""
-    assert str(chained_arithmetic.ChainedArithmetic.VERSION) == "1.0.0"
-    drawn = {name: next(iter(chained_arithmetic.draw_split(d, "test", 1))) for name, d in DIFFICULTIES.items()}
+    first = lambda task, name: next(iter(task.draw_split(task.difficulties[name], "test", 1)))  # noqa: E731
+    assert {str(task.VERSION) for task in TASKS.values()} == {"1.0.0"}
+    drawn = {name: first(ChainedArithmetic, name) for name in DIFFICULTIES}
     assert {name: (p.question, p.answer) for name, p in drawn.items()} == {
         "easy": ("Start with 6. Multiply by 2. Multiply by 2.", "24"),
         "normal": ("Start with 44. Subtract 1. Add 23. Subtract 24. Multiply by 3. Add 18.", "144"),
@@ -55,23 +64,29 @@ def test_content_belongs_to_the_version():
             "732",
         ),
     }
+    assert {name: first(Navigation, name).question for name in DIFFICULTIES} == {
+        "easy": "From C2 to E6. Blocked: C5 D5 E3.",
+        "normal": "From D1 to G7. Blocked: E3 F7 G5.",
+        "hard": "From B1 to G6. Blocked: B6 C4 D1 D4 E3 E6 G5.",
+    }
 
 
 def test_too_narrow_ranges_are_an_error(monkeypatch):
-    monkeypatch.setattr(chained_arithmetic, "_MAX_MISSES", 1000)
+    monkeypatch.setattr(generated, "_MAX_MISSES", 1000)
     narrow = Difficulty(1, 1, max_start=3, max_operand=2, max_multiplier=2)
     with pytest.raises(ValueError, match=r"different problems for split 'train'"):
-        list(chained_arithmetic.draw_split(narrow, "train", 100))
+        list(ChainedArithmetic.draw_split(narrow, "train", 100))
 
 
-def test_prepared_examples_are_those_drawn_in_order(tmp_path):
-    config = _small()
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_prepared_examples_are_those_drawn_in_order(task, tmp_path):
+    config = _small(task)
     for _ in range(2):  # generated, then read again
-        builder = chained_arithmetic.prepare(config, str(tmp_path))
+        builder = task.prepare(config, str(tmp_path))
         assert {split: info.num_examples for split, info in builder.info.splits.items()} == config.split_sizes
         for split, size in config.split_sizes.items():
             examples = [(e["question"].decode(), e["answer"].decode()) for e in builder.as_data_source(split)]
-            drawn = chained_arithmetic.draw_split(config.difficulty, split, size)
+            drawn = task.draw_split(config.difficulty, split, size)
             assert examples == [(p.question, p.answer) for p in drawn]
 
 
@@ -79,18 +94,18 @@ def test_several_may_prepare_at_once(tmp_path, monkeypatch):
     """Three builders generate side by side before any of them finishes; all end with the same data."""
     num = 3
     barrier = threading.Barrier(num, timeout=30)
-    original = chained_arithmetic.ChainedArithmetic._generate_examples
+    original = ChainedArithmetic._generate_examples
 
     def meet(self, split):
         barrier.wait()
         yield from original(self, split)
 
-    monkeypatch.setattr(chained_arithmetic.ChainedArithmetic, "_generate_examples", meet)
+    monkeypatch.setattr(ChainedArithmetic, "_generate_examples", meet)
     results: list = [None] * num
 
     def work(index):
         try:
-            builder = chained_arithmetic.prepare(_small(), str(tmp_path))
+            builder = ChainedArithmetic.prepare(_small(), str(tmp_path))
             results[index] = [e["question"] for e in builder.as_data_source("train")]
         except Exception as error:
             results[index] = error
@@ -100,7 +115,7 @@ def test_several_may_prepare_at_once(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    expected = [p.question.encode() for p in chained_arithmetic.draw_split(DIFFICULTIES["easy"], "train", 30)]
+    expected = [p.question.encode() for p in ChainedArithmetic.draw_split(DIFFICULTIES["easy"], "train", 30)]
     assert results == [expected] * num
     assert not list(tmp_path.glob("**/incomplete*"))
 
@@ -108,14 +123,14 @@ def test_several_may_prepare_at_once(tmp_path, monkeypatch):
 def test_an_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"file"):
-        chained_arithmetic.prepare(_small(), str(tmp_path / "file"))
+        ChainedArithmetic.prepare(_small(), str(tmp_path / "file"))
 
 
 def test_the_whole_data_set_without_tensorflow(tmp_path):
     """As a run uses it, in a fresh process: quick, without TensorFlow and without warnings."""
     script = (
         "import sys, warnings; warnings.simplefilter('error', UserWarning)\n"
-        "from ibtpo.data import chained_arithmetic as c\n"
+        "from ibtpo.data.generated import ChainedArithmetic as c\n"
         "print([len(c.load('normal', s, sys.argv[1])) for s in ('train', 'validation', 'test', 'train[:10]')])\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
@@ -128,10 +143,27 @@ def test_the_whole_data_set_without_tensorflow(tmp_path):
         dict(source="tfds:chained_arithmetic", dir=str(tmp_path), difficulty="normal", limit=50, prompt="{question}")
     )
     problems = load_problems(config, "test")
-    drawn = chained_arithmetic.draw_split(DIFFICULTIES["normal"], "test", 50)
+    drawn = ChainedArithmetic.draw_split(DIFFICULTIES["normal"], "test", 50)
     assert [(p.id, p.question, p.answer) for p in problems] == [(i, d.question, d.answer) for i, d in enumerate(drawn)]
     with pytest.raises(UserError, match=r"no split 'dev'.*'test', 'train', 'validation'"):
         load_problems(config, "dev")
     config.difficulty = "impossible"
     with pytest.raises(UserError, match=r"unknown data.difficulty 'impossible'"):
         load_problems(config, "test")
+
+
+def test_navigation_is_a_source_with_a_reward_of_its_own(tmp_path, monkeypatch):
+    builder = Navigation.prepare(_small(Navigation), str(tmp_path))  # as a run does, but fewer
+    monkeypatch.setattr(Navigation, "prepare", lambda *_: builder)
+    config = ConfigDict(
+        dict(source="tfds:navigation", dir=str(tmp_path), difficulty="easy", limit=0, prompt="{question}")
+    )
+    problems = load_problems(config, "test")
+    drawn = Navigation.draw_split(Navigation.difficulties["easy"], "test", 8)
+    assert [(p.question, p.answer, p.kind) for p in problems] == [(d.question, d.answer, "navigation") for d in drawn]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_an_unknown_difficulty_is_named(task, tmp_path):
+    with pytest.raises(UserError, match=r"unknown data.difficulty 'harder'.*easy.*hard.*normal"):
+        task.load("harder", "train", str(tmp_path))
