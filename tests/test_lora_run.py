@@ -76,6 +76,7 @@ def test_a_run_moves_its_adapters_and_saves_no_base(finished_run, config_of, cap
     assert counted == lora.LoraOptions(RANK, ALPHA).num_params(policy.model) < policy.model.num_params / 10
 
 
+@pytest.mark.slow
 def test_resuming_equals_not_stopping(finished_run, config_of, tmp_path):
     for steps in (1, 3):
         train_lib.train(config_of(train__steps=steps), str(tmp_path))

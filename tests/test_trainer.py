@@ -275,7 +275,11 @@ def test_questions_that_are_replaced_count_in_what_is_reported(dapo):
         assert second["train/graded_graded"] == 2 * sum(map(len, sampled))
 
 
-@pytest.mark.parametrize("changes", [dict(method="ibtpo"), dict(method="gspo", loss__kl=0.001)], ids=["ibtpo", "gspo"])
+@pytest.mark.parametrize(
+    "changes",
+    [dict(method="ibtpo"), pytest.param(dict(method="gspo", loss__kl=0.001), marks=pytest.mark.slow)],
+    ids=["ibtpo", "gspo"],
+)
 def test_thirty_updates_of_changing_sizes_compile_two_programs_once_each(tiny_config, monkeypatch, changes):
     config = tiny_config(
         train__steps=30,
