@@ -127,7 +127,7 @@ def test_the_parameters_are_those_of_the_key(write, key):
 
 @pytest.mark.parametrize("path", ["own:", ":reward", "own r:x", "own:re w", "a:b:c", "../own:f", "own.:f", "own"])
 def test_other_forms_are_names_that_there_are_not(path):
-    with pytest.raises(UserError, match="must be one of math, .*, or module:function"):
+    with pytest.raises(UserError, match=r"must be one of math, .*, or module:function"):
         resolve(runnable(reward__kind=path))
 
 
