@@ -2,9 +2,10 @@
 
 Command:   python -m ibtpo.sft --config=configs/navigation_sft.py --workdir=runs/navigation_sft
 Tokenizer: python assets/make_tokenizer.py --output assets/qwen3-navigation --bytes (before the first run)
-Hardware:  two CPU cores
-State:     the weights are not in the repository yet; this command makes them, and no figure of them has been measured.
-           The teacher without a model behind it is right in 18 of 100 paths (25 without mistakes).
+Hardware:  two CPU cores, 7 minutes
+Result:    sft/loss 0.13; 2.7 % of the responses to held-out problems are right at temperature 1, 11 % greedily, and
+           67 % fail by execution: longer training is needed, and the weights are not in the repository
+           (docs/results.md). The teacher without a model behind it is right in 18 of 100 paths (25 without mistakes).
 """
 
 from ml_collections import config_dict
