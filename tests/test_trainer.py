@@ -44,12 +44,20 @@ def test_training_on_what_is_evaluated_is_said(tiny_config, shared_data, caplog)
         ),
         dict(method="grpo", loss__objective="gspo", loss__clip_low=3e-4, loss__clip_high=4e-4, train__epochs=2),
         dict(tree__strategy="entropy", loss__aggregation="token_mean", train__epochs=2, train__minibatches=2),
-        dict(method="treepo", tree__top_k=1, tree__segment_tokens=12, loss__max_old_probability=0.9),
-        dict(method="spo_tree", tree__top_k=1, tree__segment_tokens=12),
+        pytest.param(
+            dict(method="treepo", tree__top_k=1, tree__segment_tokens=12, loss__max_old_probability=0.9),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(dict(method="spo_tree", tree__top_k=1, tree__segment_tokens=12), marks=pytest.mark.slow),
         dict(method="tempo", tree__initial=4),
         dict(loss__shared_tokens="once", loss__ib_confidence="reference"),
-        dict(method="lambda_grpo", tree__initial=4, train__epochs=2, train__minibatches=2, loss__kl=0.01),
-        dict(tree__strategy="uucb", tree__extra_rounds=1, loss__mask_uniform_groups=False),
+        pytest.param(
+            dict(method="lambda_grpo", tree__initial=4, train__epochs=2, train__minibatches=2, loss__kl=0.01),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            dict(tree__strategy="uucb", tree__extra_rounds=1, loss__mask_uniform_groups=False), marks=pytest.mark.slow
+        ),
         dict(tree__strategy="random", loss__ib_confidence="reference", loss__dual_clip=3.0, train__row_tokens=112),
         dict(
             tree__value="backup",
@@ -188,7 +196,8 @@ def test_several_updates_on_the_same_trees(tiny_config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"reward__terms": "format:0.5"}, {"method": "treepo"}, {"method": "tempo"}, {"method": "lambda_grpo"},
+    [{}, {"reward__terms": "format:0.5"}, pytest.param({"method": "treepo"}, marks=pytest.mark.slow),
+     pytest.param({"method": "tempo"}, marks=pytest.mark.slow), {"method": "lambda_grpo"},
      {"loss__ib_confidence": "reference", "loss__ib_weight": 2.0}],
     ids=lambda changes: ",".join(f"{key}={x}" for key, x in changes.items()) or "ibtpo",
 )  # fmt: skip

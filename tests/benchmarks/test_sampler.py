@@ -164,6 +164,7 @@ def test_a_failed_engine_says_why():
         )
 
 
+@pytest.mark.slow
 def test_gpu_on_any_device(monkeypatch, capsys):
     # Fewer shapes than --quick has, to compile less.
     monkeypatch.setattr(gpu_sizes, "QUICK", gpu_sizes.QUICK | dict(slots=1, prompts=1))
