@@ -274,6 +274,8 @@ def run(
 
 
 def main() -> None:
+    from benchmarks.output import streams
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few questions")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the tables go to stderr")
@@ -299,8 +301,7 @@ def main() -> None:
         questions=arguments.questions,
         model=arguments.model,
         data=arguments.data,
-        log=lambda text: print(text, file=sys.stderr, flush=True),
-        show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+        **streams(arguments.json),
     )
     if arguments.json:
         print(json.dumps(figures))

@@ -221,6 +221,8 @@ def run(*, quick=False, parts=PARTS, questions=0, model="", log=print, show=prin
 
 
 def main() -> None:
+    from benchmarks.output import streams
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few questions and rollouts")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the tables go to stderr")
@@ -236,8 +238,7 @@ def main() -> None:
         parts=parts,
         questions=arguments.questions,
         model=arguments.model,
-        log=lambda text: print(text, file=sys.stderr, flush=True),
-        show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+        **streams(arguments.json),
     )
     if arguments.json:
         print(json.dumps(figures))

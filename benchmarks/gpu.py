@@ -147,6 +147,8 @@ def table(results: dict[str, dict]) -> list[dict]:
 
 
 def main() -> None:
+    from benchmarks.output import streams
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model on any device")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the table goes to stderr")
@@ -166,8 +168,7 @@ def main() -> None:
         repeats=arguments.repeats,
         bandwidth=arguments.bandwidth,
         flops=arguments.flops,
-        log=lambda text: print(text, file=sys.stderr, flush=True),
-        show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+        **streams(arguments.json),
     )
     if arguments.json:
         print(json.dumps(figures))

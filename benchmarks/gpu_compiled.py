@@ -144,6 +144,8 @@ def run(
 def main() -> None:
     import jax
 
+    from benchmarks.output import streams
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two layers, two trees")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the table goes to stderr")
@@ -160,8 +162,7 @@ def main() -> None:
         remats=arguments.remat.split(","),
         moments=arguments.moments,
         lora_rank=arguments.lora_rank,
-        log=lambda text: print(text, file=sys.stderr, flush=True),
-        show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+        **streams(arguments.json),
     )
     if arguments.json:
         print(json.dumps(figures))

@@ -272,6 +272,8 @@ def _shown(rows: list[dict]) -> list[dict]:
 
 
 def main() -> None:
+    from benchmarks.output import streams
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two cases instead of sixteen")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the tables go to stderr")
@@ -283,8 +285,7 @@ def main() -> None:
     figures = run(
         quick=arguments.quick,
         peers=peers,
-        log=lambda text: print(text, file=sys.stderr, flush=True),
-        show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+        **streams(arguments.json),
     )
     if arguments.json:
         print(json.dumps(figures))

@@ -349,6 +349,8 @@ def run(
 
 
 def main() -> None:
+    from benchmarks.output import streams
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="much smaller workloads, once each")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the tables go to stderr")
@@ -369,8 +371,7 @@ def main() -> None:
         peers=peers,
         repeats=arguments.repeats,
         budget=arguments.budget,
-        log=lambda text: print(text, file=sys.stderr, flush=True),
-        show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+        **streams(arguments.json),
     )
     if arguments.json:
         print(json.dumps(figures))

@@ -320,6 +320,8 @@ def run(*, quick: bool = False, parts=PARTS, repeats: int = 7, log=print, show=p
 
 
 def main() -> None:
+    from benchmarks.output import streams
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 questions, once each")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the tables go to stderr")
@@ -334,8 +336,7 @@ def main() -> None:
         quick=arguments.quick,
         parts=parts,
         repeats=arguments.repeats,
-        log=lambda text: print(text, file=sys.stderr, flush=True),
-        show=lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True),
+        **streams(arguments.json),
     )
     if arguments.json:
         print(json.dumps(figures))

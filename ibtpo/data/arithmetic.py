@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibtpo.data.difficulties import find_difficulty
-
 SEPARATOR = "\n\n"
 _PHRASES = {"+": "Add {}.", "-": "Subtract {}.", "*": "Multiply by {}."}
 
@@ -47,11 +45,6 @@ DIFFICULTIES = {
     "normal": Difficulty(3, 5, max_start=50, max_operand=30, max_multiplier=5, max_value=199),
     "hard": Difficulty(5, 8),
 }
-
-
-def get_difficulty(name: str) -> Difficulty:
-    """The preset called `name`; UserError with the valid names when there is none."""
-    return find_difficulty(DIFFICULTIES, name)
 
 
 @dataclass(frozen=True)

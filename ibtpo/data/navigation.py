@@ -20,7 +20,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ibtpo.data.difficulties import find_difficulty
 from ibtpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,11 +91,6 @@ DIFFICULTIES = {
     "normal": Difficulty(5, 10),
     "hard": Difficulty(8, 10, max_blocked=0.35, min_chance=0.01, max_chance=0.15),
 }
-
-
-def get_difficulty(name: str) -> Difficulty:
-    """The preset called `name`; UserError with the valid names when there is none."""
-    return find_difficulty(DIFFICULTIES, name)
 
 
 def _chances(start: Place, goal: Place, blocked: Collection[Place]) -> dict[Place, float]:

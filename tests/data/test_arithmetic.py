@@ -1,5 +1,6 @@
 """Chained arithmetic: problems stay in range, solutions are right, mistakes carry on."""
 
+import functools
 import re
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibtpo.data.arithmetic import DIFFICULTIES, Difficulty, get_difficulty, make_problem, worked_solution
+from ibtpo.data.arithmetic import DIFFICULTIES, Difficulty, make_problem, worked_solution
+from ibtpo.data.difficulties import find_difficulty
 from ibtpo.errors import UserError
 
 _seeds = st.integers(0, 2**32)
-_difficulties = st.sampled_from(sorted(DIFFICULTIES)).map(get_difficulty)
+_difficulties = st.sampled_from(sorted(DIFFICULTIES)).map(functools.partial(find_difficulty, DIFFICULTIES))
 _STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
 
 
@@ -104,7 +106,7 @@ def test_every_kind_of_operation_and_length_occurs():
 
 def test_invalid_values_are_named():
     with pytest.raises(UserError, match=r"'harder'.*easy.*hard.*normal"):
-        get_difficulty("harder")
+        find_difficulty(DIFFICULTIES, "harder")
     with pytest.raises(ValueError, match=r"min_ops <= max_ops, got 3, 2"):
         Difficulty(3, 2)
     with pytest.raises(ValueError, match=r"max_start"):

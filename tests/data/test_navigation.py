@@ -1,5 +1,6 @@
 """Navigation: problems have ways, and their chances, teachers and texts are right, by slow counts of all paths."""
 
+import functools
 import itertools
 import re
 
@@ -8,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ibtpo.data.difficulties import find_difficulty
 from ibtpo.data.navigation import (
     DIFFICULTIES,
     Difficulty,
     NavigationProblem,
-    get_difficulty,
     make_problem,
     place_of,
     read_problem,
@@ -23,7 +24,7 @@ from ibtpo.errors import UserError
 from ibtpo.rewards.navigation import judge
 
 _seeds = st.integers(0, 2**32)
-_difficulties = st.sampled_from(sorted(DIFFICULTIES)).map(get_difficulty)
+_difficulties = st.sampled_from(sorted(DIFFICULTIES)).map(functools.partial(find_difficulty, DIFFICULTIES))
 _GRID = {f"{letter}{number}" for letter in "ABCDEFG" for number in "1234567"}
 
 
@@ -145,7 +146,7 @@ def test_every_length_occurs():
 
 def test_invalid_values_are_named():
     with pytest.raises(UserError, match=r"'harder'.*easy.*hard.*normal"):
-        get_difficulty("harder")
+        find_difficulty(DIFFICULTIES, "harder")
     with pytest.raises(ValueError, match=r"min_moves <= max_moves <= 12, got 6, 5"):
         Difficulty(6, 5)
     with pytest.raises(ValueError, match=r"min_blocked"):
