@@ -113,9 +113,10 @@ def most_responses(options: TreeOptions) -> int:
 
 def mean_in_flight(options: TreeOptions) -> float:
     """Responses of a question that are decoded at the same time, in the mean over its life, where a branch is half as
-    long as an unguided response and all of a round take as long."""
+    long as an unguided response and all of a round take as long. Where all begin at once, the longest of 8 to 16
+    responses is about twice as long as the mean one (log-normal lengths, 0.5 of the logarithm), so half are at work."""
     if options.strategy in ("independent", "fixed_width"):
-        return num_responses(options)
+        return max(1.0, num_responses(options) / 2)
     branches, rounds = num_responses(options) - options.initial, (options.rounds - 1) / (1 + options.lag)
     return (options.initial + branches / 2) / (1 + rounds / 2)
 
