@@ -39,7 +39,7 @@ def get_config() -> config_dict.ConfigDict:
     model.lora_targets = "all"  # matrices that have adapters: all | attention, q, k, v and o | mlp, gate, up and down
 
     config.data = data = config_dict.ConfigDict()
-    # "tfds:chained_arithmetic" or "tfds:navigation" (generated), "tfds:<name>" of a published set (docs/data.md),
+    # "tfds:<name>" of a generated task (chained_arithmetic, navigation, countdown) or a published set (docs/data.md),
     # "jsonl:<path>" or "parquet:<path>"; {split} in a path is replaced.
     data.source = ""
     # File, pattern ("parts/*.parquet") or folder with the publisher's files of "tfds:<name>" and of benchmarks, {split}
@@ -62,7 +62,7 @@ def get_config() -> config_dict.ConfigDict:
     data.system_prompt = ""  # system turn before it, chat_template only; "": the template's own
     data.max_prompt_tokens = 1024  # tokens; a longer prompt is left out of training
     data.separator = "\n\n"  # text that ends a reasoning step [paper]
-    data.difficulty = "normal"  # of a generated task: easy | normal | hard
+    data.difficulty = "normal"  # of a generated task: easy | normal | hard, or long (arithmetic)
     data.limit = 0  # use only the first data.limit problems of a split; 0: all
 
     config.tree = tree = config_dict.ConfigDict()
@@ -159,8 +159,8 @@ def get_config() -> config_dict.ConfigDict:
     loss.mask_truncated = False  # leave out responses cut off at max_new_tokens (DAPO's overlong filtering)
 
     config.reward = reward = config_dict.ConfigDict()
-    # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval) | navigation, or
-    # module:function.
+    # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval) | navigation |
+    # countdown, or module:function.
     reward.kind = "math"
     # Whether an expression still to be evaluated answers a number, "9*2" 18. It pays for a copy of the question's
     # formula (docs/evaluation.md).

@@ -37,8 +37,8 @@ def get_config() -> config_dict.ConfigDict:
     model.remat = "none"  # recomputed in the backward pass: none | elementwise | attention | full
 
     config.data = data = config_dict.ConfigDict()
-    data.source = "arithmetic"  # chained arithmetic, or "navigation", drawn as needed; or "jsonl:<path>"
-    data.difficulty = "normal"  # of a generated task: easy | normal | hard
+    data.source = "arithmetic"  # or "navigation", "countdown", drawn as needed; or "jsonl:<path>"
+    data.difficulty = "normal"  # of a generated task: easy | normal | hard, or long (arithmetic)
     data.noise = 0.2  # share of a generated task's steps that are made wrong
     data.question_field = "question"  # field of a JSON line with the question
     data.solution_field = "solution"  # field of a JSON line with the worked solution

@@ -27,7 +27,7 @@ OBJECTIVES = ("clip", "cispo", "sapo", "gspo")
 AGGREGATIONS = ("response_mean", "token_mean", "fixed_length", "unique_mean")
 SHARED_TOKENS = ("each", "once")
 # reward.kind: how a response is graded.
-REWARDS = ("math", "multiple_choice", "instructions", "navigation")
+REWARDS = ("math", "multiple_choice", "instructions", "navigation", "countdown")
 # reward.terms: terms that shape the reward in training. A function <name>_term in rewards/terms.py.
 TERMS = ("format", "length")
 
@@ -54,8 +54,8 @@ LORA_TARGETS = {
 # model.dtype, model.param_dtype, optimizer.first_moment_dtype.
 DTYPES = ("float32", "bfloat16")
 # data.source: tasks whose problems are generated, "tfds:<name>". A class in data/generated.py.
-GENERATED = ("chained_arithmetic", "navigation")
+GENERATED = ("chained_arithmetic", "navigation", "countdown")
 # data.source of ibtpo.sft: the names there of those with worked solutions.
-WORKED = {"arithmetic": "chained_arithmetic", "navigation": "navigation"}
-# data.difficulty: of a generated task.
-DIFFICULTIES = ("easy", "normal", "hard")
+WORKED = {"arithmetic": "chained_arithmetic", "navigation": "navigation", "countdown": "countdown"}
+# data.difficulty: of a generated task; "long" of chained arithmetic only.
+DIFFICULTIES = ("easy", "normal", "hard", "long")

@@ -36,9 +36,9 @@ from ibtpo.workdir_lock import locked
 def solutions(data: ConfigDict, seed: int) -> Iterator[tuple[Problem, str]]:
     """Endless stream of problems, each with a worked solution.
 
-    data.source "arithmetic" or "navigation" draws new problems of the training split of this generated task for ever,
-    never those of the held-out splits, and mistakes at the rate data.noise per step; "jsonl:<path>" goes through the
-    file's records again and again, in a new order each time.
+    data.source "arithmetic", "navigation" or "countdown" draws new problems of the training split of this generated
+    task for ever, never those of the held-out splits, and mistakes at the rate data.noise per step; "jsonl:<path>" goes
+    through the file's records again and again, in a new order each time.
 
     Raises:
       UserError: unknown source, a file without records, or a record without both texts.

@@ -10,7 +10,7 @@ from tests.config_cases import ROOT, runnable
 
 def test_names_are_those_of_the_code():
     from ibtpo import advantages, objectives, rewards
-    from ibtpo.data import arithmetic, navigation
+    from ibtpo.data.generated import TASKS
     from ibtpo.models import decoder
     from ibtpo.rewards import terms
     from ibtpo.sampling import strategies
@@ -20,7 +20,7 @@ def test_names_are_those_of_the_code():
     assert tuple(strategies.STRATEGIES) == choices.STRATEGIES
     assert tuple(rewards.KINDS) == choices.REWARDS
     assert tuple(terms.TERMS) == choices.TERMS
-    assert set(arithmetic.DIFFICULTIES) == set(navigation.DIFFICULTIES) == set(choices.DIFFICULTIES)
+    assert set().union(*(task.difficulties for task in TASKS.values())) == set(choices.DIFFICULTIES)
     assert {"none", *decoder.REMAT} == set(choices.REMATS)
 
 

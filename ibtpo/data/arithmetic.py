@@ -44,6 +44,7 @@ DIFFICULTIES = {
     "easy": Difficulty(2, 3, max_start=50, max_operand=50, max_multiplier=3, max_value=199),
     "normal": Difficulty(3, 5, max_start=50, max_operand=30, max_multiplier=5, max_value=199),
     "hard": Difficulty(5, 8),
+    "long": Difficulty(8, 12, max_start=50, max_operand=30, max_multiplier=5, max_value=199),
 }
 
 

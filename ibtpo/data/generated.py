@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from ibtpo import choices
-from ibtpo.data import arithmetic, navigation
+from ibtpo.data import arithmetic, countdown, navigation
 from ibtpo.data import prepare as prepare_lib
 from ibtpo.data.difficulties import find_difficulty
 from ibtpo.messages import hushed_import
@@ -185,6 +185,24 @@ class Navigation(GeneratedBuilder):
         return navigation.worked_solution(problem, rng, noise)
 
 
+class Countdown(GeneratedBuilder):
+    """Problems of countdown (`ibtpo.data.countdown`)."""
+
+    name = "countdown"
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    BUILDER_CONFIGS = _configs(countdown.DIFFICULTIES)
+    difficulties = countdown.DIFFICULTIES
+    kind = "countdown"
+    make_problem = staticmethod(countdown.make_problem)
+
+    @staticmethod
+    def worked(problem, rng, noise, difficulty):
+        """The text of a solution."""
+        return countdown.worked_solution(problem, rng, noise, difficulty.foresight)
+
+
+_BUILDERS: tuple[type[GeneratedBuilder], ...] = (ChainedArithmetic, Navigation, Countdown)
 TASKS: dict[str, type[GeneratedBuilder]] = {
-    name: {"chained_arithmetic": ChainedArithmetic, "navigation": Navigation}[name] for name in choices.GENERATED
+    name: next(builder for builder in _BUILDERS if builder.name == name) for name in choices.GENERATED
 }

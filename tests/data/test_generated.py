@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from ibtpo import choices
 from ibtpo.data import generated
-from ibtpo.data.arithmetic import DIFFICULTIES, Difficulty
-from ibtpo.data.generated import TASKS, ChainedArithmetic, GeneratedConfig, Navigation
+from ibtpo.data.arithmetic import Difficulty
+from ibtpo.data.generated import TASKS, ChainedArithmetic, Countdown, GeneratedConfig, Navigation
 from ibtpo.data.problems import load_problems
 from ibtpo.errors import UserError
 
+DIFFICULTIES = ("easy", "normal", "hard")  # of every task
 _SPLITS = ("train", "validation", "test")
 
 
@@ -26,11 +27,11 @@ def _small(task=ChainedArithmetic) -> GeneratedConfig:
 
 def test_every_name_leads_to_its_task():
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in choices.GENERATED}
-    assert all(set(task.difficulties) == set(choices.DIFFICULTIES) for task in TASKS.values())
+    assert all({"easy", "normal", "hard"} <= set(task.difficulties) for task in TASKS.values())
 
 
 @settings(max_examples=5)
-@given(st.sampled_from(sorted(TASKS)), st.sampled_from(sorted(DIFFICULTIES)), st.integers(1, 150))
+@given(st.sampled_from(sorted(TASKS)), st.sampled_from(DIFFICULTIES), st.integers(1, 150))
 def test_splits_share_no_problem_and_repeat_none(task, difficulty, size):
     task = TASKS[task]
     questions = {
@@ -69,6 +70,12 @@ def test_content_belongs_to_the_version():
         "normal": "From D1 to G7. Blocked: E3 F7 G5.",
         "hard": "From B1 to G6. Blocked: B6 C4 D1 D4 E3 E6 G5.",
     }
+    assert {name: first(Countdown, name).question for name in DIFFICULTIES} == {
+        "easy": "Numbers: 1 14 17. Target: 31.",
+        "normal": "Numbers: 7 7 7 12. Target: 70.",
+        "hard": "Numbers: 4 36 43 47. Target: 160.",
+    }
+    assert first(ChainedArithmetic, "long").answer == "192"
 
 
 def test_too_narrow_ranges_are_an_error(monkeypatch):
@@ -115,7 +122,7 @@ def test_several_may_prepare_at_once(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    expected = [p.question.encode() for p in ChainedArithmetic.draw_split(DIFFICULTIES["easy"], "train", 30)]
+    expected = [p.question.encode() for p in ChainedArithmetic.draw_split(_small().difficulty, "train", 30)]
     assert results == [expected] * num
     assert not list(tmp_path.glob("**/incomplete*"))
 
@@ -143,7 +150,7 @@ def test_the_whole_data_set_without_tensorflow(tmp_path):
         dict(source="tfds:chained_arithmetic", dir=str(tmp_path), difficulty="normal", limit=50, prompt="{question}")
     )
     problems = load_problems(config, "test")
-    drawn = ChainedArithmetic.draw_split(DIFFICULTIES["normal"], "test", 50)
+    drawn = ChainedArithmetic.draw_split(ChainedArithmetic.difficulties["normal"], "test", 50)
     assert [(p.id, p.question, p.answer) for p in problems] == [(i, d.question, d.answer) for i, d in enumerate(drawn)]
     with pytest.raises(UserError, match=r"no split 'dev'.*'test', 'train', 'validation'"):
         load_problems(config, "dev")
@@ -152,15 +159,16 @@ def test_the_whole_data_set_without_tensorflow(tmp_path):
         load_problems(config, "test")
 
 
-def test_navigation_is_a_source_with_a_reward_of_its_own(tmp_path, monkeypatch):
-    builder = Navigation.prepare(_small(Navigation), str(tmp_path))  # as a run does, but fewer
-    monkeypatch.setattr(Navigation, "prepare", lambda *_: builder)
+@pytest.mark.parametrize("task", [Navigation, Countdown], ids=["navigation", "countdown"])
+def test_a_task_is_a_source_with_a_reward_of_its_own(task, tmp_path, monkeypatch):
+    builder = task.prepare(_small(task), str(tmp_path))  # as a run does, but fewer
+    monkeypatch.setattr(task, "prepare", lambda *_: builder)
     config = ConfigDict(
-        dict(source="tfds:navigation", dir=str(tmp_path), difficulty="easy", limit=0, prompt="{question}")
+        dict(source=f"tfds:{task.name}", dir=str(tmp_path), difficulty="easy", limit=0, prompt="{question}")
     )
     problems = load_problems(config, "test")
-    drawn = Navigation.draw_split(Navigation.difficulties["easy"], "test", 8)
-    assert [(p.question, p.answer, p.kind) for p in problems] == [(d.question, d.answer, "navigation") for d in drawn]
+    drawn = task.draw_split(task.difficulties["easy"], "test", 8)
+    assert [(p.question, p.answer, p.kind) for p in problems] == [(d.question, d.answer, task.name) for d in drawn]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

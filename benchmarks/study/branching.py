@@ -1,0 +1,142 @@
+"""Suite "branching" (the paper's Table 3): trees of the base model, without training.
+
+    python -m benchmarks.study.branching --task=navigation --seed=0 --questions=256 --out=FOLDER
+
+One process samples the trees of every variant for the same held-out questions, with the draws of one seed, and writes
+a file with a row for each into FOLDER; what is there is kept. Columns beside those of `benchmarks/branching.py`, where
+p(a*|s) is known: bias (mean of p̂ - p) and error (root of the mean square) of each estimate over the nodes with
+children, and over the questions alone; and how many forks are at the node with the highest exact J.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.branching import PRINTED, STRATEGIES, row_of, tree_options
+from benchmarks.study.jobs import ROOT
+from benchmarks.study.tasks import TASKS
+
+_ROUNDS = dict(initial=4, rounds=9, top_k=1, branch=1)
+_READINGS = {
+    "uniform": {},
+    "responses": dict(child_weight="responses"),
+    "backup": dict(branch_value="backup"),
+    "once": dict(rebranch=1),
+}
+# Name: fields of TreeOptions and ScoreOptions. "ib" is the method's default, others as printed but for what is said.
+VARIANTS: dict[str, dict[str, Any]] = {
+    name: STRATEGIES[name]
+    for name in ("independent 8", "independent 12", "random", "fixed width", "entropy 8 x 1", "ib")
+} | {
+    f"ib {reading}, {confidence.split('_')[0]}, beta {beta:g}": dict(
+        strategy="ib", **_ROUNDS, **(PRINTED | changes | dict(confidence=confidence, beta=beta))
+    )
+    for (reading, changes), confidence, beta in itertools.product(
+        _READINGS.items(), ("geometric_mean", "joint"), (1.0, 5.0, 10.0)
+    )
+}
+FIRST = ("independent 8", "independent 12", "random", "fixed width", "entropy 8 x 1", "ib")
+_ESTIMATES = {"leaf mean": {}, "backup": dict(value="backup")}
+
+
+def file_of(name: str) -> str:
+    """The file of a variant's row."""
+    return "".join(c if c.isalnum() else "_" for c in name) + ".json"
+
+
+def estimate_errors(trees, known) -> dict[str, float]:
+    """Bias and error of each estimate of p(a*|s) over the nodes with children, and of the questions."""
+    from ibtpo.ib_score import node_values
+    from ibtpo.tree import children_mask
+
+    found = {}
+    for name, options in (*_ESTIMATES.items(), ("unguided", dict(root="initial"))):
+        inner, roots = [], []
+        for sampled, exact in zip(trees, known):
+            off = np.asarray(node_values(sampled.tree, **options))[0] - exact.of_nodes(sampled)
+            parents = np.asarray(children_mask(sampled.tree))[0].any(axis=1)
+            inner += off[parents].tolist()
+            roots.append(off[0])
+        if name != "unguided":
+            found |= {f"bias, {name}": np.mean(inner), f"error, {name}": np.sqrt(np.mean(np.square(inner)))}
+        found |= {f"root bias, {name}": np.mean(roots), f"root error, {name}": np.sqrt(np.mean(np.square(roots)))}
+    return {name: float(value) for name, value in found.items()}
+
+
+def best_forks(trees, known, options, codec) -> dict[str, float]:
+    """How often a fork is at the truly best node, and how often a draw among the candidates would be."""
+    from benchmarks.exact_values import forks_of
+
+    rows = [row for sampled, exact in zip(trees, known) for row in forks_of(sampled, exact, options, codec)]
+    return {
+        "at the best node": statistics.fmean(row["best"] for row in rows),
+        "best by chance": statistics.fmean(1 / row["candidates"] for row in rows),
+        "exact J taken": statistics.fmean(row["taken"] for row in rows),
+        "exact J best": statistics.fmean(row["highest"] for row in rows),
+    }
+
+
+def rows(task: str, seed: int, questions: int, names: list[str]) -> Iterator[dict[str, Any]]:
+    """A row of each variant."""
+    import jax
+
+    from benchmarks.exact_values import exact
+    from ibtpo import config as config_lib
+    from ibtpo.compilation_cache import enable_compilation_cache
+    from ibtpo.data.problems import load_problems
+    from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
+    from ibtpo.sampling import TreeOptions
+    from ibtpo.sampling.logits import SamplingParams
+
+    config = config_lib.resolve(config_lib.load(str(ROOT / "configs" / f"{TASKS[task].config}.py")))
+    enable_compilation_cache(config)
+    policy = load_policy(config)
+    problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)[:questions]
+    asked = [policy.question(p.id, p, config.data) for p in problems]
+    known = []
+    if TASKS[task].exact:
+        known = [exact(policy, q.tokens, p.answer, config.sampling.temperature) for p, q in zip(problems, asked)]
+    base = TreeOptions.from_config(config)
+    with make_grader(config) as grader:
+        grade = make_grade(policy, grader, {p.id: p for p in problems})
+        for name in names:
+            began = time.monotonic()
+            options = tree_options(VARIANTS[name], base)
+            sampler = make_sampler(policy, config, **vars(options))
+            sampling = SamplingParams.from_config(config.sampling)
+            trees, stats = sampler(policy.params, asked, grade, key=jax.random.key(seed), sampling=sampling)
+            row = {"task": task, "tree": name, "seed": seed, "questions": len(trees)} | row_of(trees, policy.codec)
+            if known:
+                row |= estimate_errors(trees, known)
+                if options.strategy in ("ib", "random"):
+                    row |= best_forks(trees, known, options, policy.codec)
+            yield row | {"sampling s": stats.seconds, "seconds": time.monotonic() - began}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--questions", type=int, default=256)
+    parser.add_argument("--trees", default=";".join(VARIANTS), help="variants, separated by semicolons")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    names = [name for name in arguments.trees.split(";") if not (arguments.out / file_of(name)).exists()]
+    for row in rows(arguments.task, arguments.seed, arguments.questions, names) if names else ():
+        path = arguments.out / file_of(row["tree"])
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(row, indent=1) + "\n")
+        partial.replace(path)
+        print(f"{row['tree']}: {row['seconds']:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The study: its flags are valid, its runs go on where they stopped, its numbers are what they say."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.branching import tree_options
+from benchmarks.study import tables, training
+from benchmarks.study.branching import VARIANTS, estimate_errors, file_of
+from benchmarks.study.jobs import OUTPUT, ROOT, Job, JobError, run_command, run_jobs
+from benchmarks.study.tasks import BASELINE, METHODS, SWEEPS, TASKS
+from ibtpo.sampling import TreeOptions
+from ibtpo.sampling.strategies import num_responses
+from tests.config_cases import parse
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_method_is_a_valid_configuration(task):
+    for flags in (METHODS | SWEEPS).values():
+        config = parse(*flags, path=ROOT / "configs" / f"{task.config}.py")
+        responses = num_responses(TreeOptions.from_config(config))
+        assert responses == (8 if config.tree.strategy == "independent" and config.tree.initial == 8 else 12)
+
+
+def test_a_sweep_changes_the_one_value_that_it_names():
+    base = parse(*METHODS["ibtpo"])
+    for value in (0.0, 0.5):
+        assert parse(*SWEEPS[f"lambda {value:g}"]).loss.ib_weight == value
+    assert base.loss.ib_weight == 0.1 and base.tree.beta == 5.0
+    assert parse(*SWEEPS["lambda 0.1"]) == base == parse(*SWEEPS["beta 5"])
+
+
+def test_variants_are_trees_with_names_of_their_own():
+    groups = {name: num_responses(tree_options(changes, TreeOptions())) for name, changes in VARIANTS.items()}
+    assert groups.pop("independent 8") == 8 and set(groups.values()) == {12}
+    assert len(groups) == 5 + 4 * 2 * 3
+    assert len({file_of(name) for name in VARIANTS}) == len(VARIANTS)
+    readings = [json.dumps(VARIANTS[name], sort_keys=True) for name in VARIANTS]
+    assert len(set(readings)) == len(readings)
+
+
+def job(folder, what, seen):
+    def work(own, cores):
+        seen.append((own.name, tuple(cores)))
+        if isinstance(what, Exception):
+            raise what
+        return {"found": what}
+
+    return Job(folder, work)
+
+
+def test_runs_that_are_done_are_read_and_failures_do_not_stop_the_others(tmp_path):
+    seen, lines = [], []
+    found = {"a": 1, "b": JobError("b: broken"), "c": 3}
+    jobs = [job(tmp_path / name, what, seen) for name, what in found.items()]
+    assert run_jobs(jobs, 1, lines.append) == ["b: broken"]
+    assert [name for name, _ in seen] == ["a", "b", "c"]
+    assert [j.result() for j in jobs] == [{"found": 1}, None, {"found": 3}]
+    assert any("FAILED b: broken" in line for line in lines) and lines[0] == "3 runs, 0 of them done already"
+    again: list = []
+    assert run_jobs([job(tmp_path / name, 9, again) for name in "abc"], 2, lines.append) == []
+    assert [name for name, _ in again] == ["b"]
+    assert Job(tmp_path / "a", None).result() == {"found": 1}
+
+
+def test_a_bug_is_no_failed_run(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run_jobs([job(tmp_path / "a", ZeroDivisionError(), [])], 1, lambda _: None)
+
+
+def test_a_command_runs_on_its_cores_and_says_why_it_failed(tmp_path):
+    import os
+
+    cores = sorted(os.sched_getaffinity(0))[:1]
+    run_command(["-c", "import os; print(sorted(os.sched_getaffinity(0)))"], tmp_path, cores)
+    assert (tmp_path / OUTPUT).read_text() == f"{cores}\n"
+    with pytest.raises(JobError, match=r"exit code 3: .*last words"):
+        run_command(["-c", "print('last words'); raise SystemExit(3)"], tmp_path, cores)
+
+
+def result(seed, gain, seconds=100.0, rate=1e-3):
+    return {
+        "learning_rate": rate, "seed": seed, "updates": 10, "steps": [0, 5, 10], "tokens": [0.0, 500.0, 1000.0],
+        "seconds": [0.0, seconds / 2, seconds], "avg": [0.2, 0.3 + gain, 0.4 + gain], "pass": [0.5, 0.6, 0.7],
+        "avg_at_many": 0.4, "pass_at_many": 0.8 + gain,
+        "curves": {"eff_rate": [0.5, 0.7], "entropy": [1.0, 0.5]},
+    }  # fmt: skip
+
+
+def test_costs_are_read_between_evaluations():
+    run = result(0, 0.0)
+    assert training.at_cost(run, "tokens", 750) == pytest.approx(0.35)
+    assert training.at_cost(run, "seconds", 25) == pytest.approx(0.25)
+    assert training.at_cost(run, "tokens", 5000) == 0.4  # it ended before
+    assert training.updates_for(1000, {"tokens_per_update": 90.0}) == 11
+    assert training.updates_for(10, {"tokens_per_update": 90.0}) == 1
+
+
+def test_the_learning_rate_is_that_of_the_best_run():
+    runs = {rate: {"avg": [0.9, last]} for rate, last in ((1e-3, 0.5), (3e-4, 0.5), (1e-4, 0.4))}
+    assert training.best_rate(runs) == 3e-4
+
+
+def test_differences_are_paired_by_seed():
+    gains = {0: 0.10, 1: 0.14, 2: 0.12}
+    noise = {0: 0.0, 1: -0.2, 2: 0.1}  # the seed's own, which the pairs do without
+    results = {}
+    for seed in range(3):
+        results["t", BASELINE, seed] = result(seed, noise[seed], seconds=100.0)
+        results["t", "ibtpo", seed] = result(seed, noise[seed] + gains[seed], seconds=200.0)
+    rows = tables.seed_rows(results, {"t": 1000})
+    table = {row["method"]: row for row in tables.training_table(rows, "t")}
+    # Student's t with two degrees of freedom: 4.303 x 0.02 / sqrt(3) = 0.0497.
+    assert table["ibtpo"]["less grpo 8"] == table["ibtpo"]["less grpo 8 "] == "12.0 (7.0 .. 17.0)"
+    assert table[BASELINE]["less grpo 8"] == "-"
+    # In the time of the quickest the other has done half of its updates.
+    half = [row["avg at equal time"] for row in rows if row["method"] == "ibtpo"]
+    assert half == pytest.approx([0.3 + noise[s] + gains[s] for s in range(3)])
+    assert tables.training_table(rows, "other") == []
+
+
+def test_intervals_are_students():
+    mean, low, high = tables.interval([1.0, 2.0, 3.0, 4.0])
+    assert (mean, low, high) == pytest.approx((2.5, 2.5 - 2.0542, 2.5 + 2.0542), abs=1e-4)
+    assert tables.shown([0.25]) == "25.0" and np.isnan(tables.interval([1.0])[1])
+
+
+def test_rows_are_written_with_all_columns(tmp_path):
+    tables.write_csv(tmp_path / "x" / "rows.csv", [{"a": 1, "b": 0.123456789}, {"a": 2, "c": "text, more"}])
+    with open(tmp_path / "x" / "rows.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"a": "1", "b": "0.123457", "c": ""}, {"a": "2", "b": "", "c": "text, more"},
+        ]  # fmt: skip
+
+
+def test_estimates_are_compared_with_what_is_true():
+    from benchmarks import simulated
+
+    simulation = simulated.Simulation(tree_options(VARIANTS["random"], TreeOptions()))
+    trees = [simulation.grow(id) for id in range(4)]
+
+    class Known:
+        def __init__(self, value):
+            self.value = value
+
+        def of_nodes(self, sampled):
+            return np.full(sampled.tree.node_parent.shape[1], self.value)
+
+    errors = estimate_errors(trees, [Known(0.0)] * 4)
+    unguided = [np.mean([r.reward for r in t.responses if r.round == 0]) for t in trees]
+    everyone = [np.mean([r.reward for r in t.responses]) for t in trees]
+    assert errors["root bias, unguided"] == pytest.approx(np.mean(unguided))
+    assert errors["root bias, leaf mean"] == pytest.approx(np.mean(everyone))
+    assert errors["root error, leaf mean"] == pytest.approx(np.sqrt(np.mean(np.square(everyone))))
+    shifted = estimate_errors(trees, [Known(0.5)] * 4)
+    assert shifted["bias, backup"] == pytest.approx(errors["bias, backup"] - 0.5)
+
+
+@pytest.mark.slow
+def test_a_quick_study_runs_and_is_read_the_second_time(tmp_path):
+    command = [
+        sys.executable, "-m", "benchmarks.study", "--quick", "--json", "--tasks=arithmetic", "--methods=grpo 8,ibtpo",
+        f"--folder={tmp_path}", f"--csv={tmp_path / 'csv'}",
+    ]  # fmt: skip
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(first.stdout)
+    assert found["failed"] == [] and {row["method"] for row in found["results"]["training"]} == {"grpo 8", "ibtpo"}
+    assert {row["tree"] for row in found["results"]["branching"]} >= {"ib", "random"}
+    assert [goal["name"] for goal in found["goals"]]
+    assert (tmp_path / "csv" / "training-arithmetic.png").stat().st_size > 10_000
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout)["results"] == found["results"]
+    assert "2 runs, 2 of them done already" in again.stderr
