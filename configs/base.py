@@ -62,6 +62,7 @@ def get_config() -> config_dict.ConfigDict:
     data.system_prompt = ""  # system turn before it, chat_template only; "": the template's own
     data.max_prompt_tokens = 1024  # tokens; a longer prompt is left out of training
     data.separator = "\n\n"  # text that ends a reasoning step [paper]
+    data.moved_steps = 0.0  # share of the steps' ends put 1 to 3 tokens later, to see how much depends on them
     data.difficulty = "normal"  # of a generated task: easy | normal | hard, or long (arithmetic)
     data.limit = 0  # use only the first data.limit problems of a split; 0: all
 

@@ -53,5 +53,7 @@ SWEEPS: dict[str, tuple[str, ...]] = {
 } | {
     "tree 2-11-1-1": (_TREE, "--config.tree.initial=2", "--config.tree.rounds=11"),
     "tree 8-5-1-1": (_TREE, "--config.tree.initial=8", "--config.tree.rounds=5"),
+    "steps moved 10 %": (_TREE, "--config.data.moved_steps=0.1"),
+    "steps moved 50 %": (_TREE, "--config.data.moved_steps=0.5"),
     "no mask": (_TREE, "--config.loss.mask_uniform_groups=False"),
 }

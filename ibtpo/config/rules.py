@@ -184,6 +184,7 @@ RULES: dict[str, Rule] = {
     "data.system_prompt": _TEXT,
     "data.max_prompt_tokens": _whole(1),
     "data.separator": _SEPARATOR,
+    "data.moved_steps": _real(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "data.difficulty": _one_of(*choices.DIFFICULTIES),
     "data.limit": _whole(0),
     "tree.strategy": _one_of_or_own(*choices.STRATEGIES),

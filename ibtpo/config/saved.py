@@ -75,7 +75,7 @@ CHANGES: dict[str, tuple[str, str]] = {
 }
 
 # What runs that were saved before there was such a key have done.
-EARLIER = {"model.lora_rank": 0, "model.lora_alpha": 32.0, "model.lora_targets": "all"}
+EARLIER = {"data.moved_steps": 0.0, "model.lora_rank": 0, "model.lora_alpha": 32.0, "model.lora_targets": "all"}
 
 
 def kind_of_change(key: str) -> str:

@@ -1,6 +1,7 @@
 """Between tokens and text: where a response ends, where its steps end, where its answer starts, its text."""
 
 import functools
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,24 @@ from ibtpo.sampling.stops import StopTable
 
 StepEnds = Callable[[np.ndarray], Sequence[int]]
 FindAnswer = Callable[[str], int]
+
+MOST_MOVED = 3  # tokens that `Codec.moved_steps` puts an end later
+
+
+def move_ends(tokens: Sequence[int] | np.ndarray, ends: Sequence[int], share: float) -> list[int]:
+    """The ends of steps with a share of them 1 to MOST_MOVED tokens later; the last one stays. An end that would pass
+    the text's is left out, and those that meet are one."""
+    if not len(ends):
+        return []
+    sequence, last = np.asarray(tokens, "<i4"), ends[-1]
+    found = {last}
+    for end in ends[:-1]:
+        drawn = zlib.crc32(sequence[:end].tobytes())
+        if drawn < share * 2**32:
+            end += 1 + zlib.crc32(drawn.to_bytes(4, "little")) % MOST_MOVED
+        if end < last:
+            found.add(end)
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,8 @@ class Codec:
       token_bytes: the bytes of each token, up to V entries; tokens beyond them spell nothing. Without any a response is
         one step and states no answer.
       separator: the bytes between two steps.
+      moved_steps: the share of the steps' ends that are put 1 to MOST_MOVED tokens later, to see how much depends on
+        them. Which, and by how many, a checksum of the tokens before says, so that branches are cut alike.
       find_answer: where a text first states its answer, its length where it never does (`rewards.find_statement`); no
         strategy forks behind it. `len`: no text does. A `Question` may have a rule of its own.
       cut_steps: instead of the separator, where there is no text: exclusive ends of the steps of generated tokens, the
@@ -37,6 +58,7 @@ class Codec:
     stop_strings: Sequence[str] = ()
     token_bytes: Sequence[bytes] = ()
     separator: bytes = b"\n\n"
+    moved_steps: float = 0.0
     find_answer: FindAnswer = len
     cut_steps: StepEnds | None = None
 
@@ -55,7 +77,8 @@ class Codec:
             return self.cut_steps(tokens)
         from ibtpo.data.tokenizer import step_ends  # with the library of tokenizers, which takes long to import
 
-        return step_ends(tokens, self.token_bytes, self.separator, self.stop_ids)
+        ends = step_ends(tokens, self.token_bytes, self.separator, self.stop_ids)
+        return move_ends(tokens, ends, self.moved_steps) if self.moved_steps else ends
 
     def answer_start(self, tokens: Sequence[int] | np.ndarray, find_answer: FindAnswer | None = None) -> int:
         """Index of the token in which the first statement of an answer begins; len(tokens) without one.

@@ -6,6 +6,7 @@ import pytest
 from ibtpo.errors import UserError
 from ibtpo.rewards import find_statement
 from ibtpo.sampling import Codec
+from ibtpo.sampling.codec import MOST_MOVED, move_ends
 
 PIECES = [b"", b"a", b" b", b"\n\n", b"\\", b"boxed{", b"3}", "é".encode()[:1], "é".encode()[1:]]
 # Three ids more than the tokenizer has.
@@ -46,3 +47,29 @@ def test_stops_are_made_once_and_checked():
     assert len(codec.stops.table) == 2 and len(CODEC.stops.table) == 1
     with pytest.raises(UserError, match=r"stop tokens \[12\] lie outside the vocabulary of 12"):
         assert Codec(12, stop_ids=[12]).stops
+
+
+def test_moved_ends_are_a_share_of_them_later_and_the_last_one_stays():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 9, 20_000)
+    ends = [*range(10, 20_000, 10), 20_000]
+    assert move_ends(tokens, ends, 0.0) == ends and move_ends(tokens[:0], [], 0.5) == []
+    moved = move_ends(tokens, ends, 0.3)
+    late = [end % 10 for end in moved if end % 10]
+    assert len(moved) == len(ends) and moved[-1] == 20_000
+    assert abs(len(late) / len(ends) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / len(ends))
+    assert [late.count(n) / len(late) for n in (1, 2, 3)] == pytest.approx([1 / 3] * 3, abs=0.1)
+    assert all(end % 10 for end in move_ends(tokens, ends, 1.0)[:-1])
+    assert set(late) == {1, 2, MOST_MOVED}
+
+
+def test_moved_ends_are_the_same_for_whoever_shares_them():
+    """A response and its beginning, and a branch, are cut alike in what they share; steps that meet are one."""
+    rng = np.random.default_rng(1)
+    codec = Codec(12, stop_ids=[0], token_bytes=PIECES, moved_steps=0.5)
+    for _ in range(50):
+        tokens = rng.choice([1, 2, 3], 60)
+        branch = np.concatenate([tokens[:40], rng.choice([1, 2, 3], 30)])
+        ends, others = (set(codec.step_ends(t)) for t in (tokens, branch))
+        assert {e for e in ends if e <= 40} == {e for e in others if e <= 40}
+        assert max(ends) == 60 and list(codec.step_ends(tokens)) == sorted(ends)
