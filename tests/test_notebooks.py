@@ -28,6 +28,28 @@ def test_tiny_notebook_trains_prints_trees_and_shows_the_curve(repo_root, tiny_m
     assert len(viewers) == 3 and all("Content-Security-Policy" in page for page in viewers)
 
 
+def test_the_notebook_of_the_score_says_what_the_library_says(repo_root):
+    """Its arithmetic is asserted in it; what it keeps as outputs is what it prints now."""
+    notebook = nbformat.read(repo_root / "notebooks" / "ib_score.ipynb", as_version=4)
+    kept = [printed(cell) for cell in notebook.cells]
+    nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(repo_root / "notebooks")}}
+    ).execute()
+    assert [printed(cell) for cell in notebook.cells] == kept
+    text = "".join(kept)
+    assert "J = 1 + 5 · +0.0400 = 1.200; the library says 1.200" in text
+    assert "response 1 right" in text and "branches next after '12+30=42' of response 0" in text
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def printed(cell) -> str:
+    """The standard output of a cell."""
+    outputs = [output for output in cell.get("outputs", []) if output["output_type"] == "stream"]
+    return "".join(output["text"] for output in outputs if output["name"] == "stdout")
+
+
+@pytest.mark.parametrize("name", ["tiny", "ib_score"])
 @pytest.mark.parametrize(
     "files, start, root, fetched",
     [
@@ -36,8 +58,8 @@ def test_tiny_notebook_trains_prints_trees_and_shows_the_curve(repo_root, tiny_m
         (["ibtpo/train.py", "configs/tiny.py"], "notebooks", "", 0),
     ],
 )
-def test_the_first_cell_finds_the_checkout(files, start, root, fetched, repo_root, tmp_path, monkeypatch):
-    notebook = nbformat.read(repo_root / "notebooks" / "tiny.ipynb", as_version=4)
+def test_the_first_cell_finds_the_checkout(name, files, start, root, fetched, repo_root, tmp_path, monkeypatch):
+    notebook = nbformat.read(repo_root / "notebooks" / f"{name}.ipynb", as_version=4)
     cell = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
     commands = []
 
@@ -51,7 +73,7 @@ def test_the_first_cell_finds_the_checkout(files, start, root, fetched, repo_roo
         if command[0] == "git":
             make("ibtpo/ibtpo/train.py", "ibtpo/configs/tiny.py")
 
-    make(*(tmp_path / file for file in (*files, f"{start or '.'}/tiny.ipynb")))
+    make(*(tmp_path / file for file in (*files, f"{start or '.'}/{name}.ipynb")))
     monkeypatch.setattr(subprocess, "run", fetch)
     monkeypatch.setattr(sys, "path", list(sys.path))
     # At first, again in the same kernel, and in a new one, which starts where the first did.
