@@ -1,8 +1,9 @@
 """Suite "training": what each method learns from equally many generated tokens, and in equal time.
 
 For each task and method: a pilot of two updates says how many tokens an update generates, from which the number of
-updates follows; the learning rate is the best of three, by one run with half of the tokens and a seed of its own; then
-one run a seed, evaluated five times on the way, whose last checkpoint is evaluated with 64 responses a question.
+updates follows; the learning rate is the best of three on the validation split, by one run with half of the tokens and
+a seed of its own; then one run a seed, evaluated five times on the way on the test split, whose last checkpoint is
+evaluated with 64 responses a question.
 """
 
 import functools
@@ -77,11 +78,11 @@ def updates_for(tokens: int, pilot_result: Mapping[str, Any]) -> int:
 
 
 def learn(
-    task: Task, flags: Flags, setting: Setting, updates: int, rate: float, seed: int, evaluations: int,
+    task: Task, flags: Flags, setting: Setting, updates: int, rate: float, seed: int, tuning: bool,
     folder: pathlib.Path, cores: Sequence[int],
 ) -> dict[str, Any]:  # fmt: skip
-    """One run: its curve, and what it cost."""
-    every = math.ceil(updates / evaluations)
+    """One run: its curve, and what it cost. tuning: a run that only says how good its learning rate is."""
+    every = updates if tuning else math.ceil(updates / EVALUATIONS)
     own = [
         f"--config.train.steps={updates}",
         f"--config.train.seed={seed}",
@@ -89,9 +90,10 @@ def learn(
         f"--config.eval.every={every}",
         f"--config.checkpoint.every={every}",
     ]
-    train(task.config, folder, cores, [*flags, *setting.small(), *own, *setting.evaluation()])
+    split = ["--config.data.eval_split=validation"] if tuning else []
+    train(task.config, folder, cores, [*flags, *setting.small(), *own, *split, *setting.evaluation()])
     result = curve_of(read(folder)) | {"learning_rate": rate, "seed": seed, "updates": updates}
-    if evaluations > 1:
+    if not tuning:
         result |= evaluate(task, setting, folder, cores)
     return result
 
@@ -158,7 +160,7 @@ def tuning(
     for (t, m), result in tokens_of.items():
         updates = updates_for(setting.tokens(tasks[t]) // 2, result)
         for rate in LEARNING_RATES:
-            work = functools.partial(learn, tasks[t], methods[m], setting, updates, rate, TUNING_SEED, 1)
+            work = functools.partial(learn, tasks[t], methods[m], setting, updates, rate, TUNING_SEED, True)
             found[t, m, rate] = Job(setting.folder / "tuning" / slug(t) / slug(m) / f"{rate:g}", work)
     return found
 
@@ -172,6 +174,6 @@ def seeds(
     for seed in range(number):
         for (t, m), rate in rates.items():
             updates = updates_for(setting.tokens(tasks[t]), tokens_of[t, m])
-            work = functools.partial(learn, tasks[t], methods[m], setting, updates, rate, seed, EVALUATIONS)
+            work = functools.partial(learn, tasks[t], methods[m], setting, updates, rate, seed, False)
             found[t, m, seed] = Job(setting.folder / "training" / slug(t) / slug(m) / f"seed{seed}", work)
     return found
