@@ -50,7 +50,7 @@ class Difficulty:
     min_target: int = 10
     min_chance: float = 0.005
     max_chance: float = 0.1
-    foresight: float = 0.5
+    foresight: float = 0.9
 
     def __post_init__(self):
         if not 2 <= self.numbers <= MOST_NUMBERS:
@@ -70,7 +70,7 @@ class Difficulty:
 # The values that `data.difficulty` may take.
 DIFFICULTIES = {
     "easy": Difficulty(3, max_number=30, max_target=99, min_chance=0.05, max_chance=0.25),
-    "normal": Difficulty(4, max_number=20, max_target=99),
+    "normal": Difficulty(4, max_number=20, max_target=99, min_chance=0.02, max_chance=0.2),
     "hard": Difficulty(4, max_number=50, max_target=499, min_chance=0.002, max_chance=0.02),
 }
 
@@ -175,7 +175,7 @@ def make_problem(rng: "np.random.Generator", difficulty: Difficulty) -> Countdow
 
 
 def worked_solution(
-    problem: CountdownProblem, rng: "np.random.Generator", noise: float = 0.0, foresight: float = 0.5
+    problem: CountdownProblem, rng: "np.random.Generator", noise: float = 0.0, foresight: float = 0.9
 ) -> str:
     """The response of a teacher.
 

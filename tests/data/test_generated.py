@@ -71,9 +71,9 @@ def test_content_belongs_to_the_version():
         "hard": "From B1 to G6. Blocked: B6 C4 D1 D4 E3 E6 G5.",
     }
     assert {name: first(Countdown, name).question for name in DIFFICULTIES} == {
-        "easy": "Numbers: 1 14 17. Target: 31.",
-        "normal": "Numbers: 7 7 7 12. Target: 70.",
-        "hard": "Numbers: 4 36 43 47. Target: 160.",
+        "easy": "Numbers: 16 24 30. Target: 38.",
+        "normal": "Numbers: 7 17 19 20. Target: 63.",
+        "hard": "Numbers: 4 18 26 32. Target: 54.",
     }
     assert first(ChainedArithmetic, "long").answer == "192"
 
