@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ibtpo import choices
+from ibtpo import choices, hub
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.config import check_folder
 from ibtpo.data.generated import TASKS
@@ -27,7 +27,7 @@ from ibtpo.metrics import MetricWriter, Progress
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import REMAT, Decoder
-from ibtpo.models.locate import model_folder
+from ibtpo.models.locate import configured_folder
 from ibtpo.optimizer import make_optimizer
 from ibtpo.packing import TokenBatch
 from ibtpo.workdir_lock import locked
@@ -160,11 +160,14 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 def train(config: ConfigDict, workdir: str) -> None:
     """The same, in folders that are checked and its own."""
-    tokenizer = load_tokenizer(model_folder(config.tokenizer))
+    config = hub.with_pins(config, hub.pins(config, sections=["model"]))
+    revision = config.model.revision if config.tokenizer == config.model.path else ""
+    own = configured_folder({"path": config.tokenizer, "revision": revision}, hub.TOKENIZER_FILES)
+    tokenizer = load_tokenizer(own)
     token_bytes(tokenizer)  # refuses a tokenizer that later runs refuse, before the weights are read
     dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
     if config.model.path:
-        decoder = hf.load(model_folder(config.model.path), **dtypes, finite=True)
+        decoder = hf.load(configured_folder(config.model), **dtypes, finite=True)
     else:
         architecture = ModelConfig(vocab_size=len(tokenizer), **config.model.architecture)
         decoder = Decoder(architecture, rngs=nnx.Rngs(config.train.seed), **dtypes)
@@ -206,7 +209,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         hf.save(
             nnx.merge(graphdef, params),
             config.output,
-            tokenizer_from=model_folder(config.tokenizer),
+            tokenizer_from=own,
             token_ids={"eos_token_id": tokenizer.eos_token_id},
         )
         progress.print(f"wrote {config.output}")
