@@ -69,4 +69,9 @@ def get_config() -> config_dict.ConfigDict:
     config.log = log = config_dict.ConfigDict()
     log.every = 50  # updates between two rows of metrics.jsonl
     log.tensorboard = False  # write TensorBoard event files too
+    # Weights & Biases too (docs/watching.md); WANDB_MODE=offline records in the workdir.
+    log.wandb = False
+    log.trackio = False  # Trackio too
+    log.project = "ibtpo"  # project of the run at these services
+    log.run_name = ""  # its name there; "": that of the workdir's folder
     return config

@@ -26,6 +26,8 @@ _ID = re.compile(rf"{_PART}/{_PART}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[A-Za-z0-9_][\w./-]{0,199}(@[0-9a-f]{40})?", re.ASCII)
 DEFAULT = "main"
+# First parts of paths that are no owner of anything: a slip in such a path asks nobody.
+_FOLDERS = ("assets", "checkpoints", "configs", "data", "exports", "models", "problems", "runs")
 
 # A model's own files: no copies in other formats, which lie in folders or end otherwise.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -231,9 +233,10 @@ def library() -> Any:
 
 
 def _may_be_id(model: Mapping[str, Any]) -> bool:
-    """Whether model.path has the form of an id, and is no folder that model.preset is about or the package has."""
+    """Whether model.path has the form of an id, and is neither in a folder that is called so in the documents nor what
+    model.preset is about."""
     path = model["path"]
-    return is_id(path) and not path.startswith(("assets/", "configs/")) and model.get("preset", "") in ("", path)
+    return is_id(path) and path.split("/")[0] not in _FOLDERS and model.get("preset", "") in ("", path)
 
 
 def model_repo(model: Mapping[str, Any]) -> Repo | None:

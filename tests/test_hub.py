@@ -123,7 +123,7 @@ def test_a_folder_of_that_name_wins_and_so_does_one_that_a_preset_is_about(tmp_p
     assert hub.model_repo(model).id == ID
     assert hub.model_repo({**model, "preset": ID}).id == ID
     assert hub.model_repo({"path": "models/Qwen3-8B", "preset": "Qwen/Qwen3-8B"}) is None
-    assert hub.model_repo({"path": "assets/qwen3-tiny"}) is None
+    assert hub.model_repo({"path": "assets/qwen3-tiny"}) is hub.model_repo({"path": "models/Qwen3-8B"}) is None
     (tmp_path / "Qwen" / "Qwen3-0.6B").mkdir(parents=True)
     assert hub.model_repo(model) is None
 

@@ -33,6 +33,10 @@ _SHARED = (
     "train.seed",
     "log.every",
     "log.tensorboard",
+    "log.wandb",
+    "log.trackio",
+    "log.project",
+    "log.run_name",
 )
 _SIZES = ("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_positions")
 
