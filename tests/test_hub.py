@@ -184,6 +184,13 @@ def test_a_run_from_before_there_were_revisions_goes_on(pinning):
     assert hub.pins(config, saved) == {} and pinning == []
 
 
+def test_a_data_set_that_cannot_be_fetched_has_its_own_command_and_key():
+    said = hub.Repo.dataset("me/sums")._refusal(f"v1@{COMMIT}", ConnectionError("no route"))
+    assert said.startswith("data.source=hf:me/sums: me/sums cannot be fetched from the hub (")
+    assert f"`hf download me/sums --repo-type dataset --revision {COMMIT} --local-dir problems/sums`" in said
+    assert said.endswith("set --config.data.files=problems/sums")
+
+
 @pytest.mark.parametrize("value", ["-x", "a b", "v1@123", "../x", "a\n"])
 def test_a_revision_of_no_such_form_is_refused(value):
     with pytest.raises(ConfigError, match=r"model\.revision=.* must be a branch, a tag or a commit"):
