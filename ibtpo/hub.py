@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from absl import logging
+
 from ibtpo.errors import UserError, one_line
 from ibtpo.messages import hushed_import
 
@@ -104,6 +106,11 @@ class Repo:
                 found = self._cached(hub, name)
                 if not found:
                     raise error
+                if not _is_offline():
+                    logging.warning(
+                        "%s=%s: the hub cannot be asked (%s); %s is taken as the cache knows it, %s",
+                        self.key, self.value, _reason(error), name, found,
+                    )  # fmt: skip
             return f"{name}@{found}"
 
         return self._or_say(name, ask)
@@ -209,9 +216,13 @@ class Repo:
         return f"hf download {self.id}{options} --local-dir {self.local}"
 
 
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def _reason(error: BaseException) -> str:
     """Why nothing could be fetched, in a few words: what is at the bottom of it."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if _is_offline():
         return "HF_HUB_OFFLINE is set"
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
@@ -219,6 +230,7 @@ def _reason(error: BaseException) -> str:
 
 
 def library() -> Any:
+    """huggingface_hub, imported; quiet where its bars would be lines of a file."""
     with hushed_import():
         import huggingface_hub
         import huggingface_hub.errors

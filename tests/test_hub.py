@@ -64,6 +64,10 @@ def test_a_model_is_fetched_once_into_the_cache_and_used_from_there_without_a_ne
     offline = server.environment(tmp_path / "home", HF_HUB_OFFLINE="1")
     assert fetch(offline, tmp_path, "", "v1", f"main@{commit}", older) == [first, named, first, [older, *named[1:]]]
     assert len(server.asked) == asked
+    # Where nobody forbade it, it is said that the hub was not asked.
+    done = call(FETCH, server.environment(tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9"), tmp_path, ID, "")
+    assert json.loads(done.stdout) == [first] and done.stderr.count("\n") == 1
+    assert "the hub cannot be asked (" in done.stderr and f"as the cache knows it, {commit}" in done.stderr
     # The name means another commit now; a pin does not.
     newer = server.add("models", ID, own | {"config.json": b"{\n}"})
     [moved, kept] = fetch(server.environment(tmp_path / "home"), tmp_path, "", f"main@{commit}")

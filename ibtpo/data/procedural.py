@@ -34,13 +34,15 @@ _CACHE = "~/.cache/ibtpo"
 @dataclass(frozen=True)
 class Reference:
     """The reference answer of a problem: what a scorer needs of it. options: JSON. entry: the problem as the task made
-    it, as a Python literal; "" where it is none, and the task makes it again: `index`, for the `question`."""
+    it, as a Python literal; "" where it is none, and the task makes it again: `index`, for the `question`. answer: the
+    task's own, for people; a task may know none."""
 
     task: str
     options: str
     index: int
     question: str
     entry: str
+    answer: str
 
     def find_entry(self, task: Any) -> dict[str, Any]:
         """The problem as the task made it.
@@ -171,7 +173,7 @@ def _generate(task: Any, name: str, split: str, options: str, wanted: int) -> li
             if split_of(question) != split or (split != "train" and question in seen):
                 continue
             seen.add(question)
-            reference = Reference(name, options, index, question, _literal(entry))
+            reference = Reference(name, options, index, question, _literal(entry), str(entry["answer"] or ""))
             records.append({"question": question, "answer": json.dumps(vars(reference))})
             if len(records) == wanted:
                 break

@@ -75,6 +75,11 @@ def _entry(wanted: Reference) -> dict[str, Any]:
     return wanted.find_entry(_task(wanted.task, wanted.options))
 
 
+def show_reference(reference: str) -> str:
+    """The answer that the task itself gives."""
+    return read_reference(reference).answer
+
+
 def load() -> None:
     """Imports the package where it is installed."""
     if importlib.util.find_spec("reasoning_gym") is not None:

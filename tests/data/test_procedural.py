@@ -14,7 +14,7 @@ from ibtpo.config import ConfigError, resolve
 from ibtpo.data import procedural
 from ibtpo.data.problems import load_problems
 from ibtpo.errors import UserError
-from ibtpo.rewards import find_extractor, find_statement, reasoning_gym
+from ibtpo.rewards import find_extractor, find_statement, reasoning_gym, show_reference
 from ibtpo.rewards.pool import Grader
 from tests.config_cases import runnable
 
@@ -101,6 +101,7 @@ def test_the_tasks_own_scorer_is_the_reward_in_workers(odd, package, data_config
     config = data_config(source="reasoning_gym:sums", options=json.dumps({"odd": odd}), limit=3)
     problem = load_problems(config, "train")[1]
     assert bool(json.loads(problem.answer)["entry"]) is not odd
+    assert show_reference("reasoning_gym", problem.answer) == json.loads(problem.answer)["answer"]
     right = str(sum(int(x) for x in problem.question[8:-1].split(" + ")))
     cases = {
         answered(right): 1.0,
