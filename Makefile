@@ -7,6 +7,7 @@
 # make test-peers our losses against those of Tunix and TRL, each in an environment of its own (several GB)
 # make faults     kills, damaged files, lost hosts, hostile rewards and bad input against real runs (an hour)
 # make lock       requirements.lock anew from requirements.txt: every package with the hashes of its files
+# make docs       the documents as a site in build/site, links checked, in an environment of its own, .venv-docs
 # make lint       ruff and mypy               make clean       remove what was built (not .venv, not runs)
 #
 # PYTHON=...  the interpreter of the environment (3.11 or 3.12)
@@ -16,7 +17,7 @@
 # TEST_JOBS=N test processes (0: one, no workers)
 
 .DELETE_ON_ERROR:
-.PHONY: env test-env lock demo test test-slow test-tpu test-gpu test-peers faults lint clean help
+.PHONY: env test-env lock demo test test-slow test-tpu test-gpu test-peers faults docs lint clean help
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
@@ -39,7 +40,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,14p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,15p'
 
 env: $(VENV)/.env
 test-env: $(VENV)/.test-env
@@ -105,6 +106,15 @@ test-peers: env
 # FAULTS_ARGS=... e.g. "--quick --parts=kills"
 faults: test-env
 	$(BIN)/python -m benchmarks.faults $(FAULTS_ARGS)
+
+# Any warning, a link that leads nowhere among them, is an error (mkdocs.yml).
+docs:
+	$(MAKE) VENV=.venv-docs .venv-docs/.docs-env
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
+$(VENV)/.docs-env: requirements-docs.txt | $(BIN)/python
+	$(PIP) -r requirements-docs.txt
+	@touch $@
 
 lint: test-env
 	$(BIN)/python -m ruff check .

@@ -25,7 +25,11 @@ def get_config() -> config_dict.ConfigDict:
     config.compilation_cache = "~/.cache/ibtpo/compilation"
 
     config.model = model = config_dict.ConfigDict()
-    model.path = ""  # folder with config.json, *.safetensors and tokenizer (Hugging Face layout)
+    # Folder with config.json, *.safetensors and tokenizer (Hugging Face layout), or where there is none of this name
+    # the id of such a model on the hub, "Qwen/Qwen3-0.6B", which is fetched (docs/design.md).
+    model.path = ""
+    # Branch, tag or commit of that id; "": main. What it meant at the start, "main@<commit>", is saved with the run.
+    model.revision = ""
     model.preset = ""  # published model whose sizes that folder must have, e.g. "Qwen/Qwen3-8B"; "": any
     model.dtype = "bfloat16"  # of activations; log-probabilities are float32 always
     model.param_dtype = "float32"  # of parameters and optimizer state; with adapters, of theirs
@@ -40,11 +44,16 @@ def get_config() -> config_dict.ConfigDict:
 
     config.data = data = config_dict.ConfigDict()
     # "tfds:<name>" of a generated task (chained_arithmetic, navigation, countdown) or a published set (docs/data.md),
-    # "jsonl:<path>" or "parquet:<path>"; {split} in a path is replaced.
+    # "hf:<owner>/<name>" of the hub, "reasoning_gym:<name>", "jsonl:<path>" or "parquet:<path>"; {split} in a path is
+    # replaced.
     data.source = ""
     # File, pattern ("parts/*.parquet") or folder with the publisher's files of "tfds:<name>" and of benchmarks, {split}
-    # is replaced; files that a folder lacks, and all where this is "", come through the hub.
+    # is replaced; files that a folder lacks, and all where this is "", come through the hub. Of "hf:<owner>/<name>":
+    # the folder that its files are in.
     data.files = ""
+    data.subset = ""  # of "hf:<owner>/<name>" where it has several: one of its configurations by name; "": the default
+    # Branch, tag or commit of "hf:<owner>/<name>"; "": main. "main@<commit>" is saved with the run, as of the model.
+    data.revision = ""
     data.check_rows = True  # refuse a published set with another number of rows; False: a warning
     data.dir = ""  # where TFDS keeps prepared data sets; "": the default of TFDS
     data.train_split = "train"  # split sampled for training; of a TFDS source also a slice, "train[512:]"
@@ -64,6 +73,7 @@ def get_config() -> config_dict.ConfigDict:
     data.separator = "\n\n"  # text that ends a reasoning step [paper]
     data.moved_steps = 0.0  # share of the steps' ends put 1 to 3 tokens later, to see how much depends on them
     data.difficulty = "normal"  # of a generated task: easy | normal | hard, or long (arithmetic)
+    data.options = ""  # parameters of a task of reasoning_gym, as JSON, '{"min_terms": 3}'; "": its own
     data.limit = 0  # use only the first data.limit problems of a split; 0: all
 
     config.tree = tree = config_dict.ConfigDict()
@@ -161,7 +171,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.reward = reward = config_dict.ConfigDict()
     # How a response is graded, unless its problem says: math | multiple_choice | instructions (IFEval) | navigation |
-    # countdown, or module:function.
+    # countdown | reasoning_gym, or module:function.
     reward.kind = "math"
     # Whether an expression still to be evaluated answers a number, "9*2" 18. It pays for a copy of the question's
     # formula (docs/evaluation.md).

@@ -14,12 +14,14 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """Every key of `ibtpo.sft`."""
     config = config_dict.ConfigDict()
-    config.tokenizer = "assets/qwen3-tiny"  # folder of the tokenizer
+    config.tokenizer = "assets/qwen3-tiny"  # folder of the tokenizer, or an id of the hub
     config.output = "assets/qwen3-tiny"  # model directory to write, in Hugging Face layout
     config.compilation_cache = "~/.cache/ibtpo/compilation"  # folder of JAX's compiled programs; "": none
 
     config.model = model = config_dict.ConfigDict()
-    model.path = ""  # model directory to start from; "": random weights of `architecture`
+    # Model directory to start from, or an id of the hub ("Qwen/Qwen3-0.6B"); "": random weights of `architecture`.
+    model.path = ""
+    model.revision = ""  # branch, tag or commit of that id; "": main
     model.architecture = architecture = config_dict.ConfigDict()  # fields of ModelConfig
     architecture.family = "qwen3"
     architecture.embed_dim = 128
@@ -67,4 +69,9 @@ def get_config() -> config_dict.ConfigDict:
     config.log = log = config_dict.ConfigDict()
     log.every = 50  # updates between two rows of metrics.jsonl
     log.tensorboard = False  # write TensorBoard event files too
+    # Weights & Biases too (docs/watching.md); WANDB_MODE=offline records in the workdir.
+    log.wandb = False
+    log.trackio = False  # Trackio too
+    log.project = "ibtpo"  # project of the run at these services
+    log.run_name = ""  # its name there; "": that of the workdir's folder
     return config

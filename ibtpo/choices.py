@@ -27,7 +27,7 @@ OBJECTIVES = ("clip", "cispo", "sapo", "gspo")
 AGGREGATIONS = ("response_mean", "token_mean", "fixed_length", "unique_mean")
 SHARED_TOKENS = ("each", "once")
 # reward.kind: how a response is graded.
-REWARDS = ("math", "multiple_choice", "instructions", "navigation", "countdown")
+REWARDS = ("math", "multiple_choice", "instructions", "navigation", "countdown", "reasoning_gym")
 # reward.terms: terms that shape the reward in training. A function <name>_term in rewards/terms.py.
 TERMS = ("format", "length")
 

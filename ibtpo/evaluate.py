@@ -6,9 +6,9 @@ r"""Accuracy of a checkpoint on any number of benchmarks: avg@k, pass@k and maj@
     python -m ibtpo.evaluate --compare=runs/one --compare=runs/other
 
 --checkpoint is the workdir of a run or its checkpoint.dir (the newest checkpoint; the architecture and the tokenizer
-come from config.model.path) or a Hugging Face directory. A workdir without checkpoints of its own leads to the
-checkpoint.dir that its config.json names. Responses are independent, eval.samples per question. Without eval.benchmarks
-the held-out split of data.source is evaluated.
+come from config.model.path), a Hugging Face directory, or hf:<owner>/<name> of the hub. A workdir without checkpoints
+of its own leads to the checkpoint.dir that its config.json names. Responses are independent, eval.samples per question.
+Without eval.benchmarks the held-out split of data.source is evaluated.
 
 Prints a table per benchmark and one over all, and writes them to --workdir (default: <checkpoint>/evaluation), with
 every response and its verdict as JSON lines and as a page to browse. A benchmark that is there already, from the same
@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from ibtpo import config as config_lib
+from ibtpo import hub
 from ibtpo.arguments import Parser, program
 from ibtpo.errors import UserError
 from ibtpo.models.locate import model_folder
@@ -38,7 +39,10 @@ def main(config, workdir: str | None) -> None:
     checkpoint = _CHECKPOINT.value
     if not checkpoint:
         raise UserError("--checkpoint is missing: name a run's workdir or a Hugging Face folder")
-    if model_folder(checkpoint) == pathlib.Path(checkpoint):
+    if hub.checkpoint_repo(config.model, checkpoint) is not None:
+        if not workdir:
+            raise UserError(f"--checkpoint={checkpoint} is on the hub: name a local --workdir for results")
+    elif model_folder(checkpoint) == pathlib.Path(checkpoint):
         config_lib.check_run("--checkpoint", checkpoint)
     if "://" in checkpoint and not workdir:
         raise UserError(f"--checkpoint={checkpoint} is remote: name a local --workdir for results")

@@ -25,7 +25,7 @@ from ibtpo.errors import UserError
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.hf.files import read_token_ids
-from ibtpo.models.locate import model_folder
+from ibtpo.models.locate import configured_folder, model_folder
 from ibtpo.models.lora import LoraOptions, stored_dtype
 from ibtpo.models.presets import PRESETS
 from ibtpo.profiling import phase
@@ -71,16 +71,16 @@ def load_policy(
     mesh: Mesh | None = None,
     check: Callable[[Any, ModelConfig], None] | None = None,
 ) -> Policy:
-    """Loads `path` (default: config.model.path), a Hugging Face directory; with a mesh, each parameter straight into
-    the place that `parallel.shardings` gives it. Everything else is checked before the weights are read. check: of the
-    config and the model's sizes, what the caller wants to know before that (`ibtpo.memory`).
+    """Loads `path` (default: config.model.path, of the hub too), a Hugging Face directory; with a mesh, each parameter
+    straight into the place that `parallel.shardings` gives it. Everything else is checked before the weights are read.
+    check: of the config and the model's sizes, what the caller wants to know before that (`ibtpo.memory`).
 
     Raises:
       UserError: no model there, or not the one that model.preset names, or too small for model.lora_rank; prompt and
         response cannot fit the model's positions; tokenizer, model, data.chat_template or sampling.stop_tokens do not
         go together.
     """
-    folder = model_folder(path or config.model.path)
+    folder = model_folder(path) if path else configured_folder(config.model)
     preset = config.model.preset if path is None else ""
     if preset and not (folder / "config.json").is_file():
         raise UserError(

@@ -73,7 +73,7 @@ def load_saved(
 
 def _check_adapters(run: Any, step: int, saved: Mapping[str, Any], config: Any) -> None:
     """Refuses a config that would make another policy of the same arrays. saved: the `model` section of the run."""
-    names = [key.removeprefix("model.") for key in EARLIER if key.startswith("model.")]
+    names = [key.split(".")[1] for key in EARLIER if key.startswith("model.lora_")]
     if config.model.lora_rank:
         names.append("dtype")  # in which the sums are, and the base is compared
     for name in names:

@@ -1,10 +1,12 @@
 """Supervised training: worked solutions packed into rows, and the mean of -log pi over their tokens."""
 
+import contextlib
 import functools
 import itertools
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,9 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ibtpo import choices
+from ibtpo import choices, hub
 from ibtpo.compilation_cache import enable_compilation_cache
-from ibtpo.config import check_folder
+from ibtpo.config import check_folder, flatten
 from ibtpo.data.generated import TASKS
 from ibtpo.data.problems import Problem, format_prompt
 from ibtpo.data.records import BadRecord, find_paths, find_question, read_records
@@ -23,13 +25,14 @@ from ibtpo.data.tokenizer import load_tokenizer, token_bytes
 from ibtpo.errors import UserError
 from ibtpo.interruption import folder_lost
 from ibtpo.losses import token_log_probs
-from ibtpo.metrics import MetricWriter, Progress
+from ibtpo.metrics import MetricWriter, Progress, sinks
 from ibtpo.models import hf
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.decoder import REMAT, Decoder
-from ibtpo.models.locate import model_folder
+from ibtpo.models.locate import configured_folder
 from ibtpo.optimizer import make_optimizer
 from ibtpo.packing import TokenBatch
+from ibtpo.profiling import Profile, phase
 from ibtpo.workdir_lock import locked
 
 
@@ -145,8 +148,9 @@ def _check(config: ConfigDict) -> None:
         raise UserError(f"log.every={config.log.every} must be at least 1 update")
 
 
-def run(config: ConfigDict, workdir: str) -> None:
-    """Trains for config.train.steps updates and writes the model directory config.output.
+def run(config: ConfigDict, workdir: str, profile: Profile | None = None) -> None:
+    """Trains for config.train.steps updates and writes the model directory config.output. profile: the updates to
+    trace.
 
     Raises:
       UserError: a setting, the data or a folder cannot be used.
@@ -155,59 +159,84 @@ def run(config: ConfigDict, workdir: str) -> None:
     check_folder("output", config.output)
     enable_compilation_cache(config)
     with locked([workdir], on_lost=folder_lost):
-        train(config, workdir)
+        train(config, workdir, profile or Profile())
 
 
-def train(config: ConfigDict, workdir: str) -> None:
+def train(config: ConfigDict, workdir: str, profile: Profile) -> None:
     """The same, in folders that are checked and its own."""
-    tokenizer = load_tokenizer(model_folder(config.tokenizer))
+    config = hub.with_pins(config, hub.pins(config, sections=["model"]))
+    revision = config.model.revision if config.tokenizer == config.model.path else ""
+    own = configured_folder({"path": config.tokenizer, "revision": revision}, hub.TOKENIZER_FILES)
+    tokenizer = load_tokenizer(own)
     token_bytes(tokenizer)  # refuses a tokenizer that later runs refuse, before the weights are read
     dtypes = dict(dtype=jnp.dtype(config.model.dtype), param_dtype=jnp.dtype(config.model.param_dtype))
     if config.model.path:
-        decoder = hf.load(model_folder(config.model.path), **dtypes, finite=True)
+        decoder = hf.load(configured_folder(config.model), **dtypes, finite=True)
     else:
         architecture = ModelConfig(vocab_size=len(tokenizer), **config.model.architecture)
         decoder = Decoder(architecture, rngs=nnx.Rngs(config.train.seed), **dtypes)
-    optimizer, schedule = make_optimizer(config.optimizer, config.train.steps)
     graphdef, params = nnx.split(decoder, nnx.Param)
-    opt_state = optimizer.init(params)
-    update = make_update(graphdef, optimizer, remat=config.model.remat)
+    batches = _read_batches(config, tokenizer)
+    batches = itertools.chain([next(batches)], batches)  # what is wrong with the data is said before a file is made
+    with (
+        sinks.opened(config, workdir, anew=True) as opened,
+        MetricWriter(
+            workdir, config.log.tensorboard, resume_step=0, sinks=opened, hparams=flatten(config)
+        ) as writer,
+        Progress(config.train.steps, description="sft") as progress,
+        contextlib.closing(profile),
+    ):
+        params = _fit(config, workdir, graphdef, params, batches, writer, progress, profile)
+        hf.save(
+            nnx.merge(graphdef, params),
+            config.output,
+            tokenizer_from=own,
+            token_ids={"eos_token_id": tokenizer.eos_token_id},
+        )
+        progress.print(f"wrote {config.output}")
+
+
+def _read_batches(config: ConfigDict, tokenizer: Any) -> Iterator[TokenBatch]:
+    """The batches of `config.data`, for ever."""
 
     def tokenize(problem: Problem, solution: str) -> tuple[list[int], list[int]]:
         response = tokenizer.encode(solution, add_special_tokens=False)
         return format_prompt(problem, config.data, tokenizer), [*response, tokenizer.eos_token_id]
 
-    def read_batches() -> Iterator[TokenBatch]:
-        pairs = solutions(config.data, config.train.seed)
-        examples = (tokenize(*pair) for pair in pairs)
-        yield from pack(examples, rows=config.train.rows, row_tokens=config.train.row_tokens)
+    examples = (tokenize(*pair) for pair in solutions(config.data, config.train.seed))
+    yield from pack(examples, rows=config.train.rows, row_tokens=config.train.row_tokens)
 
-    batches: Iterator[TokenBatch] = read_batches()
-    batches = itertools.chain([next(batches)], batches)  # what is wrong with the data is said before a file is made
-    start = time.monotonic()
-    with (
-        MetricWriter(workdir, config.log.tensorboard, resume_step=0) as writer,
-        Progress(config.train.steps, description="sft") as progress,
-    ):
-        total, count, tokens = 0.0, 0, 0
-        for step, batch in zip(range(1, config.train.steps + 1), batches):
-            params, opt_state, loss = update(params, opt_state, batch)
-            total, count, tokens = total + loss, count + 1, tokens + int(batch.weight.sum())
-            if step % config.log.every == 0 or step == config.train.steps:
-                metrics = {
-                    "sft/loss": float(total) / count,
-                    "sft/learning_rate": float(schedule(step - 1)),
-                    "sft/solution_tokens": tokens,
-                    "sft/seconds": time.monotonic() - start,
-                }
-                writer.write(step, metrics)
-                progress.update(step, metrics)
-                total, count = 0.0, 0
-        hf.save(
-            nnx.merge(graphdef, params),
-            config.output,
-            tokenizer_from=model_folder(config.tokenizer),
-            token_ids={"eos_token_id": tokenizer.eos_token_id},
-        )
-        progress.print(f"wrote {config.output}")
 
+def _fit(
+    config: ConfigDict,
+    workdir: str,
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    batches: Iterable[TokenBatch],
+    writer: MetricWriter,
+    progress: Progress,
+    profile: Profile,
+) -> nnx.State:
+    """The updates; returns the parameters after the last."""
+    optimizer, schedule = make_optimizer(config.optimizer, config.train.steps)
+    opt_state = optimizer.init(params)
+    update = make_update(graphdef, optimizer, remat=config.model.remat)
+    start, total, count, tokens = time.monotonic(), 0.0, 0, 0
+    for step, batch in zip(range(1, config.train.steps + 1), batches):
+        with profile.update(workdir, step):
+            with phase("optimizer step"):
+                params, opt_state, loss = update(params, opt_state, batch)
+            if step == profile.last:
+                jax.block_until_ready(loss)  # else the trace ends before what it is of
+        total, count, tokens = total + loss, count + 1, tokens + int(batch.weight.sum())
+        if step % config.log.every == 0 or step == config.train.steps:
+            metrics = {
+                "sft/loss": float(total) / count,
+                "sft/learning_rate": float(schedule(step - 1)),
+                "sft/solution_tokens": tokens,
+                "sft/seconds": time.monotonic() - start,
+            }
+            writer.write(step, metrics)
+            progress.update(step, {"loss": metrics["sft/loss"], "tokens": f"{tokens:,}"})
+            total, count = 0.0, 0
+    return params

@@ -26,9 +26,11 @@ def train(
     config: Any, workdir: str, interruption: Interruption | None = None, profile: Profile | None = None
 ) -> None:
     """Runs `config` in `workdir` to its last update, from the newest checkpoint if there is one."""
+    from ibtpo.data.procedural import check_installed
     from ibtpo.metrics import sinks
 
     sinks.check_installed(config.log)
+    check_installed(config.data.source)
     from ibtpo import training_run  # JAX comes after what is wrong
 
     training_run.run(config, workdir, interruption or Interruption(), profile)

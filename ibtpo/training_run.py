@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ibtpo import checkpoints, environment, hosts, memory, parallel, report, sizing
+from ibtpo import checkpoints, environment, hosts, memory, parallel, pinned, report, sizing
 from ibtpo import config as config_lib
 from ibtpo import interruption as interruption_lib
 from ibtpo import metrics as metrics_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.evaluation import tables
-from ibtpo.evaluation.results import bound
 from ibtpo.interruption import GivenUp, Interruption
 from ibtpo.metrics import samples, sinks
 from ibtpo.precompiled import compile_all
@@ -31,6 +30,7 @@ def run(config: Any, workdir: str, interruption: Interruption, profile: Profile 
     enable_compilation_cache(config)
     interruption.grace = config.checkpoint.grace_seconds
     with hosts.connected(config.train.host_timeout, interruption):
+        config = pinned.of_run(config, workdir)
         with parallel.together():
             config_lib.save(config, workdir, write=False)  # refuses another run's workdir before anything is loaded
         checkpoints.check_writable(workdir, config.checkpoint.dir)
@@ -215,16 +215,7 @@ def evaluate(trainer: Trainer, writer: metrics_lib.MetricWriter, trees: TreeFold
     save_trees(trees, writer, trainer.config.log, functools.partial(trainer.shown_of_evaluation, step))
     writer.write(step, evaluated)
     trainer.position.owes_evaluation = False
-    return accuracy_line(evaluated)
-
-
-def accuracy_line(evaluated: Mapping[str, float]) -> str:
-    """ "held-out avg@8 = 42.1 %, 95 % interval 39.0 .. 45.2", of an evaluation's row. The unit is that of every table:
-    the files have shares from 0 to 1."""
-    name, k = "avg_at_k", f"{evaluated['eval/k']:g}"
-    value = tables.show_value(name, evaluated[f"eval/{name}"])
-    low, high = (evaluated[f"eval/{bound(name, side)}"] for side in ("low", "high"))
-    return f"held-out {tables.label(name, k)} = {value}, 95 % interval {tables.show_interval(name, low, high)}"
+    return tables.accuracy_line(evaluated)
 
 
 def brief(metrics: Mapping[str, float]) -> dict[str, float | str]:

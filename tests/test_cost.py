@@ -8,6 +8,7 @@ from ibtpo.compiler.chips import CHIPS, peak_flops
 from ibtpo.compiler.model import matmul_params
 from ibtpo.metrics import cost
 from ibtpo.metrics.cost import StepCost, device_memory, work
+from ibtpo.models.lora import LoraOptions
 from ibtpo.models.presets import PRESETS
 from ibtpo.tree import Response, build_tree, stack_trees
 
@@ -36,6 +37,21 @@ def test_rates_are_over_their_own_seconds():
     pairs = 15 + 24
     flops = 6 * matmul_params(MODEL) * 24 + 12 * MODEL.head_dim * MODEL.num_heads * MODEL.num_layers * 2 * pairs
     assert found["time/mfu"] == pytest.approx(flops / (0.5 * 1e15))
+
+
+def test_frozen_weights_need_no_gradient_of_their_own(tiny_config, monkeypatch):
+    """Counted matrix by matrix, as multiply-adds of forward pass, inputs' gradient and weights' gradient."""
+    adapters = LoraOptions(16, 32.0, "attention")
+    found = StepCost(MODEL, 1, 1e15, adapters).metrics(trees(), [True, False], 1, {"sample_s": 1.0, "update_s": 0.5})
+    D, heads, kv = MODEL.embed_dim, MODEL.num_heads * MODEL.head_dim, MODEL.num_kv_heads * MODEL.head_dim
+    frozen = MODEL.num_layers * (2 * D * heads + 2 * D * kv + 3 * D * MODEL.mlp_dim) + MODEL.vocab_size * D
+    own = MODEL.num_layers * 16 * ((D + heads) * 2 + (D + kv) * 2)  # A and B of q, k, v and o
+    attention = 3 * 2 * 2 * MODEL.head_dim * MODEL.num_heads * MODEL.num_layers * 15
+    assert found["time/mfu"] == pytest.approx((5 * 2 * (2 * frozen + 3 * own) + attention) / (0.5 * 1e15))
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    config = tiny_config(model__dtype="bfloat16", model__lora_rank=4, model__lora_targets="mlp")
+    assert StepCost.from_config(config, MODEL).adapters == LoraOptions(4, 32.0, "mlp")
+    assert StepCost.from_config(tiny_config(model__dtype="bfloat16"), MODEL).adapters is None
 
 
 def test_without_a_known_peak_there_is_no_mfu():

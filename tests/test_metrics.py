@@ -319,3 +319,35 @@ def test_bar_on_a_terminal(repo_root, columns):
     text = output.decode()
     assert "\r" in text and "100%|" in text and "5/5" in text and "loss=0.625" in text
     assert "a message\r\n" in text
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 90, 120, 200])
+def test_the_bar_fits_the_terminal_and_says_the_time_left_first(columns, monkeypatch):
+    """A line that is wider wraps, and every refresh leaves a copy of it."""
+    monkeypatch.setattr(os, "get_terminal_size", lambda fileno: os.terminal_size((columns, 24)))
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, columns))
+    with open(child, "w") as stream:
+        metrics = {"train accuracy": "48.4 %", "eff-rate": "93.8 %", "entropy": 0.30112, "{odd}": "{x}"}
+        with Progress(3000, description="updates", stream=stream) as progress:
+            progress._start -= 4000
+            progress._from = (0, progress._start)
+            progress.update(1500, metrics)
+            progress._bar.refresh()  # it redraws ten times a second at most
+        progress._bar = None
+    output = b""
+    while True:
+        try:
+            chunk = os.read(parent, 4096)
+        except OSError:  # the other end is closed, and everything was read
+            break
+        output += chunk
+        if not chunk:
+            break
+    os.close(parent)
+    line = [line for line in output.decode().replace("\n", "\r").split("\r") if "50%" in line][-1].rstrip()
+    assert len(line) < columns and re.match(r"updates: +50%[ |]", line)
+    if columns >= 60:
+        assert re.search(r"[█▏▎▍▌▋▊▉] *\| 1500/3000 \[1:06:4\d, left 1:06:4\d\]", line)
+    shown = [name for name in metrics if f"  {name}=" in line]
+    assert shown == list(metrics)[: {20: 0, 40: 0, 60: 0, 80: 0, 90: 1, 120: 3, 200: 4}[columns]]

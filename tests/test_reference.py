@@ -36,7 +36,7 @@ def test_comments_are_those_of_the_file_in_its_order():
     assert said["tree.strategy"].startswith("ib | random | entropy | fixed_width | ")  # above it
     assert said["eval.samples"].startswith("k of avg@k")  # its section has another name in the file
     assert set(comments("tiny_sft")) == set(SFT_RULES)
-    assert list(comments("tiny_sft")).index("model.architecture.family") == 4
+    assert list(comments("tiny_sft")).index("model.architecture.family") == 5
 
 
 @pytest.mark.parametrize("method", ["ibtpo", "gspo", "treepo"])

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from tokenizers import Tokenizer, decoders, models
 from configs import tiny_sft
 from ibtpo import metrics, supervised
 from ibtpo.errors import UserError
+from ibtpo.metrics import sinks
 from ibtpo.models import hf
+from ibtpo.profiling import Profile
 from ibtpo.workdir_lock import FolderLock
+from tests.test_profiling import events
 
 
 @given(
@@ -128,8 +132,31 @@ def test_a_folder_that_another_run_has_is_refused(tiny_tokenizer_dir, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
-def test_a_short_run_learns_repeats_itself_and_saves(tiny_tokenizer_dir, tmp_path):
-    def run(name: str):
+class _Service:
+    """Weights & Biases, as `metrics.sinks` sees it."""
+
+    def __init__(self):
+        self.runs, self.rows, self.where = [], [], "here"
+
+    def open_run(self, project, name, id, workdir, config):
+        self.runs.append((project, name, id, config["train"]["steps"]))
+        return self
+
+    def write(self, step, values):
+        self.rows.append((step, values["sft/loss"]))
+
+    def close(self):
+        self.rows.append("closed")
+
+
+def test_a_short_run_learns_repeats_itself_and_saves(tiny_tokenizer_dir, tmp_path, monkeypatch):
+    """The first time with a service, TensorBoard and a trace, as training has them; the second without."""
+    service = _Service()
+    monkeypatch.setitem(sys.modules, "tests.service_of_sft", service)
+    monkeypatch.setitem(sinks.SERVICES, "wandb", "tests.service_of_sft")
+    monkeypatch.setattr(sinks, "check_installed", lambda log: None)
+
+    def run(name: str, watched: bool = False):
         config = tiny_sft.get_config()
         config.tokenizer, config.output = str(tiny_tokenizer_dir), str(tmp_path / name)
         config.model.architecture.update(embed_dim=32, mlp_dim=48, num_layers=1, num_heads=2, num_kv_heads=1)
@@ -137,11 +164,17 @@ def test_a_short_run_learns_repeats_itself_and_saves(tiny_tokenizer_dir, tmp_pat
         config.train.update(steps=30, rows=2, row_tokens=128)
         config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
         config.log.every = 10
-        supervised.run(config, str(tmp_path / "work" / name))
+        config.log.wandb = config.log.tensorboard = watched
+        supervised.run(config, str(tmp_path / "work" / name), Profile(2, 3) if watched else None)
         losses = [row["sft/loss"] for row in metrics.read(tmp_path / "work" / name)]
         return losses, nnx.state(hf.load(tmp_path / name))
 
-    losses, params = run("a")
+    losses, params = run("a", watched=True)
+    assert service.rows == [*zip((10, 20, 30), losses), "closed"]
+    assert [(project, name, steps) for project, name, _, steps in service.runs] == [("ibtpo", "a", 30)]
+    found, named = events(tmp_path / "work" / "a" / "profile")
+    assert [stats["step_num"] for stats in found["update"]] == [2, 3] and "optimizer step" in named
+    assert list((tmp_path / "work" / "a" / "tensorboard").iterdir())
     assert losses[-1] < 0.75 * losses[0] and losses[-1] > 0
     again, same = run("b")
     assert losses == again

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ibtpo import choices, own_code
+from ibtpo import choices, hub, own_code
 from ibtpo.config.methods import METHODS
 from ibtpo.data.published import BENCHMARKS, DATASETS
 from ibtpo.models.presets import PRESETS
@@ -99,6 +99,7 @@ _AXIS = Rule(
     int, lambda x: x == -1 or 1 <= x <= MOST, "a whole number of at least 1, or -1 for all remaining devices"
 )
 _DTYPE = _one_of(*choices.DTYPES)
+_REVISION = Rule(str, hub.is_revision, 'a branch, a tag or a commit of 40 digits, or "" for main')
 _FILE_SOURCE = re.compile(r"(jsonl|parquet):.*\S.*", re.DOTALL)
 _TFDS_SOURCES = tuple(f"tfds:{name}" for name in (*choices.GENERATED, *DATASETS))
 
@@ -109,6 +110,18 @@ def _is_evaluation_set(name: str) -> bool:
 
 def _is_file_source(name: str) -> bool:
     return _FILE_SOURCE.fullmatch(name) is not None and is_text(name)
+
+
+def _is_named_source(name: str) -> bool:
+    kind, _, rest = name.partition(":")
+    return (kind == "hf" and hub.is_id(rest)) or (kind == "reasoning_gym" and rest.isidentifier())
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return is_text(text) and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _are_benchmarks(text: str) -> bool:
@@ -142,8 +155,11 @@ RULES: dict[str, Rule] = {
     "method": _one_of(*METHODS),
     "compilation_cache": _TEXT,
     "model.path": Rule(
-        str, lambda x: bool(x.strip()) and is_text(x), "a folder in Hugging Face format, e.g. assets/qwen3-tiny"
+        str,
+        lambda x: bool(x.strip()) and is_text(x),
+        "a folder in Hugging Face format, e.g. assets/qwen3-tiny, or an id of the hub, e.g. Qwen/Qwen3-0.6B",
     ),
+    "model.revision": _REVISION,
     "model.preset": Rule(str, lambda x: x == "" or x in PRESETS, f'"" or one of {", ".join(PRESETS)}', tuple(PRESETS)),
     "model.dtype": _DTYPE,
     "model.param_dtype": _DTYPE,
@@ -153,11 +169,13 @@ RULES: dict[str, Rule] = {
     "model.lora_targets": _one_of(*choices.LORA_TARGETS),
     "data.source": Rule(
         str,
-        lambda x: _is_file_source(x) or x in _TFDS_SOURCES,
-        f"jsonl:<path>, parquet:<path> or one of {', '.join(_TFDS_SOURCES)}",
+        lambda x: _is_file_source(x) or x in _TFDS_SOURCES or _is_named_source(x),
+        f"jsonl:<path>, parquet:<path>, hf:<owner>/<name>, reasoning_gym:<name> or one of {', '.join(_TFDS_SOURCES)}",
         _TFDS_SOURCES,
     ),
     "data.files": _TEXT,
+    "data.subset": _TEXT,
+    "data.revision": _REVISION,
     "data.check_rows": _SWITCH,
     "data.dir": _TEXT,
     "data.train_split": _NAME,
@@ -186,6 +204,7 @@ RULES: dict[str, Rule] = {
     "data.separator": _SEPARATOR,
     "data.moved_steps": _real(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "data.difficulty": _one_of(*choices.DIFFICULTIES),
+    "data.options": Rule(str, lambda x: not x or _is_object(x), 'a JSON object, \'{"min_terms": 3}\', or "" for none'),
     "data.limit": _whole(0),
     "tree.strategy": _one_of_or_own(*choices.STRATEGIES),
     "tree.initial": _whole(1),

@@ -30,6 +30,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "method": (REFUSED, _ALGORITHM),
     "compilation_cache": (FREE, "where compiled programs are kept"),
     "model.path": (REFUSED, "names the model; weights come from the checkpoint, so another one would be ignored"),
+    "model.revision": (REFUSED, "which commit of an id of the hub is the model"),
     "model.preset": (FREE, "a check of the model's sizes"),
     "model.dtype": (REFUSED, "the precision of all activations and of the reference's weights"),
     "model.param_dtype": (REFUSED, "the type of the saved parameters and of the optimizer's state"),
@@ -75,7 +76,16 @@ CHANGES: dict[str, tuple[str, str]] = {
 }
 
 # What runs that were saved before there was such a key have done.
-EARLIER = {"data.moved_steps": 0.0, "model.lora_rank": 0, "model.lora_alpha": 32.0, "model.lora_targets": "all"}
+EARLIER = {
+    "model.lora_rank": 0,
+    "model.lora_alpha": 32.0,
+    "model.lora_targets": "all",
+    "model.revision": "",
+    "data.moved_steps": 0.0,
+    "data.revision": "",
+    "data.subset": "",
+    "data.options": "",
+}
 
 
 def kind_of_change(key: str) -> str:

@@ -7,8 +7,10 @@ _WHOLE = Rule(int, lambda x: 1 <= x <= MOST, f"a whole number of at least 1 and 
 _FAMILIES = ("qwen3", "qwen2", "llama")
 _THETA = Rule(float, lambda x: 1 < x <= 1e12, "a number above 1 and at most 1e12")
 _FOLDER = Rule(str, lambda x: bool(x.strip()) and is_text(x), "a folder, e.g. assets/qwen3-tiny")
+_TOKENIZER = Rule(str, _FOLDER.test, f"{_FOLDER.words}, or an id of the hub, e.g. Qwen/Qwen3-0.6B")
 _SHARED = (
     "compilation_cache",
+    "model.revision",
     "model.dtype",
     "model.param_dtype",
     "model.remat",
@@ -31,15 +33,19 @@ _SHARED = (
     "train.seed",
     "log.every",
     "log.tensorboard",
+    "log.wandb",
+    "log.trackio",
+    "log.project",
+    "log.run_name",
 )
 _SIZES = ("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_positions")
 
 SFT_RULES: dict[str, Rule] = {
     **{key: RULES[key] for key in _SHARED},
     **{f"model.architecture.{name}": _WHOLE for name in _SIZES},
-    "tokenizer": _FOLDER,
+    "tokenizer": _TOKENIZER,
     "output": _FOLDER,
-    "model.path": Rule(str, is_text, "a folder in Hugging Face format, or \"\" for random weights"),
+    "model.path": Rule(str, is_text, "a folder in Hugging Face format, an id of the hub, or \"\" for random weights"),
     "model.architecture.family": Rule(str, lambda x: x in _FAMILIES, "one of " + ", ".join(_FAMILIES), _FAMILIES),
     "model.architecture.rope_theta": _THETA,
     "model.architecture.tie_embeddings": RULES["data.chat_template"],

@@ -32,7 +32,7 @@ def load_benchmark(name: str, data_config, tokenizer=None) -> list[Problem]:
     splits = (split, data_config.train_split, data_config.eval_split)
     if data_config.source != source and any(_is_file(files, split) for split in splits):
         files = ""
-    return load_problems(_changed(data_config, source=source, files=files), split, tokenizer)
+    return load_problems(_changed(data_config, source=source, files=files, subset="", revision=""), split, tokenizer)
 
 
 def load_training(data_config, tokenizer=None) -> list[Problem]:

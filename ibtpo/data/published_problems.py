@@ -8,12 +8,13 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
+from ibtpo import hub
 from ibtpo.data import prepare as prepare_lib
 from ibtpo.data.published import Dataset, find_files
 from ibtpo.data.records import UNITS, BadRecord, list_places, read_records
@@ -112,19 +113,18 @@ def load(dataset: Dataset, split: str, data_config) -> Sequence[dict[str, bytes]
             f"such as '{next(iter(dataset.rows))}[:100]'"
         )
     files = find_files(dataset, data_config.files, base) if data_config.files else []
-    origin = _fingerprint(files) if files else "hub"
+    # A benchmark is another set than the one whose revision is chosen.
+    is_source = bool(dataset.repo) and data_config.source.lower() == f"hf:{dataset.repo}".lower()
+    repo = hub.Repo.dataset(dataset.repo) if is_source else None
+    revision = repo.pin(data_config.revision) if repo is not None and not files else ""
+    origin = fingerprint(files) if files else "_".join(filter(None, ("hub", hub.commit_of(revision)[:12])))
 
-    def make_builder() -> PublishedProblems:
-        config = PublishedConfig(dataset=dataset, split=base, files=files, origin=origin)
-        folder = os.path.expanduser(data_config.dir) or None
-        return PublishedProblems(config=config, data_dir=folder, file_format="array_record")
+    def fetch() -> list[Path]:
+        if repo is None:
+            return download(dataset, base, data_config.files)
+        return [repo.file(name, revision) for name in (dataset.files or {})[base]]
 
-    with prepare_lib.usable_folder(), prepare_lib.quiet():
-        prepared = make_builder().is_prepared()
-    if not prepared and not files:
-        files = download(dataset, base, data_config.files)
-    with prepare_lib.usable_folder():
-        builder = prepare_lib.prepare(make_builder)
+    builder, prepared = prepared_copy(dataset, base, origin, files, fetch, data_config.dir)
     report = builder.info.metadata
     if not prepared and report["repeated"]:
         print(
@@ -134,10 +134,38 @@ def load(dataset: Dataset, split: str, data_config) -> Sequence[dict[str, bytes]
         )
     _check_rows(dataset, base, report["records"], ", ".join(map(str, files)) or str(builder.data_dir), data_config)
     _check_repeated(dataset, report, data_config)
+    warn_of_bad(dataset, report)
+    return prepare_lib.read_split(builder, split)
+
+
+def prepared_copy(
+    dataset: Dataset, split: str, origin: str, files: Sequence[Path], fetch: Callable[[], Sequence[Path]], folder: str
+) -> tuple[PublishedProblems, bool]:
+    """(the builder of a split's copy in `folder`, made where there is none; whether it was there already).
+
+    Args:
+      origin: what the copy is made from, in its name.
+      files: where they are known, else [] and `fetch` gets them when they are needed.
+    """
+
+    def make_builder() -> PublishedProblems:
+        config = PublishedConfig(dataset=dataset, split=split, files=files, origin=origin)
+        data_dir = os.path.expanduser(folder) or None
+        return PublishedProblems(config=config, data_dir=data_dir, file_format="array_record")
+
+    with prepare_lib.usable_folder(), prepare_lib.quiet():
+        prepared = make_builder().is_prepared()
+    if not prepared and not files:
+        files = fetch()
+    with prepare_lib.usable_folder():
+        return prepare_lib.prepare(make_builder), prepared
+
+
+def warn_of_bad(dataset: Dataset, report: dict[str, Any]) -> None:
+    """Says which records were left out when the copy was made, `report` being its metadata."""
     if report["bad"]:
         count = sum(entry["count"] for entry in report["bad"])
         logging.warning("%s: %d records left out (%s)", dataset.title, count, _describe_bad(report))
-    return prepare_lib.read_split(builder, split)
 
 
 def download(dataset: Dataset, split: str, searched: str = "") -> list[Path]:
@@ -202,7 +230,8 @@ def _describe_bad(report: dict[str, Any]) -> str:
     )
 
 
-def _fingerprint(files: Sequence[Path]) -> str:
+def fingerprint(files: Sequence[Path]) -> str:
+    """Of the files' content and kinds."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.suffix.encode())

@@ -2,7 +2,8 @@
 
 import os
 
-from ibtpo import checkpoints, memory, parallel
+from ibtpo import checkpoints, hub, memory, parallel
+from ibtpo.checkpoints.hosts import from_first
 from ibtpo.errors import UserError
 from ibtpo.models.locate import model_folder
 from ibtpo.policy import Policy, load_policy
@@ -13,6 +14,20 @@ def is_model_folder(path: str | os.PathLike) -> bool:
     """Whether it is a Hugging Face directory with weights."""
     folder = model_folder(path)
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def on_this_machine(config, checkpoint: str) -> str:
+    """`checkpoint` itself; of an id of the hub ("hf:<owner>/<name>", or that in model.path) its folder in the cache.
+
+    Raises:
+      UserError: it cannot be fetched.
+    """
+    repo = hub.checkpoint_repo(config.model, checkpoint)
+    if repo is None:
+        return checkpoint
+    asked = config.model.revision if repo.id == config.model.path else ""
+    revision = from_first("checkpoint", lambda: repo.pin(asked))
+    return os.fspath(repo.folder(revision, hub.MODEL_FILES))
 
 
 def identify(checkpoint: str | os.PathLike) -> dict:

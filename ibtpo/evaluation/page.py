@@ -13,6 +13,7 @@ from ibtpo.evaluation.files import INDEX, PAGE
 from ibtpo.evaluation.results import Evaluation
 from ibtpo.evaluation.tables import metric_rows, overview_rows
 from ibtpo.pages import pack, render
+from ibtpo.rewards import show_reference
 
 
 def responses_page(
@@ -70,7 +71,7 @@ def _index_entry(evaluation: Evaluation, q: int) -> dict:
     entry = {
         "id": problem.id,
         "question": problem.question,
-        "answer": problem.answer,
+        "answer": show_reference(problem.kind, problem.answer),
         "correct": evaluation.correct[q].astype(int).tolist(),
         "truncated": evaluation.truncated[q].astype(int).tolist(),
         "tokens": evaluation.lengths[q].tolist(),

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ibtpo import __version__, hosts, memory
+from ibtpo import __version__, hosts, memory, pinned
 from ibtpo import config as config_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.data.problems import Problem, lengths_to_prefill
 from ibtpo.errors import UserError
 from ibtpo.evaluation import files, page, tables
 from ibtpo.evaluation.benchmarks import check_grading, load_benchmarks
-from ibtpo.evaluation.checkpoint import identify, load_checkpoint
+from ibtpo.evaluation.checkpoint import identify, load_checkpoint, on_this_machine
 from ibtpo.evaluation.results import Evaluation, Metric, mean_of_benchmarks, with_bounds
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
 from ibtpo.interruption import Interruption
@@ -38,8 +38,8 @@ _NOT_RECORDED = ("eval.benchmarks", "eval.every")
 def evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
     """The command: evaluates `checkpoint` on every benchmark of the config.
 
-    checkpoint: a run's workdir, its checkpoint.dir, or a Hugging Face directory. workdir: where results go; None:
-    <checkpoint>/evaluation.
+    checkpoint: a run's workdir, its checkpoint.dir, a Hugging Face directory, or hf:<id>. workdir: where results go;
+    None: <checkpoint>/evaluation.
 
     Raises:
       UserError: the checkpoint, a benchmark or the grading cannot be used.
@@ -51,7 +51,12 @@ def evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
 
 def _evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
     """The same, once the hosts are connected."""
+    checkpoint = on_this_machine(config, checkpoint)
     identity = identify(checkpoint)
+    if "step" in identity:
+        config = pinned.of_checkpoint(config, checkpoint, identity["step"])
+    else:
+        config = pinned.pinned(config, lambda: None, ("data",))
     policy = load_checkpoint(config, checkpoint)
     benchmarks = load_benchmarks(config, policy.tokenizer)
     sampler = make_eval_sampler(policy, config, max(map(len, benchmarks.values())))

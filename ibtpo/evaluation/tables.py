@@ -42,6 +42,15 @@ def show_interval(metric: str, low: float, high: float, *, signed: bool = False)
     return " .. ".join(show_value(metric, x, signed=signed, unit=False) for x in (low, high))
 
 
+def accuracy_line(evaluated: Mapping[str, float]) -> str:
+    """ "held-out avg@8 = 42.1 %, 95 % interval 39.0 .. 45.2", of an evaluation's row. The unit is that of every table:
+    the files have shares from 0 to 1."""
+    name, k = "avg_at_k", f"{evaluated['eval/k']:g}"
+    value = show_value(name, evaluated[f"eval/{name}"])
+    low, high = (evaluated[f"eval/{bound(name, side)}"] for side in ("low", "high"))
+    return f"held-out {label(name, k)} = {value}, 95 % interval {show_interval(name, low, high)}"
+
+
 def table(summary: Mapping[str, float]) -> str:
     """One benchmark's summary as text, a metric a line."""
     return summary_table(metric_rows(summary))

@@ -10,6 +10,7 @@ import numpy as np
 from ibtpo.compiler.chips import peak_flops
 from ibtpo.compiler.model import own_flops
 from ibtpo.models.config import ModelConfig
+from ibtpo.models.lora import LoraOptions
 from ibtpo.tree import Array, Tree
 
 
@@ -18,27 +19,30 @@ class StepCost:
     """The machine's side of a step's metrics.
 
     model: of the policy. epochs: times that a step's trees are trained on. peak: FLOP/s of all devices together; None:
-    not known, or the computation is of another type than the one that it is published for.
+    not known, or the computation is of another type than the one that it is published for. adapters: None where all
+    parameters are trained.
     """
 
     model: ModelConfig
     epochs: int
     peak: float | None
+    adapters: LoraOptions | None = None
 
     @classmethod
     def from_config(cls, config: Any, model: ModelConfig) -> "StepCost":
         """On the devices of this program."""
         one = peak_flops(jax.devices()[0].device_kind) if config.model.dtype == "bfloat16" else None
-        return cls(model, config.train.epochs, None if one is None else one * jax.device_count())
+        peak = None if one is None else one * jax.device_count()
+        return cls(model, config.train.epochs, peak, LoraOptions.from_config(config.model))
 
     def metrics(
         self, tree: Tree, trained: Array, generated_tokens: int, seconds: Mapping[str, float]
     ) -> dict[str, float]:
         """{name: value} of a step.
 
-        "time/mfu" is `own_flops` (6 N for each token and the attention between tokens that see each other, nothing
-        computed twice) over what the devices could have done in the update's seconds: all that is beside forward and
-        backward pass counts as lost.
+        "time/mfu" is `own_flops` (6 N for each token, with adapters 4 N and 6 for each of their parameters, and the
+        attention between tokens that see each other, nothing computed twice) over what the devices could have done in
+        the update's seconds: all that is beside forward and backward pass counts as lost.
 
         Args:
           tree: the trees, [Q, ...], on the host.
@@ -53,7 +57,7 @@ class StepCost:
             "time/trained_tokens_per_s": tokens / update,
         }
         if self.peak is not None:
-            found["time/mfu"] = own_flops(self.model, tokens, pairs) / (update * self.peak)
+            found["time/mfu"] = own_flops(self.model, tokens, pairs, self.adapters) / (update * self.peak)
         return found | device_memory()
 
 

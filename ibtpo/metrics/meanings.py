@@ -73,10 +73,10 @@ time/sampler_stall_s: seconds in which the device had nothing to do while the tr
 time/elapsed_s: seconds of the run so far, over all its invocations
 time/sampled_tokens_per_s: tokens generated in the step over time/sample_s => steady; it falls as responses grow longer
 time/trained_tokens_per_s: unique tokens trained on, prompts included, in all epochs, over time/update_s => steady
-time/mfu: model FLOPs utilisation of the update, 0 to 1: 6 FLOPs for each parameter and trained token, and the attention
-    between tokens that see each other, over time/update_s at the devices' published bfloat16 peak; recomputation,
-    packing and the reference's pass count as lost; only with model.dtype=bfloat16 on a device whose peak is known =>
-    steady; that of the update's own pass is higher
+time/mfu: model FLOPs utilisation of the update, 0 to 1: 6 FLOPs for each parameter and trained token (with adapters 4,
+    and 6 for each of theirs), and the attention between tokens that see each other, over time/update_s at the devices'
+    published bfloat16 peak; recomputation, packing and the reference's pass count as lost; only with
+    model.dtype=bfloat16 on a device whose peak is known => steady; that of the update's own pass is higher
 memory/peak_bytes: most memory that has been in use on a device since the process began; of the first host's devices the
     largest; where the backend says it (not on a CPU) => steady after the first evaluation
 memory/peak_share: the same as a share of what JAX may use there => below 1; sampling.memory_share is what it aims at

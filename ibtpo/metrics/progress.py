@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TextIO
 
+_LEAST_BAR = 8  # characters
+
 
 class Progress:
     """Progress of a loop: a bar on a terminal, plain lines where the output is a pipe or a file.
@@ -60,7 +62,7 @@ class Progress:
                 dynamic_ncols=known,
                 ncols=None if known else 80,
                 nrows=None if known else 24,
-                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",  # tqdm's guess has no warm-up
+                bar_format=self._bar_format(initial, {}, "?", 0.0),
             )
 
     def update(self, step: int, metrics: Mapping[str, float | str] | None = None) -> None:
@@ -69,7 +71,7 @@ class Progress:
         now = time.monotonic()
         left = self._left(step, now)
         if self._bar is not None:
-            self._bar.set_postfix({**shown, "left": left}, refresh=False)
+            self._bar.bar_format = self._bar_format(step, shown, left, now - self._start)
             self._bar.update(step - self._step)
             self._step = step
             return
@@ -81,6 +83,24 @@ class Progress:
             parts += [f"{name}={value}" for name, value in shown.items()]
             parts += [f"elapsed {_clock(now - self._start)}", f"left {left}"]
             print("  ".join(parts), file=self._stream, flush=True)
+
+    def _bar_format(self, step: int, shown: Mapping[str, str], left: str, elapsed: float) -> str:
+        """The line of the bar, as tqdm fills it in: steps and times first, and as many metrics as leave a bar of
+        `_LEAST_BAR`. tqdm itself would cut the end off, and knows no warm-up."""
+        columns = os.get_terminal_size(self._stream.fileno()).columns or 80
+        before = f"{self._description}: " if self._description else ""
+        times = f"| {step}/{self._total} [{_clock(elapsed)}, left {left}]"
+        room = columns - 1 - _LEAST_BAR - len(f"{before}100%|{times}")
+        if room < 1 - _LEAST_BAR:  # too narrow for a bar, and without one tqdm would let the line wrap
+            share = 100 * step // self._total if self._total else 100
+            return f"{before}{share}%{times[1:]}"[: columns - 1].replace("{", "{{").replace("}", "}}")
+        metrics = ""
+        for name, value in shown.items():
+            more = f"  {name}={value}"
+            if len(metrics) + len(more) > room:
+                break
+            metrics += more
+        return "{l_bar}{bar}" + (times + metrics).replace("{", "{{").replace("}", "}}")
 
     def _left(self, step: int, now: float) -> str:
         """The time left, by the steps after the warm-up."""

@@ -167,10 +167,11 @@ def check_installed(log: Any) -> None:
 
 
 @contextlib.contextmanager
-def opened(config: Any, workdir: str, *, active: bool = True) -> Iterator[Sequence[Guarded]]:
+def opened(config: Any, workdir: str, *, active: bool = True, anew: bool = False) -> Iterator[Sequence[Guarded]]:
     """The run at each service that `config.log` asks for, continued where the workdir knows one.
 
-    active: False opens none: on every host of a run but the first.
+    active: False opens none: on every host of a run but the first. anew: of a program that never resumes: another run
+    at the service each time.
 
     Raises:
       UserError: a service cannot be used: its package is missing, no key is known, it does not answer.
@@ -179,6 +180,9 @@ def opened(config: Any, workdir: str, *, active: bool = True) -> Iterator[Sequen
     with contextlib.ExitStack() as stack:
         sinks = []
         for service in wanted(config.log) if active else []:
+            if anew:
+                (pathlib.Path(workdir) / f"{service}.json").unlink(missing_ok=True)
+            os.makedirs(workdir, exist_ok=True)
             note = Note(workdir, service)
             name = config.log.run_name or pathlib.Path(workdir).resolve().name
             try:

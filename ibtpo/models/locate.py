@@ -1,9 +1,11 @@
-"""Where the model is that a configuration names."""
+"""Where the model is that a configuration names: a folder, or the hub's cache."""
 
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ibtpo import packaged
+from ibtpo import hub, packaged
 
 
 def model_folder(path: str | os.PathLike) -> pathlib.Path:
@@ -12,3 +14,19 @@ def model_folder(path: str | os.PathLike) -> pathlib.Path:
     Whether it holds a model is for its reader to say.
     """
     return packaged.locate(path, "config.json")
+
+
+def configured_folder(model: Mapping[str, Any], patterns: Sequence[str] = hub.MODEL_FILES) -> pathlib.Path:
+    """The folder of a configuration's section `model`; where its path is an id of the hub, that in the hub's cache, of
+    model.revision, fetched if need be.
+
+    Args:
+      patterns: of the files that are needed.
+
+    Raises:
+      UserError: it is no folder, and it cannot be fetched (`hub.Repo`).
+    """
+    repo = hub.model_repo(model)
+    if repo is None:
+        return model_folder(model["path"])
+    return repo.folder(model.get("revision", ""), patterns)

@@ -11,6 +11,7 @@ A kind is a module of this package, named in `ibtpo.choices.REWARDS`:
                                                  the answer that evaluation shows and maj@k votes by
     find_statement(text) -> int                  optional: where a text first states its answer, its length where it
                                                  never does: behind it no tree branches
+    show_reference(reference) -> str             optional: the reference answer as people read it
     load()                                       optional: heavy imports, made once in each worker before any answer
 
 A kind may also be a function of the user's, "module:function" (`ibtpo.own_code`): it is the reward, `fast_<function>`
@@ -59,6 +60,11 @@ def _module(kind: str) -> ModuleType | None:
 def find_extractor(kind: str) -> Callable[[str], str | None] | None:
     """The `extract_answer` of a kind; None for a kind whose responses state no answer."""
     return getattr(_module(kind), "extract_answer", None)
+
+
+def show_reference(kind: str, reference: str) -> str:
+    """A reference answer as people read it: itself, where the kind says nothing else."""
+    return getattr(_module(kind), "show_reference", str)(reference)
 
 
 def find_statement(kind: str) -> Callable[[str], int]:

@@ -14,7 +14,7 @@ from ibtpo.choices import TOKEN_ADVANTAGES
 from ibtpo.data.problems import Problem
 from ibtpo.ib_score import child_weights, ib_score
 from ibtpo.policy import Policy
-from ibtpo.rewards import find_extractor
+from ibtpo.rewards import find_extractor, show_reference
 from ibtpo.saved_trees.files import LOG_PROB_UNIT, VERSION, TreeFile
 from ibtpo.tree import Array, Tree, node_mask, on_path, response_mask, scatter_sum, tokens_of_response
 
@@ -92,7 +92,7 @@ def question_fields(tree: Tree, problem: Problem, policy: Policy, default_kind: 
     return {
         "problem": problem.id,
         "question": problem.question,
-        "answer": problem.answer,
+        "answer": show_reference(problem.kind or default_kind, problem.answer),
         "prompt": tree.tokens[0, :prompt].tolist(),
         "stated": [extract(text) for text in texts],
     }

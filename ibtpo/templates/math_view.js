@@ -181,6 +181,12 @@ class LatexReader {
       case "boxed": case "fbox":
         return el("mrow", this.argument(font), { class: "boxed" });
       case "underline": return el("munder", [this.argument(font), el("mo", "_")]);
+      case "underbrace": case "overbrace": {
+        const [tag, brace] = name === "underbrace" ? ["munder", "⏟"] : ["mover", "⏞"];
+        const braced = el(tag, [this.argument(font), el("mo", brace, { stretchy: "true" })]);
+        braced.dataset.under = "1";
+        return braced;
+      }
       case "overset": case "stackrel": {
         const above = this.argument(font);
         return el("mover", [this.argument(font), above]);

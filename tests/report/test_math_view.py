@@ -55,6 +55,8 @@ def view(browser, tmp_path_factory):
         (r"$2^{10}=1{,}024$", "210=1,024", None),
         (r"$a\,b\quad c$", "abc", None),
         (r"$\vec{a} \cdot \hat{b}$", "a→⋅b^", None),
+        (r"$\underbrace{a+b}_{c}$", "a+b⏟c", ["mi", "mo", "mrow", "munder"]),
+        (r"$\overbrace{a}^{2}$", "a⏞2", ["mi", "mn", "mo", "mover", "mrow"]),
     ],
 )
 def test_mathematics_is_drawn(view, source, seen, elements):

@@ -10,7 +10,7 @@ import numpy as np
 from ibtpo import parallel
 from ibtpo.errors import UserError
 from ibtpo.models.hf import swap
-from ibtpo.models.hf.card import CARD, adapter_card, may_replace
+from ibtpo.models.hf.card import CARD, About, adapter_card, may_replace
 from ibtpo.models.hf.exporting import write_json, write_tensors
 from ibtpo.models.hf.files import ADAPTER, CONFIG
 from ibtpo.models.hf.layout import LAYER_TENSORS
@@ -26,7 +26,7 @@ def save_adapter(
     path: str | pathlib.Path,
     *,
     base: str,
-    facts: Mapping[str, str] | None = None,
+    facts: Mapping[str, str] | About | None = None,
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors; tensors keep their dtype.
 
@@ -37,7 +37,7 @@ def save_adapter(
       options: that they were made with.
       path: created if need be. Other files stay.
       base: name or folder of the model they belong to, for adapter_config.json.
-      facts: rows of the card, README.md.
+      facts: rows of the card, README.md, or all that it says (`card.About`).
 
     Raises:
       UserError: `path` is a file, or holds a model, to which transformers would add the adapters.

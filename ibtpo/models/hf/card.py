@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from ibtpo.models.config import ModelConfig
 from ibtpo.models.config_json import ARCHITECTURES
@@ -15,7 +16,7 @@ library_name: transformers
 pipeline_tag: text-generation
 tags:
 - ibtpo
-{base}---
+{links}---
 {mark}
 
 # {title}
@@ -27,21 +28,23 @@ A language model written by ibtpo, a JAX implementation of the reinforcement lea
 |---|---|
 {rows}
 
+## Use
+
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "{title}"
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 ```
-"""
+{config}"""
 
 _ADAPTER_BODY = """\
 ---
 library_name: peft
-{base}tags:
+tags:
 - ibtpo
 - lora
----
+{links}---
 {mark}
 
 # {title}
@@ -53,29 +56,74 @@ Low-rank adapters written by ibtpo, a JAX implementation of the reinforcement le
 |---|---|
 {rows}
 
+## Use
+
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_path}"), "{title}")
 ```
+{config}"""
+_CONFIG = """
+## Configuration
+
+<details><summary>What it was trained with, of <code>configs/base.py</code></summary>
+
+```json
+{text}
+```
+
+</details>
 """
 
 
-def adapter_card(title: str, base: str, facts: Mapping[str, str]) -> str:
+@dataclass(frozen=True)
+class About:
+    """What a card says beside the model itself. facts: rows of name and value. title: "" for the folder's name. base,
+    dataset: ids on the hub, for its links; "": none. config: of the run, as JSON; "": none."""
+
+    facts: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+    base: str = ""
+    dataset: str = ""
+    config: str = ""
+
+    @classmethod
+    def of(cls, facts: "Mapping[str, str] | About | None") -> "About":
+        """Rows alone: a "Base model" of `models.presets` among them is linked."""
+        if isinstance(facts, About):
+            return facts
+        base = (facts or {}).get("Base model", "")
+        return cls(facts or {}, base=base if base in PRESETS else "")
+
+    def links(self) -> str:
+        """Lines of the hub's metadata."""
+        base = f"base_model: {self.base}\n" if self.base else ""
+        return base + (f"datasets:\n- {self.dataset}\n" if self.dataset else "")
+
+    def shown_config(self) -> str:
+        """The section of the configuration."""
+        return _CONFIG.format(text=self.config.replace("```", "` ` `")) if self.config else ""
+
+
+def adapter_card(title: str, base: str, facts: Mapping[str, str] | About) -> str:
     """The text of a card of adapters. base: name or folder of the model they belong to."""
+    about = About.of(facts)
+    if not about.base and base in PRESETS:
+        about = replace(about, base=base)
     return _ADAPTER_BODY.format(
         mark=_MARK,
-        title=title,
-        base=f"base_model: {base}\n" if base in PRESETS else "",
+        title=about.title or title,
+        links=about.links(),
         base_path=base,
-        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items()),
+        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in about.facts.items()),
+        config=about.shown_config(),
     )
 
 
-def card(title: str, config: ModelConfig, dtype: str, facts: Mapping[str, str]) -> str:
-    """The text of a card: architecture, size and context, then `facts`, rows of name and value. A "Base model" of
-    `models.presets` is linked as the hub's metadata do."""
+def card(title: str, config: ModelConfig, dtype: str, facts: Mapping[str, str] | About) -> str:
+    """The text of a card: architecture, size and context, then rows of name and value (`About.of`)."""
     c = config
     rows = {
         "Architecture": f"{ARCHITECTURES[c.family]}: {c.num_layers} layers, width {c.embed_dim}, MLP {c.mlp_dim}, "
@@ -83,13 +131,14 @@ def card(title: str, config: ModelConfig, dtype: str, facts: Mapping[str, str]) 
         "Parameters": f"{c.num_params:,}, {dtype}",
         "Context": f"{c.max_positions:,} tokens",
         "Vocabulary": f"{c.vocab_size:,}",
-    } | dict(facts)
-    base = facts.get("Base model")
+    }
+    about = About.of(facts)
     return _BODY.format(
         mark=_MARK,
-        title=title,
-        base=f"base_model: {base}\n" if base in PRESETS else "",
-        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
+        title=about.title or title,
+        links=about.links(),
+        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in (rows | dict(about.facts)).items()),
+        config=about.shown_config(),
     )
 
 

@@ -17,7 +17,7 @@ from ibtpo import parallel
 from ibtpo.errors import UserError
 from ibtpo.models.decoder import Decoder
 from ibtpo.models.hf import swap
-from ibtpo.models.hf.card import CARD, card, may_replace
+from ibtpo.models.hf.card import CARD, About, card, may_replace
 from ibtpo.models.hf.files import ADAPTER, CONFIG, INDEX, WEIGHTS, read_json
 from ibtpo.models.hf.layout import tensors, tensors_of
 
@@ -44,7 +44,7 @@ def save(
     *,
     tokenizer_from: str | pathlib.Path | None,
     token_ids: Mapping[str, int] | None = None,
-    facts: Mapping[str, str] | None = None,
+    facts: Mapping[str, str] | About | None = None,
     max_file_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a model directory that `load` and transformers read; tensors keep their dtype.
@@ -63,7 +63,7 @@ def save(
       tokenizer_from: directory whose tokenizer files, chat templates, generation_config.json, and bos, eos and pad
         token ids in config.json go with the model. None: no tokenizer.
       token_ids: further fields of config.json, as {"eos_token_id": 0}; they win over the copied ones.
-      facts: further rows of the model card, README.md, as {"Base model": "Qwen/Qwen3-8B"}.
+      facts: further rows of the model card, README.md, as {"Base model": "Qwen/Qwen3-8B"}; or a `card.About`.
       max_file_bytes: weights above this size are spread over several files with an index.
 
     Raises:
@@ -146,7 +146,11 @@ def write_json(file: pathlib.Path, value: Any) -> None:
 
 
 def _write_texts(
-    decoder: Decoder, path: pathlib.Path, staged: pathlib.Path, token_ids: Mapping[str, int], facts: Mapping[str, str]
+    decoder: Decoder,
+    path: pathlib.Path,
+    staged: pathlib.Path,
+    token_ids: Mapping[str, int],
+    facts: Mapping[str, str] | About,
 ) -> None:
     """config.json, and the model card if there is none of somebody else."""
     dtype = decoder.param_dtype.name
