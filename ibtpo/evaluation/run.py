@@ -46,12 +46,14 @@ def evaluate(
     stream: str = "",
     on_finished: Callable[[SampledTree], None] | None = None,
     between_chunks: Callable[[], None] | None = None,
+    finished: Sequence[SampledTree] = (),
 ) -> Evaluation:
     """Samples and grades eval.samples responses per problem with the given parameters.
 
     The draws depend on train.seed, `stream` and the problems' ids alone, so two checkpoints are compared on the same
     random numbers. stream: the benchmark's name, so that those of two benchmarks differ; "" for the held-out split.
-    on_finished, between_chunks: see `TreeSampler`.
+    on_finished, between_chunks: see `TreeSampler`. finished: what was sampled of these problems before, with its
+    rewards; it is read like the rest, and not sampled again.
     """
     key = jax.random.fold_in(jax.random.key(config.train.seed), EVALUATION_STREAM)
     if stream:
@@ -69,16 +71,21 @@ def evaluate(
         if on_finished is not None:
             on_finished(tree)
 
-    with memory.enough(config, "evaluating", memory.SAMPLING):
-        _, stats = sampler(
-            params,
-            [policy.question(p.id, p, config.data) for p in problems],
-            make_grade(policy, grader, by_id),
-            key=key,
-            sampling=SamplingParams.from_config(config.eval),
-            on_finished=read,
-            between_chunks=between_chunks,
-        )
+    for tree in finished:
+        read(tree)
+    generated_tokens = sum(len(r.tokens) for tree in finished for r in tree.responses)
+    if left := [p for p in problems if p.id not in rows]:
+        with memory.enough(config, "evaluating", memory.SAMPLING):
+            _, stats = sampler(
+                params,
+                [policy.question(p.id, p, config.data) for p in left],
+                make_grade(policy, grader, by_id),
+                key=key,
+                sampling=SamplingParams.from_config(config.eval),
+                on_finished=read,
+                between_chunks=between_chunks,
+            )
+        generated_tokens += stats.generated_tokens
 
     def column(name: str) -> list[list]:
         return [rows[p.id][name] for p in problems]
@@ -92,7 +99,7 @@ def evaluate(
         texts=column("texts"),
         lengths=np.array(column("lengths")),
         truncated=np.array(column("truncated")),
-        generated_tokens=stats.generated_tokens,
+        generated_tokens=generated_tokens,
         followed={mode: [np.array([v[mode] for v in verdicts[p.id]]) for p in problems] for mode in modes},
     )
 
