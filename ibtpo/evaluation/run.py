@@ -4,6 +4,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,9 +56,7 @@ def evaluate(
     on_finished, between_chunks: see `TreeSampler`. finished: what was sampled of these problems before, with its
     rewards; it is read like the rest, and not sampled again.
     """
-    key = jax.random.fold_in(jax.random.key(config.train.seed), EVALUATION_STREAM)
-    if stream:
-        key = jax.random.fold_in(key, zlib.crc32(stream.encode()))
+    key = _key_of(config.train.seed, stream)
     problems = [dataclasses.replace(p, kind=p.kind or config.reward.kind) for p in problems]
     by_id = {p.id: p for p in problems}
     rows: dict[int, dict[str, list]] = {}  # by question id
@@ -74,17 +73,12 @@ def evaluate(
     for tree in finished:
         read(tree)
     generated_tokens = sum(len(r.tokens) for tree in finished for r in tree.responses)
-    if left := [p for p in problems if p.id not in rows]:
+    left = [policy.question(p.id, p, config.data) for p in problems if p.id not in rows]
+    options: dict[str, Any] = dict(key=key, sampling=SamplingParams.from_config(config.eval))
+    if left:
         with memory.enough(config, "evaluating", memory.SAMPLING):
-            _, stats = sampler(
-                params,
-                [policy.question(p.id, p, config.data) for p in left],
-                make_grade(policy, grader, by_id),
-                key=key,
-                sampling=SamplingParams.from_config(config.eval),
-                on_finished=read,
-                between_chunks=between_chunks,
-            )
+            grade = make_grade(policy, grader, by_id)
+            _, stats = sampler(params, left, grade, on_finished=read, between_chunks=between_chunks, **options)
         generated_tokens += stats.generated_tokens
 
     def column(name: str) -> list[list]:
@@ -102,6 +96,11 @@ def evaluate(
         generated_tokens=generated_tokens,
         followed={mode: [np.array([v[mode] for v in verdicts[p.id]]) for p in problems] for mode in modes},
     )
+
+
+def _key_of(seed: int, stream: str) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
+    return jax.random.fold_in(key, zlib.crc32(stream.encode())) if stream else key
 
 
 def _verdicts(checks: dict[int, list[Future]], rows: dict[int, dict[str, list]]) -> dict[int, list[dict]]:

@@ -92,7 +92,7 @@ def test_the_model_beside_the_checkpoint_is_found(tiny_model_dir, tmp_path, monk
         config.model.path, config.data.source = given, "tfds:gsm8k"
         monkeypatch.setattr(evaluate, "_CHECKPOINT", SimpleNamespace(value=str(checkpoint)))
         if expected is None:
-            with pytest.raises(ConfigError, match="model.path='' must be a folder in Hugging Face format"):
+            with pytest.raises(ConfigError, match=r"model\.path='' must be a folder in Hugging Face format"):
                 evaluate.resolve(config)
         else:
             assert evaluate.resolve(config).model.path == expected
