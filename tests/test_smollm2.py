@@ -71,18 +71,22 @@ def test_a_folder_without_the_model_is_named(script, tmp_path):
             script.find_file(tmp_path)
 
 
-def test_short_problems_are_those_of_few_calculations(repo_root, tmp_path, monkeypatch, capsys):
-    script = load_script(repo_root, "short_gsm8k")
-    solutions = {"one": "<<1+1=2>>2\n#### 2", "two": "<<1+1=2>>2 <<2+2=4>>4\n#### 1,004"}
-    solutions |= {"three": "<<a>>" * 3 + "\n#### 5", "none": "It is 5.\n#### 5", "x" * 161: solutions["one"]}
+def test_easy_problems_are_those_of_few_small_calculations(repo_root, tmp_path, capsys):
+    script = load_script(repo_root, "easy_gsm8k")
+    solutions = {"one": "<<1+1=2>>2\n#### 2", "two": "<<10*10=100>>100 <<100-8-2=90>>90\n#### 90"}
+    solutions |= {
+        "three": "<<1+1=2>>" * 3 + "\n#### 2", "none": "It is 5.\n#### 5", "x" * 201: solutions["one"],
+        "large": "<<100+1=101>>101\n#### 101", "division": "<<8/4=2>>2\n#### 2", "share": "<<8*.5=4>>4\n#### 4",
+        "words": "<<a>>2\n#### 2", "empty": "<<>>2\n#### 2",
+    }  # fmt: skip
     lines = [json.dumps({"question": question, "answer": answer}) for question, answer in solutions.items()]
     for split in ("train", "test"):
         (tmp_path / f"gsm8k_{split}.jsonl").write_text("\n".join([*lines, "no record"]))
     script.main([str(tmp_path / "out"), f"--files={tmp_path}"])
     for split in ("train", "test"):
-        found = [json.loads(line) for line in (tmp_path / "out" / f"gsm8k_short_{split}.jsonl").open()]
-        assert [(p["question"], p["answer"]) for p in found] == [("one", "2"), ("two", "1004")]
-    assert "gsm8k_short_test.jsonl: 2 problems" in capsys.readouterr().out
+        found = [json.loads(line) for line in (tmp_path / "out" / f"gsm8k_easy_{split}.jsonl").open()]
+        assert [(p["question"], p["answer"]) for p in found] == [("one", "2"), ("two", "90")]
+    assert "gsm8k_easy_test.jsonl: 2 problems" in capsys.readouterr().out
 
 
 def test_the_config_is_of_the_model_and_shows_a_step_a_line(repo_root):
