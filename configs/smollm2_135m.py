@@ -52,6 +52,8 @@ def get_config() -> config_dict.ConfigDict:
     config.sampling.temperature = 0.7  # [paper]
     config.sampling.slots = 32  # responses decoded side by side
     config.sampling.page_size = 16  # tokens; responses are short
+    config.sampling.pages = 512  # 0.38 GB in float32; eight trees take about 350, and more than fit wait
+    config.sampling.questions_in_flight = 8  # trees that grow at the same time
 
     config.train.questions_per_step = 8  # trees of 12 responses
     config.train.steps = 20  # about an hour

@@ -111,4 +111,4 @@ def begins_a_part(text: str, start: int, end: int) -> bool:
 def has_item(text: str, number: int) -> bool:
     """Whether a line of a text begins with the number of an item, a step or a part."""
     label = rf"(?:(?:{_LABEL})[\s*_#(]*)?"
-    return re.search(rf"(?im)^[\s#*>_(\[•-]*{label}{number}(?!\d)[*_]*[.):\]]", text[-8192:]) is not None
+    return re.search(rf"(?im)^[ \t#*>_(\[•-]*{label}{number}(?!\d)[*_]*[.):\]]", text[-8192:]) is not None

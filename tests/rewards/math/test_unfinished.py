@@ -1,6 +1,8 @@
 """Responses that break off: nothing of them is an answer but what was stated before."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ibtpo.rewards.math import TAIL_CHARACTERS, before_cut, extract_answer, verify
 
@@ -100,3 +102,24 @@ def test_what_was_stated_before_the_cut(text, stated):
     assert found == (rf"\boxed{{{stated}}}" if stated else "")
     assert extract_answer(found) == (stated or None)
     assert before_cut(found) == found
+
+
+PIECES = [
+    "The answer is ", "Answer:", "\\boxed{", "}", "#### ", "<answer>", "</answer>", "<think>", "</think>", "18", "1",
+    ".", ". ", "\n", " or ", "$", "\\frac{1}{2}", "Step 2:", "2. ", "**", "= ", "(", "not ", "é", "\\",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=60))
+def test_of_any_text_nothing_more_is_stated_than_what_stays_when_it_goes_on(text):
+    stated = before_cut(text)
+    assert before_cut(stated) == stated and (extract_answer(stated) is not None) == bool(stated)
+    assert extract_answer(text) is None or isinstance(extract_answer(text), str)
+
+
+@pytest.mark.parametrize("unit", ["\n", "\\", "#", "* ", "2. ", "Step 2: ", "the answer is ", "$", "(", "\n2.", "{"])
+def test_long_texts_take_no_longer(unit):
+    """Both run in the training process; a fault of this kind would take minutes."""
+    text = unit * (20_000 // len(unit)) + "2. "
+    before_cut(text)
+    extract_answer(text)
