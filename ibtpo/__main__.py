@@ -8,6 +8,7 @@ from ibtpo import __version__, arguments
 COMMANDS = {
     "train": "sample trees, grade, score, update",
     "evaluate": "accuracy of a checkpoint, with intervals; --compare of two",
+    "filter": "the problems that a model solves now and then, as JSON lines",
     "export": "a run's policy in Hugging Face format",
     "report": "one page: curves, differences, saved trees; a table of runs",
     "sft": "supervised training on worked solutions",

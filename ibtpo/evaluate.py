@@ -6,25 +6,26 @@ r"""Accuracy of a checkpoint on any number of benchmarks: avg@k, pass@k and maj@
     python -m ibtpo.evaluate --compare=runs/one --compare=runs/other
 
 --checkpoint is the workdir of a run or its checkpoint.dir (the newest checkpoint; the architecture and the tokenizer
-come from config.model.path), a Hugging Face directory, or hf:<owner>/<name> of the hub. A workdir without checkpoints
-of its own leads to the checkpoint.dir that its config.json names. Responses are independent, eval.samples per question.
-Without eval.benchmarks the held-out split of data.source is evaluated.
+come from config.model.path), a Hugging Face directory, or hf:<owner>/<name> of the hub. Where config.model.path is "",
+the model is that directory, or the one that the workdir's config.json names. A workdir without checkpoints of its own
+leads to the checkpoint.dir that its config.json names. Responses are independent, eval.samples per question. Without
+eval.benchmarks the held-out split of data.source is evaluated.
 
 Prints a table per benchmark and one over all, and writes them to --workdir (default: <checkpoint>/evaluation), with
 every response and its verdict as JSON lines and as a page to browse. A benchmark that is there already, from the same
-checkpoint, settings and problems, is not sampled again.
+checkpoint, settings and problems, is not sampled again; of one that was killed half-way its finished questions are not.
 
 --compare, given twice, names two such folders, or workdirs that have one: it prints the paired differences, second
 minus first, with 95 % intervals, and needs no model. See docs/evaluation.md.
 """
 
-import functools
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from ibtpo import config as config_lib
 from ibtpo import hub
@@ -33,6 +34,23 @@ from ibtpo.errors import UserError
 from ibtpo.models.locate import model_folder
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a run, or a folder in Hugging Face format")
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The configuration resolved for evaluation, with the model that is beside the checkpoint where it names none: that
+    of a Hugging Face folder or an id of the hub, or of the run in a workdir."""
+    checkpoint = _CHECKPOINT.value
+    if checkpoint and not str(config.model.path).strip():
+        folder = model_folder(checkpoint)
+        if checkpoint.startswith("hf:") and hub.is_id(checkpoint[3:]):
+            config.model.path = checkpoint[3:]
+        elif (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            config.model.path = os.fspath(checkpoint)
+        elif os.path.isdir(checkpoint) and (saved := config_lib.load_saved(checkpoint)) is not None:
+            model = saved.get("model", {})
+            config.model.path, config.model.revision = model.get("path", ""), model.get("revision", "")
+    # A benchmark may need longer prompts than the rows of training hold.
+    return config_lib.resolve(config, training=False)
 
 
 def main(config, workdir: str | None) -> None:
@@ -73,5 +91,4 @@ if __name__ == "__main__":
     if any(argument.split("=")[0] == "--compare" for argument in sys.argv[1:]):
         compare(sys.argv[1:])
     else:
-        # A benchmark may need longer prompts than the rows of training hold.
-        config_lib.run(main, resolve=functools.partial(config_lib.resolve, training=False), needs_workdir=False)
+        config_lib.run(main, resolve=resolve, needs_workdir=False)

@@ -51,8 +51,8 @@ class Policy:
     codec: Codec
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of generated tokens, without special tokens."""
-        return self.codec.text(tokens)
+        """The text of generated tokens, without special tokens and the stop string that ended them."""
+        return self.codec.answer_text(tokens)
 
     def with_params(self, params: nnx.State | None) -> "Policy":
         """The same policy with other parameters."""
@@ -228,15 +228,16 @@ def make_grade(
     policy: Policy,
     grader: Grader,
     problems: dict[int, Problem],
-) -> Callable[[Question, np.ndarray], Future]:
-    """The sampler's `grade`: detokenise a response and submit it against its problem's answer, by its problem's kind.
+) -> Callable[..., Future]:
+    """The sampler's `grade`: detokenise a response and submit it against its problem's answer, by its problem's kind;
+    of one that was cut off, what it stated before.
 
     problems: by question id.
     """
 
-    def grade(question: Question, tokens: np.ndarray) -> Future:
+    def grade(question: Question, tokens: np.ndarray, truncated: bool = False) -> Future:
         problem = problems[question.id]
         with phase("grade"):
-            return grader.submit(policy.text(tokens), problem.answer, problem.kind or None)
+            return grader.submit(policy.text(tokens), problem.answer, problem.kind or None, truncated=truncated)
 
     return grade

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -89,6 +89,8 @@ class Trainer:
         self.skipped = SkippedUpdates()
         self.cost = StepCost.from_config(config, self.policy.model)
         self.shown = ShownTrees(config.log.trees)
+        # Told of each batch of trees that is sampled, before any is replaced or trained on.
+        self.on_sampled: Callable[[list[Tree], list[Problem]], None] = lambda trees, problems: None
 
     def programs_ahead(self, *, updates: bool) -> dict[str, list[Program]]:
         """What the run will call, for `precompiled.compile_all`. updates: whether any are left."""
@@ -139,6 +141,7 @@ class Trainer:
         replaced: list[Tree] = []
         problems = self.batches.take(number)
         trees, stats = self.sample(problems)
+        self.on_sampled(trees, problems)
         for _ in range(self.config.train.refills):
             uniform = [bool(group_is_uniform(tree)[0]) for tree in trees]
             if not any(uniform):

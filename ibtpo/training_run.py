@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
-from ibtpo import checkpoints, environment, hosts, memory, parallel, pinned, report, sizing
+from ibtpo import checkpoints, environment, first_responses, hosts, memory, parallel, pinned, report, sizing
 from ibtpo import config as config_lib
 from ibtpo import interruption as interruption_lib
 from ibtpo import metrics as metrics_lib
 from ibtpo.compilation_cache import enable_compilation_cache
+from ibtpo.data.problems import Problem
 from ibtpo.evaluation import tables
 from ibtpo.interruption import GivenUp, Interruption
 from ibtpo.metrics import samples, sinks
@@ -22,6 +24,7 @@ from ibtpo.precompiled import compile_all
 from ibtpo.profiling import Profile, phase
 from ibtpo.saved_trees import TreeFile, TreeFolder
 from ibtpo.trainer import Trainer
+from ibtpo.tree import Tree
 from ibtpo.workdir_lock import locked
 
 
@@ -178,6 +181,8 @@ def run_updates(
             with progress.paused():
                 accuracy = evaluate(trainer, writer, trees, step)
             progress.print(f"baseline, update {step}: {accuracy}" if not step else f"update {step}: {accuracy}")
+        if not int(trainer.state.step):
+            trainer.on_sampled = functools.partial(say_first, trainer, progress)
         for step in range(int(trainer.state.step) + 1, total + 1):
             if hosts.stop_between_updates(interruption, step):
                 raise GivenUp
@@ -204,6 +209,19 @@ def run_updates(
     store.wait()
     interruption.done = True
     return False
+
+
+def say_first(
+    trainer: Trainer, progress: metrics_lib.Progress, trees: list[Tree], problems: list[Problem]
+) -> None:
+    """Says once what the first responses look like, and warns where training cannot work with them."""
+    trainer.on_sampled = lambda trees, problems: None
+    if jax.process_index():
+        return
+    found = first_responses.look(trees, problems, trainer.policy, trainer.config.reward.kind)
+    progress.print(str(found))
+    for line in first_responses.warnings(found, trainer.config):
+        logging.warning("%s", line)
 
 
 def evaluate(trainer: Trainer, writer: metrics_lib.MetricWriter, trees: TreeFolder, step: int) -> str:

@@ -14,7 +14,7 @@ from ibtpo.models.presets import PRESETS
 # Chips of the topology that each docstring names first.
 CHIPS = {
     "qwen7b": 16, "qwen3_1p7b": 8, "qwen3_8b": 16, "qwen3_14b": 8, "llama3_8b": 16,
-    "qwen3_1p7b_lora": 1, "qwen3_8b_lora": 1,
+    "qwen3_1p7b_lora": 1, "qwen3_8b_lora": 1, "qwen3_0p6b": 1,
 }  # fmt: skip
 
 

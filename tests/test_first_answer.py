@@ -20,7 +20,7 @@ try:
 finally:
     print("imported:", *[name for name in heavy if name in sys.modules])
 """
-COMMANDS = ("train", "evaluate", "export", "report", "sft", "compile_check")
+COMMANDS = ("train", "evaluate", "filter", "export", "report", "sft", "compile_check")
 CONFIG = {"report": [], "sft": ["--config=tiny_sft"]}
 
 
@@ -59,6 +59,8 @@ def test_an_unknown_flag_imports_nothing_heavy(command, repo_root, tmp_path):
         ("ibtpo", ["train", "--config=tiny", "--workdir=w", "--config.train.stps=3"], "nearest valid key"),
         ("ibtpo", ["train", "--config=tiny", "--workdir=w", "--config.mesh.fsdp=-1"], "only one axis"),
         ("ibtpo", ["evaluate", "--config=tiny", "--checkpoint=runs/nope"], "--checkpoint=runs/nope: there is no such"),
+        ("ibtpo", ["filter", "--config=tiny", "--workdir=w", "--samples=0"], "--samples=0: at least one response"),
+        ("ibtpo", ["filter", "--config=tiny", "--workdir=w", "--low=0.8", "--high=0.2"], "--low=0.8 --high=0.2: "),
         ("ibtpo", ["export", "--config=tiny", "--workdir=nope", "--out=o"], "--workdir=nope: there is no such folder"),
         ("ibtpo", ["sft", "--config=tiny", "--workdir=w"], "unknown key"),
         ("ibtpo", ["compile-check", "--config=tiny"], "--topology is missing"),

@@ -122,7 +122,7 @@ def test_the_trainer_names_no_kernel_no_grader_and_no_flags():
 
 
 # Not report: it is a library too, of the curves that a run ends with and of the tables that evaluations are shown in.
-@pytest.mark.parametrize("command", ["train", "evaluate", "sft", "export", "compile_check"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "filter", "sft", "export", "compile_check"])
 def test_nothing_imports_a_command(command):
     assert f"ibtpo.{command}" in modules()
     assert [module for module in modules() if f"ibtpo.{command}" in imports(module)] == []

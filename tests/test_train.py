@@ -82,14 +82,16 @@ def test_a_run_leaves_trees_a_report_and_a_note_of_its_machine(finished_run):
     assert entry["step"] == 0 and entry["backend"] == "cpu" and entry["jax"] and "path" not in str(entry).lower()
 
 
-def test_resuming_equals_not_stopping(finished_run, tiny_config, tmp_path):
+def test_resuming_equals_not_stopping(finished_run, tiny_config, tmp_path, capsys):
     config, whole = finished_run
     half = tiny_config(eval__every=2, train__steps=2, log__trees=2, log__trees_every=3)
     train_lib.train(half, str(tmp_path))
+    assert capsys.readouterr().err.count("first 12 responses: ") == 1  # the unguided ones, of the first update
     # As if it had been killed behind update 3, of which no checkpoint is left.
     (tmp_path / "trees" / "train_00000003.json.gz").write_bytes(b"of an update that is done again")
     (tmp_path / "trees" / "train_00000002.json.gz").unlink()  # the end of the half
     train_lib.train(config, str(tmp_path))
+    assert "responses: " not in capsys.readouterr().err
     assert [learning(row) for row in rows(tmp_path)] == [learning(row) for row in rows(whole)]
     for _, _, path in saved_trees.list_files(whole / "trees"):
         assert (tmp_path / "trees" / path.name).read_bytes() == path.read_bytes()

@@ -103,7 +103,9 @@ def help_text(keys: Keys, config: ConfigDict, origin: str) -> str:
         if rule and any(not re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", body) for choice in rule.choices):
             body += f"{' | ' if body else ''}{rule.words}"
         first = f"  --config.{key}={value!r}" + f"  ({'; '.join(notes)})" * bool(notes)
-        lines = textwrap.wrap(body, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+        lines = textwrap.wrap(
+            body, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
+        )
         blocks.append("\n".join([first, *lines]))
     return "\n".join(blocks)
 

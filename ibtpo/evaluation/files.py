@@ -6,6 +6,7 @@ A folder with the results of one command:
     <benchmark>/summary.json       metrics with intervals, and their origin; written last
     <benchmark>/responses.jsonl    every response with its verdict, one a line
     <benchmark>/responses.html     the same to browse
+    <benchmark>/partial.jsonl      the questions that are finished, until the benchmark is (`partial`)
     <benchmark>/trees.html         the first questions' responses as trees, step by step, and
     <benchmark>/trees.json.gz      the same as data (`ibtpo.saved_trees.files`); unless log.trees is 0
 """

@@ -4,6 +4,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from ibtpo import memory
 from ibtpo.data.problems import Problem
 from ibtpo.evaluation.results import Evaluation
 from ibtpo.policy import Policy, make_grade, make_sampler
-from ibtpo.rewards import find_extractor, instructions
+from ibtpo.rewards import find_before_cut, find_extractor, instructions
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling import SampledTree, SamplingParams, TreeSampler
 
@@ -46,16 +47,16 @@ def evaluate(
     stream: str = "",
     on_finished: Callable[[SampledTree], None] | None = None,
     between_chunks: Callable[[], None] | None = None,
+    finished: Sequence[SampledTree] = (),
 ) -> Evaluation:
     """Samples and grades eval.samples responses per problem with the given parameters.
 
     The draws depend on train.seed, `stream` and the problems' ids alone, so two checkpoints are compared on the same
     random numbers. stream: the benchmark's name, so that those of two benchmarks differ; "" for the held-out split.
-    on_finished, between_chunks: see `TreeSampler`.
+    on_finished, between_chunks: see `TreeSampler`. finished: what was sampled of these problems before, with its
+    rewards; it is read like the rest, and not sampled again.
     """
-    key = jax.random.fold_in(jax.random.key(config.train.seed), EVALUATION_STREAM)
-    if stream:
-        key = jax.random.fold_in(key, zlib.crc32(stream.encode()))
+    key = _key_of(config.train.seed, stream)
     problems = [dataclasses.replace(p, kind=p.kind or config.reward.kind) for p in problems]
     by_id = {p.id: p for p in problems}
     rows: dict[int, dict[str, list]] = {}  # by question id
@@ -69,16 +70,16 @@ def evaluate(
         if on_finished is not None:
             on_finished(tree)
 
-    with memory.enough(config, "evaluating", memory.SAMPLING):
-        _, stats = sampler(
-            params,
-            [policy.question(p.id, p, config.data) for p in problems],
-            make_grade(policy, grader, by_id),
-            key=key,
-            sampling=SamplingParams.from_config(config.eval),
-            on_finished=read,
-            between_chunks=between_chunks,
-        )
+    for tree in finished:
+        read(tree)
+    generated_tokens = sum(len(r.tokens) for tree in finished for r in tree.responses)
+    left = [policy.question(p.id, p, config.data) for p in problems if p.id not in rows]
+    options: dict[str, Any] = dict(key=key, sampling=SamplingParams.from_config(config.eval))
+    if left:
+        with memory.enough(config, "evaluating", memory.SAMPLING):
+            grade = make_grade(policy, grader, by_id)
+            _, stats = sampler(params, left, grade, on_finished=read, between_chunks=between_chunks, **options)
+        generated_tokens += stats.generated_tokens
 
     def column(name: str) -> list[list]:
         return [rows[p.id][name] for p in problems]
@@ -92,9 +93,14 @@ def evaluate(
         texts=column("texts"),
         lengths=np.array(column("lengths")),
         truncated=np.array(column("truncated")),
-        generated_tokens=stats.generated_tokens,
+        generated_tokens=generated_tokens,
         followed={mode: [np.array([v[mode] for v in verdicts[p.id]]) for p in problems] for mode in modes},
     )
+
+
+def _key_of(seed: int, stream: str) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
+    return jax.random.fold_in(key, zlib.crc32(stream.encode())) if stream else key
 
 
 def _verdicts(checks: dict[int, list[Future]], rows: dict[int, dict[str, list]]) -> dict[int, list[dict]]:
@@ -108,13 +114,14 @@ def _verdicts(checks: dict[int, list[Future]], rows: dict[int, dict[str, list]])
 def _read(policy: Policy, problem: Problem, tree: SampledTree) -> dict[str, list]:
     """All that is kept of a question's responses, each a list of them; made while the device decodes the others'."""
     texts = [policy.text(r.tokens) for r in tree.responses]
-    extract = find_extractor(problem.kind) or (lambda text: None)
+    extract, before_cut = find_extractor(problem.kind) or (lambda text: None), find_before_cut(problem.kind)
+    truncated = [r.finish == "length" for r in tree.responses]
     return {
         "correct": [float(r.reward == 1) for r in tree.responses],
-        "answers": [extract(text) for text in texts],
+        "answers": [extract(before_cut(text) if cut else text) for text, cut in zip(texts, truncated)],
         "texts": texts,
         "lengths": [len(r.tokens) for r in tree.responses],
-        "truncated": [r.finish == "length" for r in tree.responses],
+        "truncated": truncated,
     }
 
 

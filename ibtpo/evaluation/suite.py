@@ -1,6 +1,8 @@
-"""One benchmark evaluated after the other: each written when it is done, and none sampled twice."""
+"""One benchmark evaluated after the other: each written when it is done, and no question sampled twice."""
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from ibtpo.errors import UserError
 from ibtpo.evaluation import files, page, tables
 from ibtpo.evaluation.benchmarks import check_grading, load_benchmarks
 from ibtpo.evaluation.checkpoint import identify, load_checkpoint, on_this_machine
+from ibtpo.evaluation.partial import PARTIAL, Partial
 from ibtpo.evaluation.results import Evaluation, Metric, mean_of_benchmarks, with_bounds
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
 from ibtpo.interruption import Interruption
@@ -93,7 +96,9 @@ def evaluate_benchmarks(
                 compiled = True
             description = name if len(benchmarks) == 1 else f"{name} ({number} of {len(benchmarks)})"
             keep = shown.evaluated(problems)
-            evaluation = _with_progress(description, keep, policy, problems, sampler, grader, config, stream=stream)
+            with open_partial(folder / name, wanted, problems, config) as partial:
+                sampled = _Sampled(description, keep, partial)
+                evaluation = sampled.evaluate(policy, problems, sampler, grader, config, stream=stream)
         if evaluation is None or not first_host:
             continue
         summaries[name], metrics[name] = evaluation.summary(), evaluation.metrics()
@@ -113,30 +118,51 @@ def evaluate_benchmarks(
     print(f"written: {folder / files.INDEX} (to browse), {folder / files.SUMMARY}")
 
 
-def _with_progress(
-    description: str,
-    keep: Callable[[SampledTree], None],
-    policy: Policy,
-    problems: Sequence[Problem],
-    *arguments,
-    **options,
-) -> Evaluation:
-    """`evaluate` of the policy with a progress bar. keep: gets each tree."""
-    done, correct = 0, 0.0
+def open_partial(folder: pathlib.Path, wanted: Mapping, problems: Sequence[Problem], config) -> Partial:
+    """What an earlier call of the same command has finished of a benchmark; the first host has it."""
+    shown = [problem.id for problem in problems[: config.log.trees]]
+    return Partial(folder, wanted, config.eval.samples, shown, active=jax.process_index() == 0)
 
-    def show(tree: SampledTree) -> None:
-        nonlocal done, correct
-        keep(tree)
-        done, correct = done + 1, correct + float(np.mean([r.reward == 1 for r in tree.responses]))
-        progress.update(done, {"avg": correct / done})
 
-    with Progress(len(problems), description=description) as progress:
-        return evaluate(policy, policy.params, problems, *arguments, **options, on_finished=show)
+@dataclasses.dataclass
+class _Sampled:
+    """A benchmark that is sampled, with a progress bar, from where an earlier call ended. keep: gets each tree."""
+
+    description: str
+    keep: Callable[[SampledTree], None]
+    partial: Partial
+
+    def evaluate(self, policy: Policy, problems: Sequence[Problem], *arguments, **options) -> Evaluation:
+        """`evaluate` of the policy; the file of what is finished stays until the benchmark is written."""
+        known = _agreed_on([problem.id in self.partial.finished for problem in problems])
+        finished = self.partial.trees(policy, problems, arguments[2])
+        if known.any():
+            print(f"{self.description}: {known.sum():,} of {len(problems):,} questions are there already", flush=True)
+        if jax.process_index():  # the others need the rest only
+            problems = list(itertools.compress(problems, ~known))
+        done, correct = 0, 0.0
+
+        def show(tree: SampledTree) -> None:
+            nonlocal done, correct
+            self.keep(tree)
+            self.partial.add(tree)
+            done, correct = done + 1, correct + float(np.mean([r.reward == 1 for r in tree.responses]))
+            progress.update(done, {"avg": correct / done})
+
+        options |= {"finished": finished} if finished else {}
+        with Progress(len(problems), description=self.description) as progress:
+            return evaluate(policy, policy.params, problems, *arguments, **options, on_finished=show)
 
 
 def _agreed(flag: bool) -> bool:
     """The first host's flag, on all hosts: only it may see the results, and all have to do the same."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+
+def _agreed_on(flags: Sequence[bool]) -> np.ndarray:
+    """[n] the first host's flags, on all hosts."""
+    found = np.array(flags, bool)
+    return found if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(found), bool)
 
 
 def origin(config, checkpoint: Mapping, stream: str, problems: Sequence[Problem]) -> dict:
@@ -187,6 +213,7 @@ def write_benchmark(
     html = page.responses_page(evaluation, summary, name, checkpoint, files.TREES_PAGE if trees is not None else "")
     files.write_text(place / files.PAGE, html)
     files.write_json(place / files.SUMMARY, {"benchmark": name, **origin, "metrics": summary})
+    (place / PARTIAL).unlink(missing_ok=True)
 
 
 def write_overview(

@@ -9,6 +9,9 @@ A kind is a module of this package, named in `ibtpo.choices.REWARDS`:
                                                  an expression that has yet to be evaluated may be right
     extract_answer(text) -> str | None           optional: the answer that a response states, None where it states none;
                                                  the answer that evaluation shows and maj@k votes by
+    before_cut(text) -> str                      optional: of a response that its length limit cut off, what it stated
+                                                 before, as a text of its own, "" for nothing; that is graded, or the
+                                                 text as it is where a kind has no such function
     find_statement(text) -> int                  optional: where a text first states its answer, its length where it
                                                  never does: behind it no tree branches
     show_reference(reference) -> str             optional: the reference answer as people read it
@@ -70,3 +73,8 @@ def show_reference(kind: str, reference: str) -> str:
 def find_statement(kind: str) -> Callable[[str], int]:
     """The `find_statement` of a kind; `len` for a kind whose responses state no answer."""
     return getattr(_module(kind), "find_statement", len)
+
+
+def find_before_cut(kind: str) -> Callable[[str], str]:
+    """The `before_cut` of a kind; the text as it is for a kind without."""
+    return getattr(_module(kind), "before_cut", str)

@@ -95,6 +95,7 @@ _WORD_BEFORE = re.compile(r"([\w°'’]+)\s*\Z")
 _BOX_WITHOUT = re.compile(r"(?i:either|both|neither|not|no|\\l?n(?:eg|ot)|¬)(?![a-z]).*(?<!\w)[A-J](?!\w)")
 _BARE = re.compile(r"\s*\(?([a-j])\)?[.:]?\s*")
 _OPENING = re.compile(r"\s*([A-HJ])\s+([A-Z0-9][^\n.!?]{0,60})(?:\n|$)")
+_COMPLETE = re.compile(r"\n|[.!?](?=\s|$)")
 _MAX_ALONE = 30  # letters in a line that concludes something
 _MAX_OPENING = 100  # characters of a response that is a letter and its option's text
 
@@ -270,6 +271,23 @@ def extract_answer(text: str) -> str | None:
         return bare.group(1).upper()
     settled, letter = _stated(text)
     return letter if settled else _of_last_line(text) or _of_opening(text)
+
+
+def before_cut(text: str) -> str:
+    r"""What a response that was cut off by its length limit states, `\boxed{C}`, or "": a box, or what rule 2 of
+    `extract_answer` finds in a sentence that was complete, unless a later sentence began to name another letter."""
+    seen = text[visible_start(text) :][-TAIL_CHARACTERS:]
+    content, end = find_boxes(seen, alternatives=True)
+    if content is not None:
+        settled, letter = _of_box(content)
+        if settled:
+            begun = re.match(r"\s*\(?([A-Ja-j])(?!\w)", _plain(BOX.sub("", seen[end:], count=1)))
+            other = begun is not None and begun.group(1).upper() != letter
+            return "" if letter is None or other else rf"\boxed{{{letter}}}"
+    plain = _plain(_without_boxes(seen[:end]))
+    complete = plain[: max((match.end() for match in _COMPLETE.finditer(plain)), default=0)]
+    _, letter = _stated(complete)
+    return rf"\boxed{{{letter}}}" if letter and _stated(plain) == (True, letter) else ""
 
 
 def find_statement(text: str) -> int:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ibtpo.errors import UserError
-from ibtpo.rewards import KINDS, find_kind, reward_name
+from ibtpo.rewards import KINDS, find_before_cut, find_kind, reward_name
 from ibtpo.rewards.workers import Call, Workers
 
 
@@ -94,13 +94,16 @@ class Grader:
             )
         return module
 
-    def submit(self, text: str, reference: str, kind: str | None = None) -> Future[float]:
+    def submit(
+        self, text: str, reference: str, kind: str | None = None, *, truncated: bool = False
+    ) -> Future[float]:
         """Grades one response asynchronously; never waits for a worker.
 
         Args:
           text: the whole response.
           reference: the answer the reward of its kind compares it with.
           kind: key of `ibtpo.rewards.KINDS`; None: the grader's own.
+          truncated: whether the length limit cut the response off: what it stated before is graded (`before_cut`).
 
         Returns:
           A future of the reward. It holds a float in [0, 1] whatever the text does to its worker. It raises UserError
@@ -116,6 +119,7 @@ class Grader:
         module = self._module(kind)
         name = reward_name(kind)
         name = f"unevaluated_{name}" if self._unevaluated and hasattr(module, f"unevaluated_{name}") else name
+        text = find_before_cut(kind)(text) if truncated else text
         job = _Job(module.__name__, name, text, str(reference), kind)
         fast = getattr(module, f"fast_{name}", None)
         value = None if fast is None else fast(job.text, job.reference)

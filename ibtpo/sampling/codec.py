@@ -95,6 +95,14 @@ class Codec:
         """The text of generated tokens, without special tokens."""
         return b"".join(self._pieces(tokens)).decode("utf-8", errors="replace")
 
+    def answer_text(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The same without a stop string that ended it, which is no part of the answer, nor what is behind it."""
+        text = self.text(tokens)
+        if not self.stop_strings or len(tokens) == 0 or tokens[-1] in self.stop_ids or not self.stops.ends(tokens):
+            return text
+        places = [place for string in self.stop_strings if (place := text.rfind(string)) >= 0]
+        return text[: min(places, default=len(text))]
+
     def _pieces(self, tokens: Sequence[int] | np.ndarray) -> list[bytes]:
         known = len(self.token_bytes)
         return [self.token_bytes[token] if token < known else b"" for token in tokens]

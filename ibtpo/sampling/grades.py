@@ -7,6 +7,7 @@ When a reward comes decides when the question's next round begins, and so which 
 formulas in other shapes, which differ by rounding. A deterministic schedule waits for every reward where it next looks.
 """
 
+import inspect
 import math
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -50,6 +51,13 @@ class _Pending:
         return float(grade)
 
 
+def _takes_truncated(grade: Grade) -> bool:
+    try:
+        return "truncated" in inspect.signature(grade).parameters
+    except ValueError:  # a builtin without a signature
+        return False
+
+
 class Grades:
     """Rewards that have been asked for and not been given yet.
 
@@ -59,6 +67,7 @@ class Grades:
 
     def __init__(self, grade: Grade, *, deterministic: bool = False):
         self._grade, self._deterministic = grade, deterministic
+        self._tells_truncated = _takes_truncated(grade)
         self._pending: list[_Pending] = []
 
     def ask(self, q: Growing, draft: Draft) -> bool:
@@ -67,7 +76,8 @@ class Grades:
         pending = _Pending(q, draft, ours)
         if ours:
             try:
-                pending.grade = self._grade(q.question, np.asarray(draft.tokens, np.int32))
+                cut = {"truncated": draft.finish == "length"} if self._tells_truncated else {}
+                pending.grade = self._grade(q.question, np.asarray(draft.tokens, np.int32), **cut)
             except Exception as error:
                 if jax.process_count() == 1:
                     raise

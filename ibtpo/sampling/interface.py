@@ -5,8 +5,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ibtpo.tree import Response, Tree
 
 
@@ -59,8 +57,9 @@ class Question:
     find_answer: Callable[[str], int] | None = None
 
 
-# grade(question, generated tokens): the reward, in [0, 1], or a Future of it.
-Grade = Callable[[Question, np.ndarray], "float | Future[float]"]
+# grade(question, generated tokens): the reward, in [0, 1], or a Future of it. One with a parameter `truncated` is told
+# whether the response was cut off.
+Grade = Callable[..., "float | Future[float]"]
 
 
 @dataclass

@@ -81,3 +81,10 @@ class StopTable:
             for token in tokens:
                 state = int(self.table[state, token])
         return state
+
+    def ends(self, tokens: Sequence[int] | np.ndarray) -> bool:
+        """Whether a response with these tokens has ended; one that was cut off has not."""
+        state = 0
+        for token in tokens:
+            state = int(self.table[state, token])
+        return state == MATCHED

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from configs import base
 from ibtpo import evaluate
+from ibtpo.config import ConfigError
 from tests.evaluation.cases import read_lines
 
 
@@ -71,3 +74,30 @@ def test_what_needs_no_model_imports_no_jax(repo_root):
     """
     done = subprocess.run([sys.executable, "-c", script], cwd=repo_root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_model_beside_the_checkpoint_is_found(tiny_model_dir, tmp_path, monkeypatch):
+    """In a Hugging Face folder, on the hub, or in the configuration of a workdir; one that the configuration names
+    stays."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir(), other.mkdir()
+    model = {"path": "models/mine", "revision": "v1"}
+    (run / "config.json").write_text(json.dumps(base.get_config().to_dict() | {"model": model}))
+    for checkpoint, given, expected in (
+        (tiny_model_dir, "", str(tiny_model_dir)),
+        (run, "", "models/mine"),
+        (run, "models/other", "models/other"),
+        (tiny_model_dir, "models/other", "models/other"),
+        ("hf:owner/name", "", "owner/name"),
+        ("hf:owner/name", "models/other", "models/other"),
+        (other, "", None),
+    ):
+        config = base.get_config()
+        config.model.path, config.data.source = given, "tfds:gsm8k"
+        monkeypatch.setattr(evaluate, "_CHECKPOINT", SimpleNamespace(value=str(checkpoint)))
+        if expected is None:
+            with pytest.raises(ConfigError, match=r"model\.path='' must be a folder in Hugging Face format"):
+                evaluate.resolve(config)
+        else:
+            resolved = evaluate.resolve(config).model
+            assert resolved.path == expected and resolved.revision == ("v1" if expected == "models/mine" else "")

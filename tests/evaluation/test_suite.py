@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from ibtpo.evaluation import suite
+from ibtpo.evaluation import partial, suite
 from ibtpo.evaluation.run import make_eval_sampler
 from ibtpo.policy import load_policy, make_grader
 from ibtpo.rewards import instructions
+from ibtpo.sampling import TreeSampler
 from ibtpo.saved_trees import read_file
 from tests.evaluation.cases import instruction_accuracies, read_lines
 
@@ -140,3 +141,91 @@ def test_results_that_are_not_whole_are_made_again(run, benchmarks, tmp_path):
     run({"gsm8k": benchmarks["gsm8k"]}, tmp_path)
     (tmp_path / "gsm8k" / "summary.json").write_text('{"benchmark": "gsm8k"')
     assert run({"gsm8k": benchmarks["gsm8k"]}, tmp_path) == ["gsm8k"]
+
+
+def stop_after(monkeypatch, number):
+    """An evaluation that ends like one that is killed, behind its `number`-th question."""
+    add, count = partial.Partial.add, []
+
+    def added(self, tree):
+        add(self, tree)
+        count.append(tree)
+        if len(count) == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(partial.Partial, "add", added)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "ifeval"])
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_evaluation_goes_on_with_the_questions_it_has(
+    run, benchmarks, tmp_path, monkeypatch, capsys, name, torn
+):
+    few = {name: benchmarks[name]}
+    run(few, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        run(few, tmp_path / "killed")
+    file = tmp_path / "killed" / name / "partial.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 3 and not (tmp_path / "killed" / name / "summary.json").exists()
+    if torn:
+        file.write_bytes(b"".join(lines[:2]) + lines[2][:-9])
+    capsys.readouterr()
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(TreeSampler, "__call__", watched(TreeSampler.__call__, asked))
+        assert run(few, tmp_path / "killed") == [name]
+    known = 1 if torn else 2
+    assert len(asked) == 4 - known and f"{name}: {known} of 4 questions are there already" in capsys.readouterr().out
+    assert not file.exists()
+    for found in ("responses.jsonl", "summary.json", "responses.html"):
+        expected = (tmp_path / "whole" / name / found).read_bytes()
+        assert (tmp_path / "killed" / name / found).read_bytes() == expected, found
+    whole, killed = (read_file(tmp_path / each / name / "trees.json.gz").trees for each in ("whole", "killed"))
+    for one, other in zip(whole, killed, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            # In a batch of other questions the logits differ by rounding.
+            if not (isinstance(value, list) and any(isinstance(x, float) for x in value)):
+                assert other[key] == value, key
+        assert other["log_probs"] == pytest.approx(one["log_probs"], abs=1e-4)
+
+
+def watched(call, asked):
+    def sample(self, params, questions, *arguments, **options):
+        asked.extend(questions)
+        return call(self, params, questions, *arguments, **options)
+
+    return sample
+
+
+def test_questions_of_another_evaluation_are_sampled_anew(run, benchmarks, tmp_path, monkeypatch, capsys):
+    few = {"gsm8k": benchmarks["gsm8k"]}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 3)
+        run(few, tmp_path)
+    capsys.readouterr()
+    run(few, tmp_path, checkpoint=CHECKPOINT | {"step": 4})
+    out = capsys.readouterr().out
+    assert "partial.jsonl: questions of another checkpoint, configuration or version are sampled anew" in out
+    assert "are there already" not in out and len(read_lines(tmp_path, "gsm8k")) == 8
+
+
+def test_all_questions_may_be_there_already(run, benchmarks, tmp_path, monkeypatch):
+    few = {"gsm8k": benchmarks["gsm8k"]}
+    run(few, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 4)
+        run(few, tmp_path / "killed")
+    run(few, tmp_path / "killed")
+    assert read_lines(tmp_path / "killed", "gsm8k") == read_lines(tmp_path / "whole", "gsm8k")
+
+
+@pytest.mark.parametrize("damage", [b"", b"null\n", b"\xff\xfe\n", b"[1]\n", b'{"id": 0, "responses": []}\n'])
+def test_a_damaged_file_of_finished_questions_is_made_anew(benchmarks, tmp_path, damage):
+    (tmp_path / partial.PARTIAL).write_bytes(damage)
+    assert partial.Partial(tmp_path, {"a": 1}, 2).finished == {}
+    # Lines that are no question are left out.
+    (tmp_path / partial.PARTIAL).write_bytes(b'{"a": 1}\n' + damage)
+    assert partial.Partial(tmp_path, {"a": 1}, 2).finished == {}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibtpo.rewards.multiple_choice import extract_answer, find_statement, reward
+from ibtpo.rewards.multiple_choice import before_cut, extract_answer, find_statement, reward
 from ibtpo.rewards.pool import Grader
 
 LETTERS = "ABCD"
@@ -312,3 +312,31 @@ def test_where_a_text_first_states_its_letter(before, statement):
     found = find_statement(before + statement)
     # "I choose" begins with its "I".
     assert found == len(before) - (2 if statement.startswith("choose") else 0)
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("So the answer is C", ""),
+        ("So the answer is C.", "C"),
+        ("So the answer is C.\n\nNow", "C"),
+        ("So the answer is (C)", ""),
+        ("So the answer is (C) or", ""),
+        ("So the answer is A or C. ", ""),
+        ("The answer is C. No, the answer is B", ""),
+        ("The answer is C. Let us see: A)", "C"),
+        ("The answer is C. But C is wrong", ""),
+        (r"So \boxed{C} since", "C"),
+        (r"So \boxed{C}. No, \boxed{A", ""),
+        (r"So \boxed{C", ""),
+        ("Let us see.\n\nA)", ""),
+        ("Let us see.\n\nOption A:", ""),
+        ("**C**", ""),
+        ("c", ""),
+        ("<think>The answer is C. ", ""),
+        ("", ""),
+    ],
+)
+def test_what_was_stated_before_the_cut(text, letter):
+    assert before_cut(text) == (rf"\boxed{{{letter}}}" if letter else "")
+    assert extract_answer(before_cut(text)) == (letter or None)

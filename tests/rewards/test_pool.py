@@ -242,3 +242,19 @@ def test_another_function_has_the_same_limits_and_a_verdict_of_its_own_beyond_th
         assert grader.counts == {"graded": 7, "fast": 0, "slow": 2, "timeout": 2, "crashed": 3}
     with pytest.raises(RuntimeError, match="closed"):
         grader.call(hazards.check, "a", "a", otherwise=None)
+
+
+def test_of_a_response_that_was_cut_off_only_what_it_stated_is_graded():
+    with Grader("math", workers=1) as grader:
+        for text, kind, whole, cut in (
+            ("4 + 5 = 9", "math", 1, 0),
+            ("The answer is 9. So", "math", 1, 1),
+            ("The answer is 9", "math", 1, 0),
+            ("The answer is C", "multiple_choice", 1, 0),
+            (r"\boxed{9}", "math", 1, 1),
+        ):
+            reference = "C" if kind == "multiple_choice" else "9"
+            assert grader.submit(text, reference, kind).result() == whole
+            assert grader.submit(text, reference, kind, truncated=True).result() == cut
+        a = '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}'
+        assert grader.submit("No commas", a, "instructions", truncated=True).result() == 1  # it states no answer

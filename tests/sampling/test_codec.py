@@ -73,3 +73,19 @@ def test_moved_ends_are_the_same_for_whoever_shares_them():
         ends, others = (set(codec.step_ends(t)) for t in (tokens, branch))
         assert {e for e in ends if e <= 40} == {e for e in others if e <= 40}
         assert max(ends) == 60 and list(codec.step_ends(tokens)) == sorted(ends)
+
+
+def test_a_stop_string_that_ended_a_response_is_no_part_of_its_answer():
+    codec = Codec(12, stop_ids=[0], stop_strings=["a b", "{"], token_bytes=PIECES)
+    for tokens, text in (
+        ([3, 1, 2], "\n\n"),
+        ([1, 1, 2], "a"),
+        ([1, 4, 5], "a\\boxed"),
+        ([1, 3, 0], "a\n\n"),  # a token ended it
+        ([1, 3], "a\n\n"),  # cut off
+        ([], ""),
+    ):
+        assert codec.answer_text(tokens) == text
+        assert codec.stops.ends(tokens) == (tokens[-1:] in ([2], [5], [0]))
+    assert codec.text([1, 2]) == "a b"  # what was generated
+    assert Codec(12).answer_text([1]) == ""

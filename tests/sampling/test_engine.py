@@ -51,6 +51,22 @@ def test_a_device_without_a_model_grows_every_strategys_trees(strategy, num_shar
     assert stats.pages_left == stats.preemptions == 0
 
 
+def test_a_grade_that_asks_is_told_which_responses_were_cut_off():
+    tree = TreeOptions(strategy="independent", initial=4, rounds=1, max_new_tokens=12)
+    capacity = Capacity.of(OPTIONS, tree, 1)
+    codec = Codec(VOCAB, stop_ids=[STOP], cut_steps=lambda tokens: [len(tokens)])
+    questions = [Question(id, [1, 1]) for id in range(9)]
+
+    def grade(question, tokens, truncated):
+        assert truncated == (tokens[-1] != STOP)
+        return float(truncated)
+
+    growth = Growth(tree, codec, [3])
+    trees, _ = Run(ScriptedDevice(capacity), capacity, growth, Grades(grade), Chunks(0.0), questions).run()
+    rewards = {(r.finish, r.reward) for sampled in trees for r in sampled.responses}
+    assert rewards == {("stop", 0.0), ("length", 1.0)}
+
+
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_uniform_groups_get_extra_rounds_and_mixed_ones_none(strategy):
     tree = TreeOptions(strategy=strategy, initial=2, rounds=2, extra_rounds=3, max_new_tokens=12, segment_tokens=5)

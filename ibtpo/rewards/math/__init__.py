@@ -3,7 +3,8 @@
 Three stages, each only for pairs that the stage before left open:
 
 1. `statements.extract_answer` finds the answer in the last `TAIL_CHARACTERS` characters of the response: in a box
-   (`boxes`), in a sentence that states it (`sentences`), or as the last number (`lastnumber`);
+   (`boxes`), in a sentence that states it (`sentences`), or as the last number (`lastnumber`) of a text that does not
+   break off (`unfinished`); of a response that was cut off, `statements.before_cut` keeps what it stated before;
 2. `fast.fast_grade` compares strings (`spelling`), exact rational numbers (`numbers`, `units`), times, ratios, lists
    (`shapes`), intervals (`inequalities`) and words (`words`), without sympy, in microseconds;
 3. `symbolic.symbolic_grade` has Math-Verify parse formulas to sympy, and compares them exactly (`exact`). It may take
@@ -19,12 +20,13 @@ import functools
 
 from ibtpo.rewards.math.boxes import BOX, find_boxes
 from ibtpo.rewards.math.fast import canonical, decide, fast_grade, is_number
-from ibtpo.rewards.math.statements import TAIL_CHARACTERS, extract_answer, find_statement
+from ibtpo.rewards.math.statements import TAIL_CHARACTERS, before_cut, extract_answer, find_statement
 from ibtpo.rewards.math.symbolic import load, symbolic_grade
 
 __all__ = [
     "BOX",
     "TAIL_CHARACTERS",
+    "before_cut",
     "canonical",
     "extract_answer",
     "fast_grade",

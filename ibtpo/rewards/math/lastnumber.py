@@ -5,6 +5,7 @@ import re
 from ibtpo.rewards.math.numbers import equal_numbers, read_number
 from ibtpo.rewards.math.sentences import LABEL_BEFORE, NUMBER_IN_TEXT, SIGN_X, states_a_name
 from ibtpo.rewards.math.spelling import normalise
+from ibtpo.rewards.math.unfinished import begins_a_part, breaks_off, without_next_problem
 
 _MATH = re.compile(
     r"(?<!\\)\$\$([^$]{1,500})\$\$|(?<!\\)\$((?:[^$\\]|\\.){1,500})\$|\\\[(.{1,500}?)\\\]|\\\((.{1,500}?)\\\)",
@@ -65,10 +66,15 @@ def last_number(text: str) -> str | None:
 
     A number in a formula stands for the formula: "$x = \frac34$" gives \frac34, "3 + 4i" and "2^{10}" are formulas as
     they stand; of "9*2 = 18" the right-hand side is taken. "10:30", "3:4", "5!" and "2 1/2" stay whole. The number of a
-    step, part or question is none.
+    step, part or question is none; where it begins the last one, that has no number, and the text has none either. Nor
+    has one that breaks off (`unfinished`).
     """
-    text = _CALCULATOR.sub("", text)
+    text = without_next_problem(_CALCULATOR.sub("", text))
+    if breaks_off(text):
+        return None
     for number in reversed(list(NUMBER_IN_TEXT.finditer(text))[-20:]):
+        if begins_a_part(text, number.start(), number.end()):
+            return None
         if LABEL_BEFORE.search(text[max(0, number.start() - 20) : number.start()]):
             continue
         if _HYPHENATED.match(text, number.end()):

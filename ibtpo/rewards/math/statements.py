@@ -7,11 +7,13 @@ from ibtpo.rewards.math.lastnumber import last_number
 from ibtpo.rewards.math.numbers import read_number
 from ibtpo.rewards.math.sentences import CHANGING, INLINE_MATH, value_of_sentence
 from ibtpo.rewards.math.spelling import BOLD, normalise
+from ibtpo.rewards.math.unfinished import begins_a_part
 from ibtpo.rewards.thinking import visible_start
 
 TAIL_CHARACTERS = 8192
 
 _HASHES = re.compile(r"####+[ \t]*([^\n]+)")
+_HASHES_BEGIN = re.compile(r"####+")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _OPEN_TAG = re.compile(r"<answer>")
 _TAGS = re.compile(r"</?answer>")
@@ -57,9 +59,9 @@ def _disclaimed(text: str, start: int) -> bool:
     return _DISCLAIMED.search(clause, begin) is not None
 
 
-def _announced(text: str, match: re.Match, end: int) -> tuple[str, bool] | None:
+def _announced(text: str, match: re.Match, end: int, truncated: bool) -> tuple[str, bool] | None:
     """The answer that an "answer is" announces in the text up to `end`, the next of them, and whether it has a digit or
-    a formula; None where it announces nothing."""
+    a formula; None where it announces nothing. truncated: whether more of the text would have come."""
     line = text[match.end() : end].partition("\n")[0]
     rest = text[match.end() : end].lstrip(_MARKUP)
     later = not line.strip(_MARKUP)
@@ -70,7 +72,7 @@ def _announced(text: str, match: re.Match, end: int) -> tuple[str, bool] | None:
         line = rest.partition("\n")[0]
     # Reasoning may begin on the line behind "answer:": only a bare answer is taken from there.
     unannounced = later and match.group(1) is None
-    if unannounced and re.search(r"[\d\\$]", rest[len(line) :]):
+    if unannounced and (truncated or re.search(r"[\d\\$]", rest[len(line) :])):
         return None
     if display and line.strip(_MARKUP + ".,;") == display.group().strip():
         return "".join(filter(None, display.groups())).strip(), True
@@ -90,14 +92,14 @@ def _announced(text: str, match: re.Match, end: int) -> tuple[str, bool] | None:
     return (sentence, False) if re.search(r"\w", sentence) else None
 
 
-def _announcements(text: str) -> list[tuple[int, str]]:
+def _announcements(text: str, truncated: bool = False) -> list[tuple[int, str]]:
     """(where it begins, the answer) of every "answer is" that announces one, in their order: of those with a digit or a
     formula behind them or, if there is none, of those with words. Remarks on an answer count where nothing else does.
     """
     matches = list(_ANSWER_IS.finditer(text))
     ends = [*(match.start() for match in matches[1:]), len(text)]
     found = [
-        (match, None if _disclaimed(text, match.start()) else _announced(text, match, end))
+        (match, None if _disclaimed(text, match.start()) else _announced(text, match, end, truncated))
         for match, end in zip(matches, ends)
     ]
     remarks = [bool(match.group(1) and _REMARK.match(text, match.end())) for match in matches]
@@ -108,15 +110,19 @@ def _announcements(text: str) -> list[tuple[int, str]]:
     return []
 
 
-def _behind_hashes(text: str) -> str | None:
+def _behind_hashes(text: str, truncated: bool = False) -> str | None:
     """The answer of the last line with #### that is nothing but one. A heading is none: a number with a unit or words
-    are an answer only in the last line of the text."""
+    are an answer only in the last line of the text, and the number of an item that others come before is none."""
     for match in reversed(list(_HASHES.finditer(text))[-50:]):
         line = BOLD.sub("", match.group(1)).strip(" \t*`#")
         if not line or len(line) > _LINE_CHARACTERS or _ANSWER_IS.search(line):
             continue
-        last = not text[match.end() :].strip()
+        last = not truncated and not text[match.end() :].strip()
         plain = normalise(line)
+        if item := _ITEM.fullmatch(line):
+            start = text.index(item.group(1), match.start(1))
+            if begins_a_part(text, start, start + len(item.group(1))):
+                continue
         if not re.search(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", plain)) and (
             last or not re.match(r"\d+[.)]?\s*$|[A-Z]$", plain) or re.fullmatch(r"[-\d.,/]+", plain)
         ):
@@ -127,6 +133,10 @@ def _behind_hashes(text: str) -> str | None:
 
 
 _LINE_CHARACTERS = 300
+_ITEM = re.compile(r"(\d{1,2})[.):]")
+# Where a sentence is certain to be complete, although the text breaks off later: "18." may become 18.5.
+_COMPLETE = re.compile(rf"\n|(?:{_SENTENCE_END.pattern})(?=\s)|(?<=[^\s\d])\.$")
+_BRACES = re.compile(r"\\[\\{}]|[{}]")
 
 
 def extract_answer(text: str) -> str | None:
@@ -144,7 +154,10 @@ def extract_answer(text: str) -> str | None:
        formula follows, else that anything follows. Where its line ends there, a formula or a line that is only a number
        or a word may follow below. Of the sentence: not its explanation ("because", "since"); the value it gives, if all
        else is plain prose that neither changes it nor hedges (see `sentences`);
-    4. the last number in the text, with the formula that it is a part of (see `lastnumber`).
+    4. the last number in the text, with the formula that it is a part of (see `lastnumber`); none where the text breaks
+       off, or begins a step without one.
+
+    Of a response that was cut off, read `before_cut` instead.
 
     Args:
       text: the response.
@@ -196,3 +209,55 @@ def find_statement(text: str) -> int:
     seen = text[start:]
     found = [match.start() for pattern in (BOX, _HASHES, _OPEN_TAG, _BEGUN) if (match := pattern.search(seen))]
     return start + min([*found, *(begin for begin, _ in _announcements(seen)[:1]), len(seen)])
+
+
+def before_cut(text: str) -> str:
+    r"""What a response that was cut off by its length limit states, as a text of its own, `\boxed{18}`; "" where it
+    states nothing.
+
+    It states what rules 1 to 3 of `extract_answer` find and was complete before the cut: closed tags, a closed box, a
+    line behind `####` with its line break, a sentence with "answer is" and its end, the blank included behind a digit,
+    since "18" may become 180 and "18." may become 18.5. A last number is no statement. Where another statement was
+    begun and what there is of it says something else ("The answer is 5. No, the answer is 1"), nothing is stated.
+    """
+    seen = text[visible_start(text) :][-TAIL_CHARACTERS:]
+    answer, end = _complete_statement(seen)
+    if not answer or _unbalanced(answer) or _contradicts(seen[end:], answer):
+        return ""
+    return rf"\boxed{{{answer}}}"
+
+
+def _complete_statement(seen: str) -> tuple[str | None, int]:
+    """The last statement of a text cut off that is complete, and where the rest of the text begins."""
+    closed = seen.rfind("</answer>") + len("</answer>")
+    if closed > len("</answer>") and _TAG.search(seen, 0, closed):
+        return _of_tags(seen[:closed]), closed
+    content, end = find_boxes(seen, alternatives=True)
+    if content is not None:
+        return content.strip(), end
+    seen = _OPEN_TAG.sub(" " * len("<answer>"), seen[:end])
+    if line := _behind_hashes(seen[: seen.rfind("\n") + 1], truncated=True):
+        return line, seen.rfind("\n") + 1
+    end = max((match.end() for match in _COMPLETE.finditer(seen)), default=0)
+    announcements = _announcements(seen[:end], truncated=True)
+    return (announcements[-1][1] if announcements else None), end
+
+
+def _unbalanced(text: str) -> bool:
+    """Whether braces of a text do not match, so that no box can hold it."""
+    depth = 0
+    for brace in _BRACES.findall(text):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return True
+    return depth != 0
+
+
+def _contradicts(rest: str, answer: str) -> bool:
+    """Whether the rest of a text begins another statement, of which what is there does not begin the answer."""
+    patterns = (_HASHES_BEGIN, _OPEN_TAG, _ANSWER_IS, *([BOX] if "box" in rest else []))  # BOX is slow where it is not
+    begun = [match.end() for pattern in patterns for match in pattern.finditer(rest)]
+    if not begun:
+        return False
+    plain, partial = (re.sub(r"[^\w.,/%-]", "", part).lower() for part in (answer, rest[max(begun) :]))
+    return not plain.startswith(partial.rstrip(".,"))
