@@ -43,13 +43,31 @@ def test_the_notebook_of_the_score_says_what_the_library_says(repo_root):
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
+@pytest.mark.slow
+def test_the_notebook_of_a_real_model_trains_resumes_and_exports(repo_root, tmp_path, monkeypatch):
+    """On the tiny model; the second time it goes on from the checkpoint."""
+    monkeypatch.setenv("IBTPO_NOTEBOOK_CONFIG", "tiny")
+    monkeypatch.setenv("IBTPO_NOTEBOOK_QUESTIONS", "4")
+    monkeypatch.setenv("IBTPO_NOTEBOOK_WORKDIR", str(tmp_path))
+    for steps in (1, 2):
+        monkeypatch.setenv("IBTPO_NOTEBOOK_STEPS", str(steps))
+        notebook = nbformat.read(repo_root / "notebooks" / "real_model.ipynb", as_version=4)
+        nbclient.NotebookClient(
+            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(repo_root / "notebooks")}}
+        ).execute()
+        text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+        assert f"update {steps}: held-out avg@4" in text and "response 0 (round 0)" in text
+        assert ("Continuing at update 1 of 2" in text) == (steps == 2)
+        assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
 def printed(cell) -> str:
     """The standard output of a cell."""
     outputs = [output for output in cell.get("outputs", []) if output["output_type"] == "stream"]
     return "".join(output["text"] for output in outputs if output["name"] == "stdout")
 
 
-@pytest.mark.parametrize("name", ["tiny", "ib_score"])
+@pytest.mark.parametrize("name", ["tiny", "ib_score", "real_model"])
 @pytest.mark.parametrize(
     "files, start, root, fetched",
     [
