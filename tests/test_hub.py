@@ -271,7 +271,15 @@ def test_a_run_on_ids_of_the_hub_keeps_its_commits_when_resumed_evaluated_and_ex
     assert "Continuing at update 1 of 2" in printed
     command("evaluate", "--checkpoint=w")  # whose problems come from the commit too
     command("export", "--workdir=w", "--out=out", HF_HUB_OFFLINE="1")
-    assert "| Base model | me/tiny |" in (tmp_path / "out" / "README.md").read_text()
+    printed = command("export", "--workdir=w", "--out=out", "--push=me/pushed", HF_TOKEN=server.token)
+    assert f"pushed: {server.url}/me/pushed (private)" in printed
+    pushed = server.uploaded["models", "me/pushed"]
+    card = pushed["files"]["README.md"].decode()
+    assert "| Base model | me/tiny |" in card and f"`{commit}`" in card and "# me/pushed\n" in card
+    assert "base_model: me/tiny\ndatasets:\n- me/sums\n" in card and '"method": "ibtpo"' in card
+    assert "| Evaluation: " in card and "; avg@2 " in card
+    assert str(tmp_path) not in card and pushed["private"] and "model.safetensors" in pushed["files"]
+    assert not any(server.token.encode() in content for content in pushed["files"].values())
     command("evaluate", "--checkpoint=hf:me/tiny", "--workdir=e", f"--config.model.revision={commit}",
             f"--config.data.revision={data}", HF_HUB_OFFLINE="1")  # fmt: skip
     assert commit in json.loads((tmp_path / "e" / "summary.json").read_text())["checkpoint"]["path"]
