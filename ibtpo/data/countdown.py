@@ -69,7 +69,7 @@ class Difficulty:
 
 # The values that `data.difficulty` may take.
 DIFFICULTIES = {
-    "easy": Difficulty(3, max_number=30, max_target=99, min_chance=0.05, max_chance=0.25),
+    "easy": Difficulty(3, max_number=40, max_target=99, min_chance=0.05, max_chance=0.25),
     "normal": Difficulty(4, max_number=20, max_target=99, min_chance=0.02, max_chance=0.2),
     "hard": Difficulty(4, max_number=50, max_target=499, min_chance=0.002, max_chance=0.02),
 }

@@ -87,7 +87,7 @@ class Difficulty:
 
 # The values that `data.difficulty` may take.
 DIFFICULTIES = {
-    "easy": Difficulty(5, 6, min_chance=0.25, max_chance=0.75),
+    "easy": Difficulty(5, 7, min_chance=0.2, max_chance=0.75),
     "normal": Difficulty(5, 10),
     "hard": Difficulty(8, 10, max_blocked=0.35, min_chance=0.01, max_chance=0.15),
 }

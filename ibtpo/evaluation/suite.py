@@ -147,10 +147,11 @@ class _Sampled:
             self.keep(tree)
             self.partial.add(tree)
             done, correct = done + 1, correct + float(np.mean([r.reward == 1 for r in tree.responses]))
-            progress.update(done, {"avg": correct / done})
+            if done > len(finished):
+                progress.update(done, {"avg": correct / done})
 
         options |= {"finished": finished} if finished else {}
-        with Progress(len(problems), description=self.description) as progress:
+        with Progress(len(problems), len(finished), self.description) as progress:
             return evaluate(policy, policy.params, problems, *arguments, **options, on_finished=show)
 
 
