@@ -2,7 +2,6 @@
 
 Command:   python -m ibtpo.train --config=configs/navigation.py --workdir=runs/navigation
 Baseline:  the same with --config.method=grpo and another workdir
-Before:    the command of configs/navigation_sft.py, whose weights are not in the repository yet
 Hardware:  two CPU cores, under 4 GB of memory; no accelerator
 Exact:     python benchmarks/exact.py computes p(a*|s), J and the best fork of its trees
 """

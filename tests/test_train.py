@@ -289,7 +289,7 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", list(REAL))
+@pytest.mark.parametrize("name", [pytest.param("gsm8k", marks=pytest.mark.slow), "math"])
 def test_real_problems_run_from_prompt_to_update(tiny_config, shared_data, tmp_path, name):
     config = tiny_config(
         **{key: value.format(folder=shared_data) for key, value in REAL[name].items()},

@@ -129,6 +129,7 @@ def test_without_peers_ratios_are_unknown_and_a_failed_peer_is_named(engines):
     assert figures["results"]["flat"]["small"]["transformers"] == dict(error="no module named torch")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_engine_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(sampler, "SMALL", TINY)

@@ -52,6 +52,14 @@ def test_a_longer_split_begins_with_the_shorter_one(task):
     assert draw(20)[:7] == draw(7)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_difficulty_holds_its_splits(task):
+    for difficulty in task.difficulties.values():
+        for split, size in generated.SPLIT_SIZES.items():
+            assert sum(1 for _ in task.draw_split(difficulty, split, size)) == size
+
+
 def test_content_belongs_to_the_version():
     """Prepared copies are reused by version: whoever changes the problems drawn must raise VERSION too."""
     first = lambda task, name: next(iter(task.draw_split(task.difficulties[name], "test", 1)))  # noqa: E731
@@ -66,12 +74,12 @@ def test_content_belongs_to_the_version():
         ),
     }
     assert {name: first(Navigation, name).question for name in DIFFICULTIES} == {
-        "easy": "From C2 to E6. Blocked: C5 D5 E3.",
+        "easy": "From B2 to E5. Blocked: B5 C2 C4.",
         "normal": "From D1 to G7. Blocked: E3 F7 G5.",
         "hard": "From B1 to G6. Blocked: B6 C4 D1 D4 E3 E6 G5.",
     }
     assert {name: first(Countdown, name).question for name in DIFFICULTIES} == {
-        "easy": "Numbers: 16 24 30. Target: 38.",
+        "easy": "Numbers: 21 31 36. Target: 46.",
         "normal": "Numbers: 7 17 19 20. Target: 63.",
         "hard": "Numbers: 4 18 26 32. Target: 54.",
     }
