@@ -146,6 +146,7 @@ def _check(config: ConfigDict) -> None:
             raise UserError(f"train.{key}={config.train[key]} must be at least 1")
     if config.log.every < 1:
         raise UserError(f"log.every={config.log.every} must be at least 1 update")
+    make_optimizer(config.optimizer, config.train.steps)  # refuses a warm-up that is longer than the run
 
 
 def run(config: ConfigDict, workdir: str, profile: Profile | None = None) -> None:

@@ -55,6 +55,7 @@ def test_the_terminal_has_the_runs_lines_and_no_other(watched):
     number = rf"train accuracy={PERCENT}  eff-rate={PERCENT}  entropy=\S+  elapsed \S+"
     expected = [
         rf"baseline, update 0: {ACCURACY}",
+        r"first 12 responses: \d+ % stop, \d+ % state an answer, \d+ % are right, .*",
         rf"updates 1/3  {number}  left \?",
         rf"updates 3/3  {number}  left 0:00",
         rf"update 3: {ACCURACY}",

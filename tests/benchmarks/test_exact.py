@@ -180,7 +180,7 @@ def test_values_of_nodes_are_the_chances_of_their_places():
 def test_the_best_fork_is_the_one_of_highest_j_with_exact_values(strategy):
     options = TreeOptions(strategy=strategy, initial=4, rounds=6, min_new_tokens=6, max_new_tokens=80)
     best = []
-    for seed, problem in enumerate(problems(3)):
+    for seed, problem in enumerate(problems(8)):
         known, sampled = known_of(problem), grow(problem, options, seed)
         rows = forks_of(sampled, known, options, CODEC)
         assert len(rows) == options.rounds - 1
