@@ -4,7 +4,7 @@ import argparse
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import benchmarks.study
@@ -24,22 +24,36 @@ def results_of(jobs: Mapping[Any, Job]) -> dict[Any, dict[str, Any]]:
     return {key: result for key, result in found.items() if result is not None}
 
 
-def branch(arguments, task: str, seed: int, folder: pathlib.Path, cores) -> dict[str, Any]:
-    """One job of suite "branching": all variants of a task and a seed."""
-    questions = 8 if arguments.quick else arguments.questions
-    names = branching.FIRST if arguments.quick else list(branching.VARIANTS)
-    if arguments.trees:
-        names = arguments.trees.split(";")
+def branch(task: str, seed: int, questions: int, names: Sequence[str], folder: pathlib.Path, cores) -> dict[str, Any]:
+    """One job of suite "branching": the variants of these names of a task and a seed that are not there."""
     own = [f"--task={task}", f"--seed={seed}", f"--questions={questions}", f"--out={folder}"]
     run_command(["-m", "benchmarks.study.branching", *own, f"--trees={';'.join(names)}"], folder, cores)
-    return {"rows": [json.loads((folder / branching.file_of(name)).read_text()) for name in names]}
+    found = branched(names, folder)
+    assert found is not None, folder
+    return found
+
+
+def branched(names: Sequence[str], folder: pathlib.Path) -> dict[str, Any] | None:
+    """The rows of these variants, None where one is missing."""
+    paths = [folder / branching.file_of(name) for name in names]
+    if not all(path.exists() for path in paths):
+        return None
+    return {"rows": [json.loads(path.read_text()) for path in paths]}
 
 
 def run_branching(arguments, tasks: Mapping[str, Task], log: Log, show: Log) -> tuple[list[dict], list[str]]:
     """The rows of all tasks and seeds, and what failed."""
-    root = arguments.folder / "branching"
+    questions = 8 if arguments.quick else arguments.questions
+    names = list(branching.FIRST if arguments.quick else branching.VARIANTS)
+    if arguments.trees:
+        names = list(chosen(arguments.trees, branching.VARIANTS, arguments.parser, "trees", ";"))
+    root = arguments.folder / "branching" / f"{questions}_questions"
     jobs = {
-        (task, seed): Job(root / training.slug(task) / f"seed{seed}", functools.partial(branch, arguments, task, seed))
+        (task, seed): Job(
+            root / training.slug(task) / f"seed{seed}",
+            functools.partial(branch, task, seed, questions, names),
+            functools.partial(branched, names),
+        )
         for seed in range(arguments.seeds)
         for task in tasks
     }
@@ -90,9 +104,11 @@ def print_tables(rows, tasks, make, name: str, show: Log) -> None:
         show(f"\n{name}, {task}\n{summary_table(make(rows, task))}")
 
 
-def chosen(text: str, known: Mapping[str, Any], parser: argparse.ArgumentParser, option: str) -> dict[str, Any]:
+def chosen(
+    text: str, known: Mapping[str, Any], parser: argparse.ArgumentParser, option: str, between: str = ","
+) -> dict[str, Any]:
     """The named ones of `known`, all where none is named."""
-    names = [name.strip() for name in text.split(",")] if text else list(known)
+    names = [name.strip() for name in text.split(between)] if text else list(known)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"--{option}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
     return {name: known[name] for name in names}
@@ -116,6 +132,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny runs of one seed, to see that all works")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the tables go to stderr")
     arguments = parser.parse_args()
+    arguments.parser = parser
     suites = chosen(arguments.suite, dict.fromkeys(SUITES), parser, "suite")
     tasks = chosen(arguments.tasks, TASKS, parser, "tasks")
     methods = chosen(arguments.methods, METHODS, parser, "methods")

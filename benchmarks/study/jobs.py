@@ -24,13 +24,16 @@ class JobError(Exception):
 @dataclasses.dataclass(frozen=True)
 class Job:
     """folder: its own, below the study's, and its name. work: makes the result, given the folder and `run_command`'s
-    cores."""
+    cores. read: finds it in the folder's other files, None where not all are there; without it RESULT holds it."""
 
     folder: pathlib.Path
     work: Callable[[pathlib.Path, Sequence[int]], dict[str, Any]]
+    read: Callable[[pathlib.Path], dict[str, Any] | None] | None = None
 
     def result(self) -> dict[str, Any] | None:
         """What it found, None where it is not done."""
+        if self.read is not None:
+            return self.read(self.folder)
         try:
             return json.loads((self.folder / RESULT).read_text())
         except FileNotFoundError:
@@ -77,10 +80,11 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int, log: Callable[[str], None])
         cores = shares.get()
         try:
             result = job.work(job.folder, cores)
-            job.folder.mkdir(parents=True, exist_ok=True)
-            partial = job.folder / f"{RESULT}.partial"
-            partial.write_text(json.dumps(result, indent=1) + "\n")
-            partial.replace(job.folder / RESULT)
+            if job.read is None:
+                job.folder.mkdir(parents=True, exist_ok=True)
+                partial = job.folder / f"{RESULT}.partial"
+                partial.write_text(json.dumps(result, indent=1) + "\n")
+                partial.replace(job.folder / RESULT)
         finally:
             shares.put(cores)
         return str(job.folder)

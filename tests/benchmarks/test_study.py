@@ -1,6 +1,7 @@
 """The study: its flags are valid, its runs go on where they stopped, its numbers are what they say."""
 
 import csv
+import functools
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks.branching import tree_options
 from benchmarks.study import tables, training
+from benchmarks.study.__main__ import branched
 from benchmarks.study.branching import VARIANTS, estimate_errors, file_of
 from benchmarks.study.jobs import OUTPUT, ROOT, Job, JobError, run_command, run_jobs
 from benchmarks.study.tasks import BASELINE, METHODS, SWEEPS, TASKS
@@ -65,6 +67,26 @@ def test_runs_that_are_done_are_read_and_failures_do_not_stop_the_others(tmp_pat
     assert run_jobs([job(tmp_path / name, 9, again) for name in "abc"], 2, lines.append) == []
     assert [name for name, _ in again] == ["b"]
     assert Job(tmp_path / "a", None).result() == {"found": 1}
+
+
+def test_rows_that_are_there_are_read_whoever_asked_for_them(tmp_path):
+    """Of a longer list of variants only the missing ones are sampled."""
+    made = []
+
+    def work(names, folder, cores):
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            if not (folder / file_of(name)).exists():
+                made.append(name)
+                (folder / file_of(name)).write_text(json.dumps({"tree": name}))
+        return branched(names, folder)
+
+    for names in (["ib"], ["random", "ib"], ["ib"]):
+        one = Job(tmp_path / "seed0", functools.partial(work, names), functools.partial(branched, names))
+        assert (one.result() is None) == (names != ["ib"] or not made)
+        assert run_jobs([one], 1, lambda _: None) == []
+        assert one.result() == {"rows": [{"tree": name} for name in names]}
+    assert made == ["ib", "random"] and not (tmp_path / "seed0" / "result.json").exists()
 
 
 def test_a_bug_is_no_failed_run(tmp_path):
