@@ -154,8 +154,9 @@ def main() -> int:
                 tables.draw_training(found["results"], task, path)
         failed += bad
         figures[suite] = rows
-        if arguments.csv and rows:
-            tables.write_csv(arguments.csv / f"{suite}.csv", rows)
+        for task in tasks if arguments.csv else ():
+            if own_rows := [row for row in rows if row["task"] == task]:
+                tables.write_csv(arguments.csv / f"{suite}-{training.slug(task)}.csv", own_rows)
     for line in failed:
         out["log"](f"FAILED {line}")
     if arguments.json:

@@ -136,7 +136,8 @@ def branching_table(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[s
 
 
 def draw_training(results: Mapping[tuple[str, str, int], Mapping[str, Any]], task: str, path: pathlib.Path) -> None:
-    """Held-out avg@k against tokens, entropy, Eff-Rate, IB-Score and Cov of each method, means over seeds."""
+    """Held-out avg@k against tokens, entropy, Eff-Rate, and IB-Score and Cov of the questions, which methods without
+    branches have too; means over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,7 +147,7 @@ def draw_training(results: Mapping[tuple[str, str, int], Mapping[str, Any]], tas
     for (name, method, _), result in results.items():
         if name == task:
             by_method.setdefault(method, []).append(result)
-    panels = ("avg@16, held out", "entropy", "eff_rate", "ib_score", "cov")
+    panels = ("avg@16, held out", "entropy", "eff_rate", "ib_score_root", "cov_root")
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained")
     for number, (method, found) in enumerate(by_method.items()):
         style = dict(color=f"C{number % 10}", linestyle="-" if number < 10 else "--", label=method)

@@ -118,7 +118,7 @@ def curve_of(run: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]
     at = seconds[np.searchsorted(updates, steps, side="right")]
     shown = {
         name: run[f"train/{name}"][1].tolist()
-        for name in ("entropy", "eff_rate", "ib_score", "cov", "avg_rate_initial", "tokens_per_question")
+        for name in ("entropy", "eff_rate", "ib_score_root", "cov_root", "avg_rate_initial", "tokens_per_question")
         if f"train/{name}" in run
     }
     return {
@@ -175,5 +175,6 @@ def seeds(
         for (t, m), rate in rates.items():
             updates = updates_for(setting.tokens(tasks[t]), tokens_of[t, m])
             work = functools.partial(learn, tasks[t], methods[m], setting, updates, rate, seed, False)
-            found[t, m, seed] = Job(setting.folder / "training" / slug(t) / slug(m) / f"seed{seed}", work)
+            folder = setting.folder / "training" / slug(t) / slug(m)
+            found[t, m, seed] = Job(folder / f"rate{rate:g}_seed{seed}", work)
     return found
