@@ -8,12 +8,12 @@ the whole text. Why a response is not right is told by `judge`.
 import re
 
 from ibtpo.data.countdown import MOST_NUMBERS, CountdownProblem, left_after, read_problem, result_of
+from ibtpo.rewards.navigation import VERDICTS as VERDICTS  # told apart alike
+from ibtpo.rewards.navigation import find_statement as find_statement  # behind the box no step follows
 
-VERDICTS = ("right", "execution", "coverage", "format")
 _NUMBER = r"(?:0|[1-9][0-9]{0,5})"
 _STEP = re.compile(rf"({_NUMBER})([-+*])({_NUMBER})=({_NUMBER}): ({_NUMBER}(?: {_NUMBER}){{0,{MOST_NUMBERS}}})\n\n")
 _BOX = re.compile(rf"\\boxed\{{({_NUMBER})\}}")
-_STATEMENT = "\\boxed"
 _MOST_STEPS = 2 * MOST_NUMBERS  # more are read as no solution
 _MOST_CHARACTERS = _MOST_STEPS * 80
 
@@ -82,9 +82,3 @@ def extract_answer(text: str) -> str | None:
     if _read(text) is None:
         return None
     return ", ".join(part for part in text.split("\n\n") if part).replace("\\boxed{", "").rstrip("}")
-
-
-def find_statement(text: str) -> int:
-    """Where the first box begins; the text's length without one. Behind it no step follows."""
-    at = text.find(_STATEMENT)
-    return at if at >= 0 else len(text)
