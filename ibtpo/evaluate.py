@@ -31,7 +31,7 @@ from ibtpo import config as config_lib
 from ibtpo import hub
 from ibtpo.arguments import Parser, program
 from ibtpo.errors import UserError
-from ibtpo.models.locate import model_folder
+from ibtpo.models.locate import is_model_folder, model_folder
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a run, or a folder in Hugging Face format")
 
@@ -41,10 +41,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
     of a Hugging Face folder or an id of the hub, or of the run in a workdir."""
     checkpoint = _CHECKPOINT.value
     if checkpoint and not str(config.model.path).strip():
-        folder = model_folder(checkpoint)
-        if checkpoint.startswith("hf:") and hub.is_id(checkpoint[3:]):
-            config.model.path = checkpoint[3:]
-        elif (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        if (repo := hub.checkpoint_repo(config.model, checkpoint)) is not None:
+            config.model.path = repo.id
+        elif is_model_folder(checkpoint):
             config.model.path = os.fspath(checkpoint)
         elif os.path.isdir(checkpoint) and (saved := config_lib.load_saved(checkpoint)) is not None:
             model = saved.get("model", {})

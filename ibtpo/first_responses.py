@@ -18,7 +18,7 @@ from ibtpo.tree import Tree, tokens_of_response
 MANY_STEPS = 3  # with fewer there is next to nothing to choose a fork from
 _FEW = 0.1
 # Strategies that fork where steps end.
-_BY_STEPS = ("ib", "random", "entropy", "at2po", "uucb")
+_BY_STEPS = ("ib", "random", "at2po", "uucb")
 
 
 @dataclass(frozen=True)

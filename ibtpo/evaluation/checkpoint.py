@@ -1,19 +1,14 @@
 """The checkpoint that is evaluated: a run's newest one, or a Hugging Face directory."""
 
 import os
+from typing import Any, NamedTuple
 
-from ibtpo import checkpoints, hub, memory, parallel
+from ibtpo import checkpoints, hub, memory, parallel, pinned
 from ibtpo.checkpoints.hosts import from_first
 from ibtpo.errors import UserError
-from ibtpo.models.locate import model_folder
+from ibtpo.models.locate import is_model_folder, model_folder
 from ibtpo.policy import Policy, load_policy
 from ibtpo.saved_policy import load_saved
-
-
-def is_model_folder(path: str | os.PathLike) -> bool:
-    """Whether it is a Hugging Face directory with weights."""
-    folder = model_folder(path)
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def on_this_machine(config, checkpoint: str) -> str:
@@ -28,6 +23,31 @@ def on_this_machine(config, checkpoint: str) -> str:
     asked = config.model.revision if repo.id == config.model.path else ""
     revision = from_first("checkpoint", lambda: repo.pin(asked))
     return os.fspath(repo.folder(revision, hub.MODEL_FILES))
+
+
+class Opened(NamedTuple):
+    """A checkpoint that is there: its path, `identify` of it, its policy, and the configuration with the revisions of
+    the hub that it was trained on, or that its data have now."""
+
+    path: str
+    identity: dict
+    policy: Policy
+    config: Any
+
+
+def open_checkpoint(config, checkpoint: str) -> Opened:
+    """Finds, fetches and loads what `--checkpoint` or model.path names, an id of the hub too.
+
+    Raises:
+      UserError: as `on_this_machine`, `identify` and `load_checkpoint`.
+    """
+    path = on_this_machine(config, checkpoint)
+    identity = identify(path)
+    if "step" in identity:
+        config = pinned.of_checkpoint(config, path, identity["step"])
+    else:
+        config = pinned.pinned(config, lambda: None, ("data",))
+    return Opened(path, identity, load_checkpoint(config, path), config)
 
 
 def identify(checkpoint: str | os.PathLike) -> dict:

@@ -17,7 +17,7 @@ from ibtpo.data.problems import load_problems
 from ibtpo.errors import UserError
 from ibtpo.evaluation import files
 from ibtpo.evaluation.benchmarks import check_grading, source_name
-from ibtpo.evaluation.checkpoint import identify, load_checkpoint
+from ibtpo.evaluation.checkpoint import open_checkpoint
 from ibtpo.evaluation.results import Evaluation
 from ibtpo.evaluation.run import make_eval_sampler
 from ibtpo.evaluation.suite import evaluate_benchmarks
@@ -53,8 +53,7 @@ def filter_problems(config, workdir: str, bounds: Bounds, *, samples: int, split
     enable_compilation_cache(config)
     config = as_trained(config, samples)
     with hosts.connected(config.train.host_timeout, Interruption()):
-        policy = load_checkpoint(config, config.model.path)
-        identity = identify(config.model.path)
+        _, identity, policy, config = open_checkpoint(config, config.model.path)
         if split in ("", config.data.train_split):
             problems = load_training(config.data, policy.tokenizer)
         else:

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ibtpo import __version__, hosts, memory, pinned
+from ibtpo import __version__, hosts, memory
 from ibtpo import config as config_lib
 from ibtpo.compilation_cache import enable_compilation_cache
 from ibtpo.data.problems import Problem, lengths_to_prefill
 from ibtpo.errors import UserError
 from ibtpo.evaluation import files, page, tables
 from ibtpo.evaluation.benchmarks import check_grading, load_benchmarks
-from ibtpo.evaluation.checkpoint import identify, load_checkpoint, on_this_machine
+from ibtpo.evaluation.checkpoint import open_checkpoint
 from ibtpo.evaluation.partial import PARTIAL, Partial
 from ibtpo.evaluation.results import Evaluation, Metric, mean_of_benchmarks, with_bounds
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
@@ -54,13 +54,7 @@ def evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
 
 def _evaluate_checkpoint(config, checkpoint: str, workdir: str | None) -> None:
     """The same, once the hosts are connected."""
-    checkpoint = on_this_machine(config, checkpoint)
-    identity = identify(checkpoint)
-    if "step" in identity:
-        config = pinned.of_checkpoint(config, checkpoint, identity["step"])
-    else:
-        config = pinned.pinned(config, lambda: None, ("data",))
-    policy = load_checkpoint(config, checkpoint)
+    checkpoint, identity, policy, config = open_checkpoint(config, checkpoint)
     benchmarks = load_benchmarks(config, policy.tokenizer)
     sampler = make_eval_sampler(policy, config, max(map(len, benchmarks.values())))
     folder = pathlib.Path(workdir or pathlib.Path(checkpoint) / "evaluation")

@@ -16,6 +16,12 @@ def model_folder(path: str | os.PathLike) -> pathlib.Path:
     return packaged.locate(path, "config.json")
 
 
+def is_model_folder(path: str | os.PathLike) -> bool:
+    """Whether it is a Hugging Face directory with weights."""
+    folder = model_folder(path)
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
 def configured_folder(model: Mapping[str, Any], patterns: Sequence[str] = hub.MODEL_FILES) -> pathlib.Path:
     """The folder of a configuration's section `model`; where its path is an id of the hub, that in the hub's cache, of
     model.revision, fetched if need be.
