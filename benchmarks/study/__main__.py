@@ -43,10 +43,7 @@ def branched(names: Sequence[str], folder: pathlib.Path) -> dict[str, Any] | Non
 
 def run_branching(arguments, tasks: Mapping[str, Task], log: Log, show: Log) -> tuple[list[dict], list[str]]:
     """The rows of all tasks and seeds, and what failed."""
-    questions = 8 if arguments.quick else arguments.questions
-    names = list(branching.FIRST if arguments.quick else branching.VARIANTS)
-    if arguments.trees:
-        names = list(chosen(arguments.trees, branching.VARIANTS, arguments.parser, "trees", ";"))
+    questions, names = arguments.questions, list(arguments.trees)
     root = arguments.folder / "branching" / f"{questions}_questions"
     jobs = {
         (task, seed): Job(
@@ -69,24 +66,20 @@ def run_training(
 ) -> tuple[dict, list[str]]:
     """The results of all tasks, methods and seeds, and what failed. Sweeps take the learning rate of "ibtpo"."""
     setting = training.Setting(arguments.folder, arguments.quick)
+    tuned = methods if name == "training" else {"ibtpo": METHODS["ibtpo"]}
     log(f"{name}: pilots")
-    pilots = training.pilots(tasks, methods, setting)
+    pilots = training.pilots(tasks, {**methods, **tuned}, setting)
     failed = run_jobs(list(pilots.values()), arguments.jobs, log)
     tokens_of = results_of(pilots)
-    tuned = {key: result for key, result in tokens_of.items() if name == "training"}
-    if name == "sweeps":
-        own = training.pilots(tasks, {"ibtpo": METHODS["ibtpo"]}, setting)
-        failed += run_jobs(list(own.values()), arguments.jobs, log)
-        tuned = results_of(own)
     log(f"{name}: learning rates")
-    tuning = training.tuning(tasks, METHODS, setting, tuned)
+    tuning = training.tuning(tasks, tuned, setting, tokens_of)
     failed += run_jobs(list(tuning.values()), arguments.jobs, log)
     by_pair: dict[tuple[str, str], dict[float, dict]] = {}
     for (task, method, rate), result in results_of(tuning).items():
         by_pair.setdefault((task, method), {})[rate] = result
     best = {pair: training.best_rate(found) for pair, found in by_pair.items()}
-    if name == "sweeps":
-        best = {(t, m): best[t, "ibtpo"] for t, m in tokens_of if (t, "ibtpo") in best}
+    pairs = {(t, m): (t, m if m in tuned else "ibtpo") for t in tasks for m in methods if (t, m) in tokens_of}
+    best = {pair: best[own] for pair, own in pairs.items() if own in best}
     log(f"{name}: seeds")
     jobs = training.seeds(tasks, methods, setting, arguments.seeds, tokens_of, best)
     failed += run_jobs(list(jobs.values()), arguments.jobs, log)
@@ -132,13 +125,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny runs of one seed, to see that all works")
     parser.add_argument("--json", action="store_true", help="end with one JSON object; the tables go to stderr")
     arguments = parser.parse_args()
-    arguments.parser = parser
     suites = chosen(arguments.suite, dict.fromkeys(SUITES), parser, "suite")
     tasks = chosen(arguments.tasks, TASKS, parser, "tasks")
     methods = chosen(arguments.methods, METHODS, parser, "methods")
+    arguments.trees = chosen(
+        arguments.trees or ";".join(branching.FIRST if arguments.quick else branching.VARIANTS),
+        branching.VARIANTS, parser, "trees", ";",
+    )  # fmt: skip
     arguments.folder = arguments.folder.resolve()
     if arguments.quick:
-        arguments.seeds, arguments.folder = 1, arguments.folder / "quick"
+        arguments.seeds, arguments.questions, arguments.folder = 1, 8, arguments.folder / "quick"
     out = streams(arguments.json)
     failed: list[str] = []
     figures: dict[str, Any] = {}

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.branching import PRINTED, STRATEGIES, row_of, tree_options
+from benchmarks.branching import PRINTED, ROUNDS, STRATEGIES, row_of, tree_options
 from benchmarks.study.jobs import ROOT
 from benchmarks.study.tasks import TASKS
 
-_ROUNDS = dict(initial=4, rounds=9, top_k=1, branch=1)
+FIRST = ("independent 8", "independent 12", "random", "fixed width", "entropy 8 x 1", "ib")
 _READINGS = {
     "uniform": {},
     "responses": dict(child_weight="responses"),
@@ -32,17 +32,15 @@ _READINGS = {
 }
 # Name: fields of TreeOptions and ScoreOptions. "ib" is the method's default, others as printed but for what is said.
 VARIANTS: dict[str, dict[str, Any]] = {
-    name: STRATEGIES[name]
-    for name in ("independent 8", "independent 12", "random", "fixed width", "entropy 8 x 1", "ib")
+    name: STRATEGIES[name] for name in FIRST
 } | {
     f"ib {reading}, {confidence.split('_')[0]}, beta {beta:g}": dict(
-        strategy="ib", **_ROUNDS, **(PRINTED | changes | dict(confidence=confidence, beta=beta))
+        strategy="ib", **ROUNDS, **(PRINTED | changes | dict(confidence=confidence, beta=beta))
     )
     for (reading, changes), confidence, beta in itertools.product(
         _READINGS.items(), ("geometric_mean", "joint"), (1.0, 5.0, 10.0)
     )
 }
-FIRST = ("independent 8", "independent 12", "random", "fixed width", "entropy 8 x 1", "ib")
 _ESTIMATES = {"leaf mean": {}, "backup": dict(value="backup")}
 
 

@@ -7,6 +7,7 @@ evaluated with 64 responses a question.
 """
 
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -157,8 +158,10 @@ def tuning(
 ) -> dict[tuple[str, str, float], Job]:  # fmt: skip
     """{(task, method, learning rate): its run with half of the tokens}; methods without a pilot are left out."""
     found = {}
-    for (t, m), result in tokens_of.items():
-        updates = updates_for(setting.tokens(tasks[t]) // 2, result)
+    for t, m in itertools.product(tasks, methods):
+        if (t, m) not in tokens_of:
+            continue
+        updates = updates_for(setting.tokens(tasks[t]) // 2, tokens_of[t, m])
         for rate in LEARNING_RATES:
             work = functools.partial(learn, tasks[t], methods[m], setting, updates, rate, TUNING_SEED, True)
             found[t, m, rate] = Job(setting.folder / "tuning" / slug(t) / slug(m) / f"{rate:g}", work)

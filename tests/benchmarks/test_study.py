@@ -1,5 +1,6 @@
 """The study: its flags are valid, its runs go on where they stopped, its numbers are what they say."""
 
+import argparse
 import csv
 import functools
 import json
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks.branching import tree_options
 from benchmarks.study import tables, training
-from benchmarks.study.__main__ import branched
+from benchmarks.study.__main__ import branched, run_training
 from benchmarks.study.branching import VARIANTS, estimate_errors, file_of
 from benchmarks.study.jobs import OUTPUT, ROOT, Job, JobError, run_command, run_jobs
 from benchmarks.study.tasks import BASELINE, METHODS, SWEEPS, TASKS
@@ -143,6 +144,28 @@ def test_differences_are_paired_by_seed():
     half = [row["avg at equal time"] for row in rows if row["method"] == "ibtpo"]
     assert half == pytest.approx([0.3 + noise[s] + gains[s] for s in range(3)])
     assert tables.training_table(rows, "other") == []
+
+
+@pytest.mark.parametrize("suite", ["training", "sweeps"])
+def test_each_method_has_its_own_learning_rate_and_sweeps_that_of_the_method(suite, tmp_path, monkeypatch):
+    best = {"grpo 8": 1e-4, "ibtpo": 1e-3}
+    named = {flags: name for name, flags in METHODS.items()}
+
+    def learn(task, flags, setting, updates, rate, seed, tuning, folder, cores):
+        assert updates == (5 if tuning else 10) * task.tokens // 600_000
+        last = 0.9 if tuning and rate == best[named[flags]] else 0.5
+        return result(seed, 0.0, rate=rate) | {"avg": [0.2, 0.3, last], "flags": flags}
+
+    monkeypatch.setattr(training, "pilot", lambda *_: {"tokens_per_update": 60_000.0})
+    monkeypatch.setattr(training, "learn", learn)
+    methods = {name: METHODS[name] for name in best} if suite == "training" else SWEEPS
+    arguments = argparse.Namespace(folder=tmp_path, quick=False, jobs=1, seeds=2)
+    lines: list = []
+    tasks = {"navigation": TASKS["navigation"]}
+    found, failed = run_training(arguments, tasks, methods, lines.append, lines.append, name=suite)
+    assert failed == [] and set(found["results"]) == {("navigation", m, s) for m in methods for s in (0, 1)}
+    for (_, method, _), run in found["results"].items():
+        assert run["learning_rate"] == best.get(method, 1e-3) and run["flags"] == list(methods[method])
 
 
 def test_intervals_are_students():
