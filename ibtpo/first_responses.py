@@ -12,7 +12,7 @@ import numpy as np
 
 from ibtpo.data.problems import Problem
 from ibtpo.policy import Policy
-from ibtpo.rewards import find_before_cut, find_extractor
+from ibtpo.rewards import as_graded, find_extractor
 from ibtpo.tree import Tree, tokens_of_response
 
 MANY_STEPS = 3  # with fewer there is next to nothing to choose a fork from
@@ -51,8 +51,8 @@ def look(trees: Sequence[Tree], problems: Sequence[Problem], policy: Policy, kin
     """Counts the responses to a batch of problems. kind: `reward.kind`, of problems without one."""
     stopped, answered, right, steps, has_answers = 0, 0, 0, [], False
     for tree, problem in zip(trees, problems, strict=True):
-        extract = find_extractor(problem.kind or kind)
-        before_cut = find_before_cut(problem.kind or kind)
+        own = problem.kind or kind
+        extract = find_extractor(own)
         for r in np.flatnonzero(np.asarray(tree.response_round[0]) == 0).tolist():
             tokens = np.asarray(tree.tokens[0])[tokens_of_response(tree, r)]
             cut = bool(tree.truncated[0, r])
@@ -61,7 +61,7 @@ def look(trees: Sequence[Tree], problems: Sequence[Problem], policy: Policy, kin
             steps.append(len(policy.codec.step_ends(tokens)))
             if extract is not None:
                 text, has_answers = policy.text(tokens), True
-                answered += extract(before_cut(text) if cut else text) is not None
+                answered += extract(as_graded(own, text, cut)) is not None
     return FirstResponses(
         questions=len(trees),
         mixed=sum(len(np.unique(tree.rewards[tree.response_node >= 0])) > 1 for tree in trees),

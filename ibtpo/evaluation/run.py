@@ -13,7 +13,7 @@ from ibtpo import memory
 from ibtpo.data.problems import Problem
 from ibtpo.evaluation.results import Evaluation
 from ibtpo.policy import Policy, make_grade, make_sampler
-from ibtpo.rewards import find_before_cut, find_extractor, instructions
+from ibtpo.rewards import as_graded, find_extractor, instructions
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling import SampledTree, SamplingParams, TreeSampler
 
@@ -114,11 +114,11 @@ def _verdicts(checks: dict[int, list[Future]], rows: dict[int, dict[str, list]])
 def _read(policy: Policy, problem: Problem, tree: SampledTree) -> dict[str, list]:
     """All that is kept of a question's responses, each a list of them; made while the device decodes the others'."""
     texts = [policy.text(r.tokens) for r in tree.responses]
-    extract, before_cut = find_extractor(problem.kind) or (lambda text: None), find_before_cut(problem.kind)
+    extract = find_extractor(problem.kind) or (lambda text: None)
     truncated = [r.finish == "length" for r in tree.responses]
     return {
         "correct": [float(r.reward == 1) for r in tree.responses],
-        "answers": [extract(before_cut(text) if cut else text) for text, cut in zip(texts, truncated)],
+        "answers": [extract(as_graded(problem.kind, text, cut)) for text, cut in zip(texts, truncated)],
         "texts": texts,
         "lengths": [len(r.tokens) for r in tree.responses],
         "truncated": truncated,

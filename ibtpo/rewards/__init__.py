@@ -75,6 +75,7 @@ def find_statement(kind: str) -> Callable[[str], int]:
     return getattr(_module(kind), "find_statement", len)
 
 
-def find_before_cut(kind: str) -> Callable[[str], str]:
-    """The `before_cut` of a kind; the text as it is for a kind without."""
-    return getattr(_module(kind), "before_cut", str)
+def as_graded(kind: str, text: str, truncated: bool) -> str:
+    """What is graded of a response: itself, or of one that was cut off what it had stated before, by the kind's
+    `before_cut`; a kind without takes the text as it is."""
+    return getattr(_module(kind), "before_cut", str)(text) if truncated else text

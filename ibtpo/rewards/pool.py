@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ibtpo.errors import UserError
-from ibtpo.rewards import KINDS, find_before_cut, find_kind, reward_name
+from ibtpo.rewards import KINDS, as_graded, find_kind, reward_name
 from ibtpo.rewards.workers import Call, Workers
 
 
@@ -119,8 +119,7 @@ class Grader:
         module = self._module(kind)
         name = reward_name(kind)
         name = f"unevaluated_{name}" if self._unevaluated and hasattr(module, f"unevaluated_{name}") else name
-        text = find_before_cut(kind)(text) if truncated else text
-        job = _Job(module.__name__, name, text, str(reference), kind)
+        job = _Job(module.__name__, name, as_graded(kind, text, truncated), str(reference), kind)
         fast = getattr(module, f"fast_{name}", None)
         value = None if fast is None else fast(job.text, job.reference)
         if value is None:
