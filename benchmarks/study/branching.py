@@ -5,7 +5,8 @@
 One process samples the trees of every variant for the same held-out questions, with the draws of one seed, and writes
 a file with a row for each into FOLDER; what is there is kept. Columns beside those of `benchmarks/branching.py`, where
 p(a*|s) is known: bias (mean of p̂ - p) and error (root of the mean square) of each estimate over the nodes with
-children, and over the questions alone; and how many forks are at the node with the highest exact J.
+children, and over the questions alone; and how many forks are at the node with the highest exact J. "mixed" has a digit
+for each question, 1 where its responses' rewards differ, so that trees can be compared question by question.
 """
 
 import argparse
@@ -47,6 +48,11 @@ _ESTIMATES = {"leaf mean": {}, "backup": dict(value="backup")}
 def file_of(name: str) -> str:
     """The file of a variant's row."""
     return "".join(c if c.isalnum() else "_" for c in name) + ".json"
+
+
+def mixed(trees) -> str:
+    """A digit for each tree: 1 where its responses' rewards differ, else 0. Eff-Rate is the share of 1."""
+    return "".join(str(int(len({r.reward for r in sampled.responses}) > 1)) for sampled in trees)
 
 
 def estimate_errors(trees, known) -> dict[str, float]:
@@ -110,6 +116,7 @@ def rows(task: str, seed: int, questions: int, names: list[str]) -> Iterator[dic
             sampling = SamplingParams.from_config(config.sampling)
             trees, _ = sampler(policy.params, asked, grade, key=jax.random.key(seed), sampling=sampling)
             row = {"task": task, "tree": name, "seed": seed, "questions": len(trees)} | row_of(trees, policy.codec)
+            row["mixed"] = mixed(trees)
             if known:
                 row |= estimate_errors(trees, known)
                 if options.strategy in ("ib", "random"):

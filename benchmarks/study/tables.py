@@ -12,7 +12,7 @@ from benchmarks.study.training import at_cost
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval (Student's t over seeds); NaN bounds for a single value."""
+    """Mean and 95 % interval (Student's t over the values); NaN bounds for a single value."""
     from scipy import stats
 
     values = np.asarray(values, float)
@@ -66,9 +66,16 @@ def seed_rows(results: Mapping[tuple[str, str, int], Mapping[str, Any]], tokens:
             "Eff-Rate": float(np.mean(result["curves"]["eff_rate"])),
             "entropy before": result["curves"]["entropy"][0],
             "entropy after": result["curves"]["entropy"][-1],
+            "IB-Score, last third": last_third(result["curves"]["ib_score_root"]),
+            "Cov, last third": last_third(result["curves"]["cov_root"]),
         }
         for (task, method, seed), result in results.items()
     ]
+
+
+def last_third(curve: Sequence[float]) -> float:
+    """Mean over the last third of the updates."""
+    return float(np.mean(curve[2 * len(curve) // 3 :]))
 
 
 def training_table(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
@@ -92,21 +99,28 @@ def training_table(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[st
             "rate": found[0]["learning rate"],
             "updates": found[0]["updates"],
             "equal tokens": shown([row["avg at equal tokens"] for row in found]),
-            "less grpo 8": difference("avg at equal tokens"),
+            f"avg less {BASELINE}": difference("avg at equal tokens"),
             "equal time": shown([row["avg at equal time"] for row in found]),
             "pass@many": shown([row["pass@many"] for row in found]),
-            "less grpo 8 ": difference("pass@many"),
+            f"pass less {BASELINE}": difference("pass@many"),
             "Eff-Rate": shown([row["Eff-Rate"] for row in found]),
         })  # fmt: skip
     return table
 
 
+def digits(text: str) -> np.ndarray:
+    """ "0110" as numbers."""
+    return np.array([int(digit) for digit in text])
+
+
 def branching_table(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
-    """A row of each variant: means over seeds, with intervals where they decide."""
+    """A row of each variant: means over seeds, with intervals where they decide. Differences in Eff-Rate are taken
+    question by question, in the mean over the seeds that both have, and their intervals are over the questions."""
     by_tree: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["task"] == task:
             by_tree.setdefault(row["tree"], []).append(row)
+    by_question = {tree: {row["seed"]: digits(row["mixed"]) for row in found} for tree, found in by_tree.items()}
     random = np.mean([row["tokens"] for row in by_tree["random"]]) if "random" in by_tree else np.nan
     table = []
     for tree, found in by_tree.items():
@@ -115,10 +129,18 @@ def branching_table(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[s
             values = [row[name] for row in found if row.get(name) is not None]
             return float(np.mean(values)) if values else None
 
+        def less(other, tree=tree):
+            seeds = sorted(set(by_question[tree]) & set(by_question.get(other, ())))
+            if tree == other or not seeds:
+                return "-"
+            return shown(np.mean([by_question[tree][s] - by_question[other][s] for s in seeds], axis=0))
+
         table.append({
             "tree": tree,
             "seeds": len(found),
             "Eff-Rate": shown([row["Eff-Rate"] for row in found]),
+            "less random": less("random"),
+            "less ib": less("ib"),
             "right": shown([row["right"] for row in found]),
             "unguided": shown([row["unguided"] for row in found]),
             "tokens": mean("tokens"),

@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from benchmarks.branching import tree_options
 from benchmarks.study import tables, training
 from benchmarks.study.__main__ import branched, run_training
-from benchmarks.study.branching import VARIANTS, estimate_errors, file_of
+from benchmarks.study.branching import VARIANTS, estimate_errors, file_of, mixed
 from benchmarks.study.jobs import OUTPUT, ROOT, Job, JobError, run_command, run_jobs
 from benchmarks.study.tasks import BASELINE, METHODS, SWEEPS, TASKS
 from ibtpo.sampling import TreeOptions
@@ -110,7 +111,9 @@ def result(seed, gain, seconds=100.0, rate=1e-3):
         "learning_rate": rate, "seed": seed, "updates": 10, "steps": [0, 5, 10], "tokens": [0.0, 500.0, 1000.0],
         "seconds": [0.0, seconds / 2, seconds], "avg": [0.2, 0.3 + gain, 0.4 + gain], "pass": [0.5, 0.6, 0.7],
         "avg_at_many": 0.4, "pass_at_many": 0.8 + gain,
-        "curves": {"eff_rate": [0.5, 0.7], "entropy": [1.0, 0.5]},
+        "curves": {
+            "eff_rate": [0.5, 0.7], "entropy": [1.0, 0.5], "ib_score_root": [0.1, 0.2, gain], "cov_root": [0.0, 0.3],
+        },
     }  # fmt: skip
 
 
@@ -138,8 +141,9 @@ def test_differences_are_paired_by_seed():
     rows = tables.seed_rows(results, {"t": 1000})
     table = {row["method"]: row for row in tables.training_table(rows, "t")}
     # Student's t with two degrees of freedom: 4.303 x 0.02 / sqrt(3) = 0.0497.
-    assert table["ibtpo"]["less grpo 8"] == table["ibtpo"]["less grpo 8 "] == "12.0 (7.0 .. 17.0)"
-    assert table[BASELINE]["less grpo 8"] == "-"
+    assert table["ibtpo"]["avg less grpo 8"] == table["ibtpo"]["pass less grpo 8"] == "12.0 (7.0 .. 17.0)"
+    assert table[BASELINE]["avg less grpo 8"] == "-"
+    assert rows[0]["Cov, last third"] == 0.3 and rows[0]["IB-Score, last third"] == noise[0]
     # In the time of the quickest the other has done half of its updates.
     half = [row["avg at equal time"] for row in rows if row["method"] == "ibtpo"]
     assert half == pytest.approx([0.3 + noise[s] + gains[s] for s in range(3)])
@@ -203,6 +207,30 @@ def test_estimates_are_compared_with_what_is_true():
     assert errors["root error, leaf mean"] == pytest.approx(np.sqrt(np.mean(np.square(everyone))))
     shifted = estimate_errors(trees, [Known(0.5)] * 4)
     assert shifted["bias, backup"] == pytest.approx(errors["bias, backup"] - 0.5)
+
+
+def test_trees_are_compared_question_by_question():
+    def row(tree, seed, mixed):
+        rate = sum(map(int, mixed)) / len(mixed)
+        return {"task": "t", "tree": tree, "seed": seed, "Eff-Rate": rate, "right": 0.1, "unguided": 0.1,
+                "tokens": 100.0, "mixed": mixed}  # fmt: skip
+
+    rows = [
+        row("random", 0, "1000"), row("random", 1, "1100"), row("ib", 0, "1100"), row("ib", 1, "1101"),
+        row("entropy", 1, "1100"), row("independent 8", 7, "0000"),
+    ]  # fmt: skip
+    table = {found["tree"]: found for found in tables.branching_table(rows, "t")}
+    # By question, in the mean of two seeds: 0, 1/2, 0, 1/2, of which the standard error is 0.1443; t is 3.182.
+    assert table["ib"]["less random"] == "25.0 (-20.9 .. 70.9)"
+    assert table["entropy"]["less ib"] == "-25.0 (-104.6 .. 54.6)"  # of the seed that both have
+    assert table["ib"]["less ib"] == table["independent 8"]["less ib"] == "-"
+
+
+def test_mixed_groups_have_a_digit_each():
+    def group(*rewards):
+        return types.SimpleNamespace(responses=[types.SimpleNamespace(reward=reward) for reward in rewards])
+
+    assert mixed([group(0.0, 0.0), group(0.0, 1.0), group(1.0, 1.0), group(1.0, 0.0, 0.0)]) == "0101"
 
 
 @pytest.mark.slow
