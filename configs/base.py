@@ -70,7 +70,8 @@ def get_config() -> config_dict.ConfigDict:
     data.chat_template = False  # wrap the prompt as a user turn with the tokenizer's chat template
     data.system_prompt = ""  # system turn before it, chat_template only; "": the template's own
     data.max_prompt_tokens = 1024  # tokens; a longer prompt is left out of training
-    data.separator = "\n\n"  # text that ends a reasoning step [paper]
+    data.separator = "\n\n"  # text that ends a reasoning step, with step_rule separator [paper]
+    data.step_rule = "separator"  # separator: a step ends behind data.separator | sentence: behind a sentence or a line
     data.moved_steps = 0.0  # share of the steps' ends put 1 to 3 tokens later, to see how much depends on them
     data.difficulty = "normal"  # of a generated task: easy | normal | hard, or long (arithmetic)
     data.options = ""  # parameters of a task of reasoning_gym, as JSON, '{"min_terms": 3}'; "": its own

@@ -57,5 +57,7 @@ DTYPES = ("float32", "bfloat16")
 GENERATED = ("chained_arithmetic", "navigation", "countdown")
 # data.source of ibtpo.sft: the names there of those with worked solutions.
 WORKED = {"arithmetic": "chained_arithmetic", "navigation": "navigation", "countdown": "countdown"}
+# data.step_rule: where a reasoning step ends. The spans of each are found in data/steps.py.
+STEP_RULES = ("separator", "sentence")
 # data.difficulty: of a generated task; "long" of chained arithmetic only.
 DIFFICULTIES = ("easy", "normal", "hard", "long")

@@ -73,6 +73,16 @@ def look(trees: Sequence[Tree], problems: Sequence[Problem], policy: Policy, kin
     )
 
 
+def _other_steps(data: Any) -> str:
+    """What to set so that there are more steps."""
+    if data.step_rule == "sentence":
+        return "data.step_rule is 'sentence' now; set it to 'separator' and data.separator to what stands between steps"
+    return (
+        f"set data.step_rule to 'sentence', or data.separator, which is {data.separator!r} now, to what stands between "
+        "steps (a line break)"
+    )
+
+
 def warnings(found: FirstResponses, config: Any) -> list[str]:
     """Why training cannot work, or not as a tree, with such responses; one line each."""
     lines = []
@@ -99,8 +109,7 @@ def warnings(found: FirstResponses, config: Any) -> list[str]:
         )
     if config.tree.strategy in _BY_STEPS and found.many_steps < _FEW * found.responses:
         lines.append(
-            f"hardly any response has {MANY_STEPS} steps, between which trees branch: set data.separator, which is "
-            f'{config.data.separator!r} now, to what stands between steps (a line break, ". "), or ask for steps in '
-            "data.prompt"
+            f"hardly any response has {MANY_STEPS} steps, between which trees branch: {_other_steps(config.data)}, or "
+            "ask for steps in data.prompt"
         )
     return lines

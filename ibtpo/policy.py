@@ -119,7 +119,7 @@ def load_policy(
             stop_ids=stop_ids,
             stop_strings=stop_strings(config.sampling.stop_strings) or (),
             token_bytes=table,
-            separator=config.data.separator.encode(),
+            separator=None if config.data.step_rule == "sentence" else config.data.separator.encode(),
             moved_steps=config.data.moved_steps,
             find_answer=find_statement(config.reward.kind),
         ),

@@ -65,6 +65,7 @@ def test_guided_responses_count_for_the_mixture_only(seen):
         ([[(RIGHT, True)] * 2, [(WRONG, True)] * 2], {}, ["no question has right and wrong", "tree.initial"]),
         ([[("\\boxed{7}", True), ("\\boxed{8}", True)]], {}, ["data.separator, which is '\\n\\n' now"]),
         ([[("\\boxed{7}", True), ("\\boxed{8}", True)]], {"tree__strategy": "independent"}, []),
+        ([[("\\boxed{7}", True), ("\\boxed{8}", True)]], {"data__step_rule": "sentence"}, ["set it to 'separator'"]),
         ([[("so", False)] * 2], {}, ["sampling.max_new_tokens", "data.prompt", "data.separator"]),
     ],
 )

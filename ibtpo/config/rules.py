@@ -202,6 +202,7 @@ RULES: dict[str, Rule] = {
     "data.system_prompt": _TEXT,
     "data.max_prompt_tokens": _whole(1),
     "data.separator": _SEPARATOR,
+    "data.step_rule": _one_of(*choices.STEP_RULES),
     "data.moved_steps": _real(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "data.difficulty": _one_of(*choices.DIFFICULTIES),
     "data.options": Rule(str, lambda x: not x or _is_object(x), 'a JSON object, \'{"min_terms": 3}\', or "" for none'),

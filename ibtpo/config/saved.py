@@ -81,6 +81,7 @@ EARLIER = {
     "model.lora_alpha": 32.0,
     "model.lora_targets": "all",
     "model.revision": "",
+    "data.step_rule": "separator",
     "data.moved_steps": 0.0,
     "data.revision": "",
     "data.subset": "",

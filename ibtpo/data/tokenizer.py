@@ -1,13 +1,11 @@
-"""Tokenizers of Hugging Face folders: the bytes behind each token, and where reasoning steps end."""
+"""Tokenizers of Hugging Face folders: the bytes behind each token, and its special tokens."""
 
 import contextlib
 import difflib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
-
-import numpy as np
 
 from ibtpo.data.prompts import first_token
 from ibtpo.errors import UserError, one_line
@@ -161,54 +159,3 @@ def _byte_characters() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
-
-
-def step_ends(
-    tokens: Sequence[int] | np.ndarray,
-    table: Sequence[bytes],
-    separator: bytes,
-    stop_ids: Collection[int] = (),
-) -> list[int]:
-    r"""Cuts a response into reasoning steps, on token boundaries.
-
-    Separators are found from left to right without overlap in the response's bytes. The token in
-    which a separator's last byte falls ends a step, provided the step has content before that
-    separator: bytes that are neither whitespace nor part of a separator. So no step is blank:
-      - a separator right after another one, or at the start, opens the following step;
-      - blank tokens at the very end stay with the last step, unless a stop token is among them:
-        a stop token is content, so an end-of-text token after a separator is a step of its own.
-    Nothing is re-tokenised: text after a separator within one token stays in the earlier step.
-    Every end but the last is decided by the tokens seen so far and stays when more tokens follow, so
-    a response and the branches that share its prefix are cut alike there.
-
-    Args:
-      tokens: generated token ids, [n].
-      table: bytes of each token id (`token_bytes`); ids beyond it (padded vocabularies) are b"".
-      separator: not empty.
-      stop_ids: ids that end a response.
-
-    Returns: exclusive ends of the steps, increasing, the last one n; [] when n = 0.
-    """
-    if not separator:
-        raise UserError("the step separator (data.separator) is empty: give the text that ends a step")
-    pieces = [table[token] if token < len(table) else b"" for token in tokens]
-    if not pieces:
-        return []
-    text = b"".join(pieces)
-    byte_ends = np.cumsum([len(piece) for piece in pieces])  # of each token, exclusive
-    ends = []
-    start = searched = 0  # first byte of the step; end of the last separator found
-    content = False  # the step has some before `searched`
-    while (at := text.find(separator, searched)) >= 0:
-        content = content or bool(text[max(start, searched) : at].strip())
-        searched = at + len(separator)
-        if content:
-            ends.append(int(np.searchsorted(byte_ends, searched)) + 1)
-            start, content = int(byte_ends[ends[-1] - 1]), False
-    content = content or bool(text[max(start, searched) :].strip())
-    rest = tokens[ends[-1] :] if ends else tokens
-    if ends and not content and not any(int(token) in stop_ids for token in rest):
-        ends.pop()
-    if not ends or ends[-1] < len(pieces):
-        ends.append(len(pieces))
-    return ends

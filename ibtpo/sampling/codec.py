@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ibtpo.data.steps import step_ends
 from ibtpo.sampling.stops import StopTable
 
 StepEnds = Callable[[np.ndarray], Sequence[int]]
@@ -44,7 +45,7 @@ class Codec:
         last. They need token_bytes.
       token_bytes: the bytes of each token, up to V entries; tokens beyond them spell nothing. Without any a response is
         one step and states no answer.
-      separator: the bytes between two steps.
+      separator: the bytes between two steps; None: a step is a sentence or a line.
       moved_steps: the share of the steps' ends that are put 1 to MOST_MOVED tokens later, to see how much depends on
         them. Which, and by how many, a checksum of the tokens before says, so that branches are cut alike.
       find_answer: where a text first states its answer, its length where it never does (`rewards.find_statement`); no
@@ -57,7 +58,7 @@ class Codec:
     stop_ids: Sequence[int] = ()
     stop_strings: Sequence[str] = ()
     token_bytes: Sequence[bytes] = ()
-    separator: bytes = b"\n\n"
+    separator: bytes | None = b"\n\n"
     moved_steps: float = 0.0
     find_answer: FindAnswer = len
     cut_steps: StepEnds | None = None
@@ -72,11 +73,9 @@ class Codec:
         return StopTable(self.vocab_size, self.stop_ids, self.stop_strings, self.token_bytes)
 
     def step_ends(self, tokens: np.ndarray) -> Sequence[int]:
-        """Exclusive ends of a response's steps, in tokens (`data.tokenizer.step_ends`)."""
+        """Exclusive ends of a response's steps, in tokens (`data.steps.step_ends`)."""
         if self.cut_steps is not None:
             return self.cut_steps(tokens)
-        from ibtpo.data.tokenizer import step_ends  # with the library of tokenizers, which takes long to import
-
         ends = step_ends(tokens, self.token_bytes, self.separator, self.stop_ids)
         return move_ends(tokens, ends, self.moved_steps) if self.moved_steps else ends
 

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from ibtpo.data.arithmetic import DIFFICULTIES, make_problem, worked_solution
-from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, step_ends, token_bytes
+from ibtpo.data.steps import step_ends
+from ibtpo.data.tokenizer import check_vocabulary, find_special, load_tokenizer, token_bytes
 from ibtpo.errors import UserError
 
 SEPARATOR = b"\n\n"
@@ -240,82 +241,3 @@ def test_trained_tokenizer_has_tokens_that_straddle_separators(trained):
     pieces = [b"".join(table[t] for t in tokens[i:j]) for i, j in zip([0, *steps], steps)]
     assert len(pieces) == 4
     assert [piece.strip() for piece in pieces] == [b"a.", b"b", b"c", b"d"]
-
-
-_TABLE = [
-    b"",
-    b"a",
-    b"b",
-    b"\n",
-    b" ",
-    b"\n\n",
-    b"a\n\n",
-    b"\n\nb",
-    b"\n\n\n",
-    b"\nb\n",
-    b"ab",
-    b"a\n\nb\n\na",
-    b"\xe2",
-]
-_STOP = 0
-
-
-def _definition(tokens, separator):
-    """Step ends read off the definition, byte by byte: for each token, does a separator end in it
-    that has content of the current step before it?"""
-    text = b"".join(_TABLE[token] for token in tokens)
-    owner = [index for index, token in enumerate(tokens) for _ in _TABLE[token]]
-    occurrences = [match.span() for match in re.finditer(re.escape(separator), text)]
-    covered = {byte for begin, end in occurrences for byte in range(begin, end)}
-    content = [byte for byte in range(len(text)) if byte not in covered and not text[byte : byte + 1].isspace()]
-    ends = [0]
-    for index in range(len(tokens)):
-        for begin, end in occurrences:
-            if owner[end - 1] == index and ends[-1] <= index:
-                if any(owner[byte] >= ends[-1] and byte < begin for byte in content):
-                    ends.append(index + 1)
-    ends = ends[1:]
-    tail = ends[-1] if ends else 0
-    blank = not any(owner[byte] >= tail for byte in content) and _STOP not in tokens[tail:]
-    if blank and ends:
-        ends.pop()
-    return sorted({*ends, len(tokens)}) if tokens else []
-
-
-@given(st.lists(st.integers(0, len(_TABLE) - 1), max_size=14), st.sampled_from([b"\n\n", b"\n", b"a", b"\nb", b"ab"]))
-def test_steps_of_arbitrary_tokens_follow_the_definition(tokens, separator):
-    ends = step_ends(tokens, _TABLE, separator, stop_ids=(_STOP,))
-    assert ends == _definition(tokens, separator)
-    assert ends == step_ends(np.asarray(tokens, np.int32), _TABLE, separator, stop_ids={_STOP})
-    assert ends == sorted(set(ends)) and (ends[-1:] == [len(tokens)] or not tokens)
-
-
-@given(
-    st.lists(st.integers(1, len(_TABLE) - 1), min_size=1, max_size=14),
-    st.lists(st.integers(1, len(_TABLE) - 1), max_size=6),
-)
-def test_steps_of_a_prefix_stay_when_more_follows(prefix, more):
-    inner = step_ends(prefix, _TABLE, SEPARATOR)[:-1]
-    assert step_ends(prefix + more, _TABLE, SEPARATOR)[: len(inner)] == inner
-
-
-def test_step_examples():
-    a, nn, stop = 1, 5, _STOP
-    for tokens, expected in [
-        ([], []),
-        ([a, nn, a], [2, 3]),
-        ([a, nn, stop], [2, 3]),  # end of text alone after a separator
-        ([a, nn, a, stop], [2, 4]),
-        ([a, nn, nn, a], [2, 4]),  # a second separator opens the next step
-        ([nn, a], [2]),
-        ([a, nn], [2]),
-        ([a, nn, nn], [3]),  # nothing but blanks at the end
-        ([nn], [1]),
-        ([7, a], [2]),  # text after the separator within a token: no content before it
-        ([a, 7, a], [2, 3]),
-        ([11, a], [1, 2]),  # two separators in one token
-        ([a, nn, 99], [3]),  # an id beyond the table has no bytes
-    ]:
-        assert step_ends(tokens, _TABLE, SEPARATOR, stop_ids=[stop]) == expected, tokens
-    with pytest.raises(UserError, match=r"data.separator"):
-        step_ends([a], _TABLE, b"")
