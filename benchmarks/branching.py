@@ -189,30 +189,14 @@ def segments(questions: int, log) -> dict[str, dict[str, float]]:
 
 def sampled(config, questions: int, variants: dict, label: str, log):
     """Yields (name, row) of each variant, sampled by the config's model from its held-out problems."""
-    import jax
-
-    from ibtpo.data.problems import load_problems
-    from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
+    from benchmarks.held_out import HeldOut
     from ibtpo.sampling import TreeOptions
-    from ibtpo.sampling.logits import SamplingParams
 
-    policy = load_policy(config)
-    problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)[:questions]
-    by_id = {p.id: p for p in problems}
-    asked = [policy.question(p.id, p, config.data) for p in problems]
-    grader = make_grader(config)
-    for name, changes in variants.items():
-        options = tree_options(changes, TreeOptions.from_config(config))
-        sampler = make_sampler(policy, config, **vars(options))
-        trees, stats = sampler(
-            policy.params,
-            asked,
-            make_grade(policy, grader, by_id),
-            key=jax.random.key(0),
-            sampling=SamplingParams.from_config(config.sampling),
-        )
-        log(f"  {label}, {name}: {stats.seconds:.1f} s")
-        yield name, row_of(trees, policy.codec)
+    with HeldOut(config, questions) as held_out:
+        for name, changes in variants.items():
+            trees, stats = held_out.sample(**vars(tree_options(changes, TreeOptions.from_config(config))))
+            log(f"  {label}, {name}: {stats.seconds:.1f} s")
+            yield name, row_of(trees, held_out.policy.codec)
 
 
 def demo_config():
@@ -240,7 +224,6 @@ def run(
 ) -> dict:
     """The figures of the benchmark, `goals` among them. trees: names of VARIANTS, those that goals need among them."""
     from benchmarks.goals import make_goal
-    from ibtpo.compilation_cache import enable_compilation_cache
     from ibtpo.report import summary_table
 
     figures, goals = {}, []
@@ -260,7 +243,6 @@ def run(
             rows = dict(simulator(number, variants, log))
         else:
             config = demo_config() if part == "demo" else model_config(model, data)
-            enable_compilation_cache(config)
             rows = dict(sampled(config, number, variants, part, log))
         for row in rows.values():
             row["/ random"] = row["tokens"] / rows["random"]["tokens"]

@@ -32,58 +32,25 @@ ROUNDING = 1e-4  # of sums of probabilities in float32
 SURE = 0.001  # the share of correct runs that the statistical goals may miss
 
 
-class Setting:
-    """The policy, its problems and its grader."""
+def held_out(model: str = ""):
+    """The `HeldOut` of configs/navigation.py, with another checkpoint where one is given."""
+    from benchmarks.held_out import HeldOut
+    from ibtpo import config as config_lib
 
-    def __init__(self, model: str = ""):
-        from ibtpo import config as config_lib
-        from ibtpo.compilation_cache import enable_compilation_cache
-        from ibtpo.data.problems import load_problems
-        from ibtpo.policy import load_policy, make_grader
-
-        config = config_lib.load(str(ROOT / "configs" / "navigation.py"))
-        if model:
-            config.model.path = model
-        self.config = config_lib.resolve(config)
-        enable_compilation_cache(self.config)
-        self.policy = load_policy(self.config)
-        self.problems = load_problems(self.config.data, self.config.data.eval_split, self.policy.tokenizer)
-        self.grader = make_grader(self.config)
-
-    def sample(self, problems, *, copies=1, greedy=False, **tree):
-        """The trees of each problem, `copies` times. tree: fields of TreeOptions."""
-        import dataclasses
-
-        import jax
-
-        from ibtpo.policy import make_grade, make_sampler
-        from ibtpo.sampling import SamplingParams
-
-        by_id = {n: problem for n, problem in enumerate(p for p in problems for _ in range(copies))}
-        asked = [self.policy.question(n, problem, self.config.data) for n, problem in by_id.items()]
-        sampling = SamplingParams.from_config(self.config.sampling)
-        sampling = dataclasses.replace(sampling, top_k=1) if greedy else sampling
-        sampler = make_sampler(self.policy, self.config, **tree)
-        grade = make_grade(self.policy, self.grader, by_id)
-        trees, _ = sampler(self.policy.params, asked, grade, key=jax.random.key(0), sampling=sampling)
-        return trees
-
-    def exact(self, problem):
-        """`exact_values.Exact` of a problem."""
-        from benchmarks.exact_values import exact
-
-        prompt = self.policy.question(0, problem, self.config.data).tokens
-        return exact(self.policy, prompt, problem.answer, self.config.sampling.temperature)
+    config = config_lib.load(str(ROOT / "configs" / "navigation.py"))
+    if model:
+        config.model.path = model
+    return HeldOut(config_lib.resolve(config))
 
 
-def outcomes(setting: Setting, questions: int) -> dict:
+def outcomes(setting, questions: int) -> dict:
     """The shares of verdicts, sampled and greedy, and the mean exact p(a*|q)."""
     from ibtpo.rewards.navigation import VERDICTS, judge
 
     problems = setting.problems[:questions]
     found = {}
     for name, samples, greedy in (("sampled", SAMPLES, False), ("greedy", 1, True)):
-        trees = setting.sample(problems, greedy=greedy, strategy="independent", initial=samples, rounds=1)
+        trees, _ = setting.sample(problems, greedy=greedy, strategy="independent", initial=samples, rounds=1)
         verdicts = collections.Counter(
             judge(setting.policy.text(r.tokens), problem.answer)
             for problem, sampled in zip(problems, trees)
@@ -149,21 +116,21 @@ def chi_square(seen, expected, total: int) -> float:
     return float(stats.chi2.sf(((seen - expected) ** 2 / expected).sum(), len(seen) - 1))
 
 
-def rollouts(setting: Setting, questions: int, number: int, log) -> list[dict]:
+def rollouts(setting, questions: int, number: int, log) -> list[dict]:
     """`compare` of each problem."""
     found = []
     for problem in setting.problems[:questions]:
         began = time.monotonic()
-        trees = setting.sample([problem], copies=number // GROUP, strategy="independent", initial=GROUP, rounds=1)
+        trees, _ = setting.sample([problem], copies=number // GROUP, strategy="independent", initial=GROUP, rounds=1)
         responses = [(r.tokens, r.reward) for sampled in trees for r in sampled.responses]
         found.append(compare(setting.exact(problem), responses, setting.policy.codec.step_ends))
         log(f"  rollouts: {number} in {time.monotonic() - began:.1f} s")
     return found
 
 
-def forks(setting: Setting, questions: int, log) -> dict[str, dict[str, float]]:
+def forks(setting, questions: int, log) -> dict[str, dict[str, float]]:
     """Of each strategy: the share of forks at the best node, that of a fork drawn at random, and J."""
-    from benchmarks.exact_values import forks_of
+    from benchmarks.exact_values import forks_of, share_at_best
     from ibtpo.sampling import TreeOptions
 
     problems = setting.problems[:questions]
@@ -172,14 +139,11 @@ def forks(setting: Setting, questions: int, log) -> dict[str, dict[str, float]]:
     for strategy in STRATEGIES:
         began = time.monotonic()
         options = TreeOptions.from_config(setting.config)  # those of "ib", by which nodes are ranked
-        trees = setting.sample(problems, strategy=strategy, initial=options.initial, rounds=options.rounds)
+        trees, _ = setting.sample(problems, strategy=strategy, initial=options.initial, rounds=options.rounds)
         rows = [row for t, k in zip(trees, known) for row in forks_of(t, k, options, setting.policy.codec)]
         found[strategy] = {
             "forks": len(rows),
-            "at the best node": statistics.fmean(row["best"] for row in rows),
-            "drawn at random": statistics.fmean(1 / row["candidates"] for row in rows),
-            "exact J": statistics.fmean(row["taken"] for row in rows),
-            "best J": statistics.fmean(row["highest"] for row in rows),
+            **share_at_best(rows),
             "tokens": statistics.fmean(float((t.tree.step > 0).sum()) for t in trees),
         }
         log(f"  forks, {strategy}: {time.monotonic() - began:.1f} s")
@@ -192,8 +156,7 @@ def run(*, quick=False, parts=PARTS, questions=0, model="", log=print, show=prin
     from ibtpo.report import summary_table
 
     figures, goals = {}, []
-    setting = Setting(model)
-    with setting.grader:
+    with held_out(model) as setting:
         for part in parts:
             number = questions or (QUICK if quick else QUESTIONS)[part]
             if part == "outcomes":

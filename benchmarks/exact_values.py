@@ -10,6 +10,7 @@ and the products come from one teacher-forced pass over the trie of all right re
 
 import dataclasses
 import functools
+import statistics
 from collections.abc import Callable, Sequence
 
 import jax
@@ -150,6 +151,16 @@ def forks_of(sampled: SampledTree, known: Exact, options: TreeOptions, codec) ->
             estimated=float(scores(tree, options)[taken]),
         ))  # fmt: skip
     return rows
+
+
+def share_at_best(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over `forks_of`: forks at the best node, those that a draw among the candidates would put there, J."""
+    return {
+        "at the best node": statistics.fmean(row["best"] for row in rows),
+        "best by chance": statistics.fmean(1 / row["candidates"] for row in rows),
+        "exact J taken": statistics.fmean(row["taken"] for row in rows),
+        "exact J best": statistics.fmean(row["highest"] for row in rows),
+    }
 
 
 def _any_number(options: TreeOptions) -> TreeOptions:

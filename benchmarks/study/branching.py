@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import pathlib
-import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -76,51 +75,31 @@ def estimate_errors(trees, known) -> dict[str, float]:
 
 def best_forks(trees, known, options, codec) -> dict[str, float]:
     """How often a fork is at the truly best node, and how often a draw among the candidates would be."""
-    from benchmarks.exact_values import forks_of
+    from benchmarks.exact_values import forks_of, share_at_best
 
-    rows = [row for sampled, exact in zip(trees, known) for row in forks_of(sampled, exact, options, codec)]
-    return {
-        "at the best node": statistics.fmean(row["best"] for row in rows),
-        "best by chance": statistics.fmean(1 / row["candidates"] for row in rows),
-        "exact J taken": statistics.fmean(row["taken"] for row in rows),
-        "exact J best": statistics.fmean(row["highest"] for row in rows),
-    }
+    return share_at_best([row for t, exact in zip(trees, known) for row in forks_of(t, exact, options, codec)])
 
 
 def rows(task: str, seed: int, questions: int, names: list[str]) -> Iterator[dict[str, Any]]:
     """A row of each variant."""
-    import jax
-
-    from benchmarks.exact_values import exact
+    from benchmarks.held_out import HeldOut
     from ibtpo import config as config_lib
-    from ibtpo.compilation_cache import enable_compilation_cache
-    from ibtpo.data.problems import load_problems
-    from ibtpo.policy import load_policy, make_grade, make_grader, make_sampler
     from ibtpo.sampling import TreeOptions
-    from ibtpo.sampling.logits import SamplingParams
 
     config = config_lib.resolve(config_lib.load(str(ROOT / "configs" / f"{TASKS[task].config}.py")))
-    enable_compilation_cache(config)
-    policy = load_policy(config)
-    problems = load_problems(config.data, config.data.eval_split, policy.tokenizer)[:questions]
-    asked = [policy.question(p.id, p, config.data) for p in problems]
-    known = []
-    if TASKS[task].exact:
-        known = [exact(policy, q.tokens, p.answer, config.sampling.temperature) for p, q in zip(problems, asked)]
     base = TreeOptions.from_config(config)
-    with make_grader(config) as grader:
-        grade = make_grade(policy, grader, {p.id: p for p in problems})
+    with HeldOut(config, questions) as held_out:
+        codec = held_out.policy.codec
+        known = [held_out.exact(problem) for problem in held_out.problems] if TASKS[task].exact else []
         for name in names:
             options = tree_options(VARIANTS[name], base)
-            sampler = make_sampler(policy, config, **vars(options))
-            sampling = SamplingParams.from_config(config.sampling)
-            trees, _ = sampler(policy.params, asked, grade, key=jax.random.key(seed), sampling=sampling)
-            row = {"task": task, "tree": name, "seed": seed, "questions": len(trees)} | row_of(trees, policy.codec)
+            trees, _ = held_out.sample(seed=seed, **vars(options))
+            row = {"task": task, "tree": name, "seed": seed, "questions": len(trees)} | row_of(trees, codec)
             row["mixed"] = mixed(trees)
             if known:
                 row |= estimate_errors(trees, known)
                 if options.strategy in ("ib", "random"):
-                    row |= best_forks(trees, known, options, policy.codec)
+                    row |= best_forks(trees, known, options, codec)
             yield row
 
 

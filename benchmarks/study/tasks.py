@@ -43,7 +43,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "entropy bonus": (_FLAT, "--config.loss.entropy_bonus=0.003"),
 }
 BASELINE = "grpo 8"
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 
 # The sweeps of the method's own values, each against "ibtpo" with its learning rate.
 SWEEPS: dict[str, tuple[str, ...]] = {
