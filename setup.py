@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
-COPIED = ("configs/*.py", "assets/qwen3-tiny/*", "assets/qwen3-navigation/*")
+COPIED = ("configs/*.py", "assets/qwen3-*/*")
 
 
 class BuildWithFiles(build_py):

@@ -2,7 +2,6 @@
 
 Command:   python -m ibtpo.train --config=configs/arithmetic_long.py --workdir=runs/arithmetic_long
 Baseline:  the same with --config.method=grpo and another workdir
-Before:    the command of configs/arithmetic_long_sft.py: its weights are not in the repository yet
 Hardware:  two CPU cores, under 4 GB of memory; no accelerator
 """
 
