@@ -11,7 +11,7 @@ import benchmarks.study
 from benchmarks.output import streams
 from benchmarks.study import branching, tables, training
 from benchmarks.study.jobs import Job, run_command, run_jobs
-from benchmarks.study.tasks import BASELINE, METHODS, SWEEPS, TASKS, Task
+from benchmarks.study.tasks import BASELINE, LEARNING_RATES, METHODS, SWEEPS, TASKS, Task
 
 SUITES = ("branching", "training", "sweeps")
 QUESTIONS = 1024
@@ -65,7 +65,7 @@ def run_training(
     arguments, tasks: Mapping[str, Task], methods: Mapping[str, training.Flags], log: Log, show: Log, *, name: str
 ) -> tuple[dict, list[str]]:
     """The results of all tasks, methods and seeds, and what failed. Sweeps take the learning rate of "ibtpo"."""
-    setting = training.Setting(arguments.folder, arguments.quick)
+    setting = training.Setting(arguments.folder, arguments.quick, arguments.rates)
     tuned = methods if name == "training" else {"ibtpo": METHODS["ibtpo"]}
     log(f"{name}: pilots")
     pilots = training.pilots(tasks, {**methods, **tuned}, setting)
@@ -116,6 +116,7 @@ def main() -> int:
     parser.add_argument("--suite", default="branching,training", help=f"of {', '.join(SUITES)}, separated by commas")
     parser.add_argument("--tasks", default="", help=f"of {', '.join(TASKS)}; all")
     parser.add_argument("--methods", default="", help="of suite training; all")
+    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="learning rates to choose from")
     parser.add_argument("--trees", default="", help="of suite branching, separated by semicolons; all")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="of suite branching")
     parser.add_argument("--seeds", type=int, default=5)

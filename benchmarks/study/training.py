@@ -1,7 +1,7 @@
 """Suite "training": what each method learns from equally many generated tokens, and in equal time.
 
 For each task and method: a pilot of two updates says how many tokens an update generates, from which the number of
-updates follows; the learning rate is the best of three on the validation split, by one run with half of the tokens and
+updates follows; the learning rate is the best of several on the validation split, by one run with half of the tokens and
 a seed of its own; then one run a seed, evaluated five times on the way on the test split, whose last checkpoint is
 evaluated with 64 responses a question.
 """
@@ -33,10 +33,10 @@ def slug(name: str) -> str:
 
 
 class Setting:
-    """Where runs are, and how large they are. quick: tiny ones, to see that all works."""
+    """Where runs are, how large they are, and the learning rates to choose from. quick: tiny ones, to see that all works."""
 
-    def __init__(self, folder: pathlib.Path, quick: bool):
-        self.folder, self.quick = folder, quick
+    def __init__(self, folder: pathlib.Path, quick: bool, rates: Sequence[float] = LEARNING_RATES):
+        self.folder, self.quick, self.rates = folder, quick, rates
 
     def tokens(self, task: Task) -> int:
         return task.tokens // 100 if self.quick else task.tokens
@@ -162,7 +162,7 @@ def tuning(
         if (t, m) not in tokens_of:
             continue
         updates = updates_for(setting.tokens(tasks[t]) // 2, tokens_of[t, m])
-        for rate in LEARNING_RATES:
+        for rate in setting.rates:
             work = functools.partial(learn, tasks[t], methods[m], setting, updates, rate, TUNING_SEED, True)
             found[t, m, rate] = Job(setting.folder / "tuning" / slug(t) / slug(m) / f"{rate:g}", work)
     return found

@@ -23,7 +23,7 @@ def update_flops(check: Check) -> dict[str, float] | None:
     share = work.unique_tokens / work.row_tokens
     kernels = sum(k.flops for k in report.kernels.values())
     compiled = (report.flops - kernels) * share + kernels
-    own = work.rows * own_flops(check.model, work.unique_tokens, work.pairs) / check.mesh.size
+    own = work.rows * own_flops(check.model, work.unique_tokens, work.pairs, check.plan.adapters) / check.mesh.size
     return {
         "compiled": compiled,
         "own": own,

@@ -163,7 +163,7 @@ def test_each_method_has_its_own_learning_rate_and_sweeps_that_of_the_method(sui
     monkeypatch.setattr(training, "pilot", lambda *_: {"tokens_per_update": 60_000.0})
     monkeypatch.setattr(training, "learn", learn)
     methods = {name: METHODS[name] for name in best} if suite == "training" else SWEEPS
-    arguments = argparse.Namespace(folder=tmp_path, quick=False, jobs=1, seeds=2)
+    arguments = argparse.Namespace(folder=tmp_path, quick=False, jobs=1, seeds=2, rates=(3e-4, 1e-3))
     lines: list = []
     tasks = {"navigation": TASKS["navigation"]}
     found, failed = run_training(arguments, tasks, methods, lines.append, lines.append, name=suite)
