@@ -1,8 +1,8 @@
 """Suite "training": what each method learns from equally many generated tokens, and in equal time.
 
 For each task and method: a pilot of two updates says how many tokens an update generates, from which the number of
-updates follows; the learning rate is the best of several on the validation split, by one run with half of the tokens and
-a seed of its own; then one run a seed, evaluated five times on the way on the test split, whose last checkpoint is
+updates follows; the learning rate is the best of several on the validation split, by one run with half of the tokens
+and a seed of its own; then one run a seed, evaluated five times on the way on the test split, whose last checkpoint is
 evaluated with 64 responses a question.
 """
 
@@ -33,7 +33,8 @@ def slug(name: str) -> str:
 
 
 class Setting:
-    """Where runs are, how large they are, and the learning rates to choose from. quick: tiny ones, to see that all works."""
+    """Where runs are, how large they are, and the learning rates to choose from. quick: tiny ones, to see that all
+    works."""
 
     def __init__(self, folder: pathlib.Path, quick: bool, rates: Sequence[float] = LEARNING_RATES):
         self.folder, self.quick, self.rates = folder, quick, rates
