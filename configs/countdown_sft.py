@@ -19,6 +19,6 @@ def get_config() -> config_dict.ConfigDict:
     config.data.prompt = "{question}\n"  # as in countdown.py
     config.data.max_prompt_tokens = 48  # tokens; the longest prompt needs 36
 
-    config.train.steps = 6_000  # updates
+    config.train.steps = 4_000  # updates
     config.train.row_tokens = 384  # tokens of a row, which holds four examples or so
     return config

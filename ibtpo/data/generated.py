@@ -6,6 +6,7 @@ A task is a module with `make_problem(rng, difficulty)`, presets of difficulties
 `GeneratedBuilder` here that names them (`TASKS`). Its problems have a `question` and an `answer`.
 """
 
+import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -28,6 +29,8 @@ _NUM_BUCKETS = 16
 _BUCKETS = {"train": range(2, 16), "validation": range(1, 2), "test": range(0, 1)}
 # Draws without a new question after which the ranges are taken to be exhausted.
 _MAX_MISSES = 100_000
+# The same in a stream without end, which begins anew then: most questions have come, and more would come slowly.
+_USED_UP = 20
 
 
 class GeneratedProblem(Protocol):
@@ -47,6 +50,11 @@ class GeneratedConfig(tfds.core.BuilderConfig):
         super().__init__(**kwargs)
         self.difficulty = difficulty
         self.split_sizes = dict(SPLIT_SIZES if split_sizes is None else split_sizes)
+
+
+def _rng_of(split: str, difficulty: Any) -> np.random.Generator:
+    """The draws of a split's problems, the same ones every time."""
+    return np.random.default_rng([zlib.crc32(split.encode()), zlib.crc32(str(difficulty).encode())])
 
 
 def _configs(difficulties: Mapping[str, Any]) -> list[GeneratedConfig]:
@@ -100,19 +108,24 @@ class GeneratedBuilder(
         Raises:
           ValueError: the difficulty's ranges hold too few different problems.
         """
-        rng = np.random.default_rng([zlib.crc32(split.encode()), zlib.crc32(str(difficulty).encode())])
+        found = 0
+        drawn = cls._different(_rng_of(split, difficulty), difficulty, split, _MAX_MISSES)
+        for problem in itertools.islice(drawn, size):
+            yield problem
+            found += 1
+        if found < size:
+            raise ValueError(f"found only {found} of {size} different problems for split {split!r}: widen {difficulty}")
+
+    @classmethod
+    def _different(cls, rng: np.random.Generator, difficulty: Any, split: str, most_misses: int) -> Iterator[Any]:
+        """Different problems of a split, until so many draws in a row gave none."""
         seen: set[str] = set()
         misses = 0
-        while len(seen) < size:
+        while misses <= most_misses:
             problem: GeneratedProblem = cls.make_problem(rng, difficulty)
             question = problem.question
-            bucket = zlib.crc32(question.encode()) % _NUM_BUCKETS
-            if bucket not in _BUCKETS[split] or question in seen:
+            if zlib.crc32(question.encode()) % _NUM_BUCKETS not in _BUCKETS[split] or question in seen:
                 misses += 1
-                if misses > _MAX_MISSES:
-                    raise ValueError(
-                        f"found only {len(seen)} of {size} different problems for split {split!r}: widen {difficulty}"
-                    )
                 continue
             misses = 0
             seen.add(question)
@@ -121,14 +134,16 @@ class GeneratedBuilder(
     @classmethod
     def solutions(cls, difficulty: str, rng: np.random.Generator, noise: float) -> Iterator[tuple[Any, str]]:
         """Endless stream of problems of the training split, each with a worked solution that has mistakes at the rate
-        `noise` per step.
+        `noise` per step. None comes again before the ranges hold hardly another one.
 
         Raises:
           UserError: unknown difficulty.
         """
         preset = find_difficulty(cls.difficulties, difficulty)
-        for problem in cls.draw_split(preset, "train", size=2**62):
-            yield problem, cls.worked(problem, rng, noise, preset)
+        drawn = _rng_of("train", preset)
+        while True:
+            for problem in cls._different(drawn, preset, "train", _USED_UP):
+                yield problem, cls.worked(problem, rng, noise, preset)
 
     @classmethod
     def prepare(cls, config: str | GeneratedConfig, data_dir: str | None = None) -> "GeneratedBuilder":

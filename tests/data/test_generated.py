@@ -1,16 +1,18 @@
 """The generated tasks as TFDS data sets: disjoint splits, stable content, prepared once however many ask."""
 
+import itertools
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from ibtpo import choices
-from ibtpo.data import generated
+from ibtpo.data import countdown, generated
 from ibtpo.data.arithmetic import Difficulty
 from ibtpo.data.generated import TASKS, ChainedArithmetic, Countdown, GeneratedConfig, Navigation
 from ibtpo.data.problems import load_problems
@@ -91,6 +93,19 @@ def test_too_narrow_ranges_are_an_error(monkeypatch):
     narrow = Difficulty(1, 1, max_start=3, max_operand=2, max_multiplier=2)
     with pytest.raises(ValueError, match=r"different problems for split 'train'"):
         list(ChainedArithmetic.draw_split(narrow, "train", 100))
+
+
+def test_solutions_go_on_when_the_problems_are_used_up(monkeypatch):
+    """A stream that took each problem once would draw ever longer for the last ones."""
+    narrow = countdown.Difficulty(3, max_number=6, max_target=30, min_chance=0.05, max_chance=1.0)
+    monkeypatch.setitem(Countdown.difficulties, "narrow", narrow)
+    draws, make = [], Countdown.make_problem
+    monkeypatch.setattr(Countdown, "make_problem", staticmethod(lambda *given: draws.append(1) or make(*given)))
+    stream = Countdown.solutions("narrow", np.random.default_rng(0), 0.0)
+    questions = [problem.question for problem, _ in itertools.islice(stream, 1_000)]
+    different = set(questions)
+    assert len(different) < 300 and len(draws) < 10_000
+    assert max(map(questions.count, different)) <= 2 * 1_000 / len(different)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
