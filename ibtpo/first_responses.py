@@ -12,7 +12,7 @@ import numpy as np
 
 from ibtpo.data.problems import Problem
 from ibtpo.policy import Policy
-from ibtpo.rewards import as_graded, find_extractor
+from ibtpo.rewards import find_extractor, stated
 from ibtpo.tree import Tree, tokens_of_response
 
 MANY_STEPS = 3  # with fewer there is next to nothing to choose a fork from
@@ -52,16 +52,14 @@ def look(trees: Sequence[Tree], problems: Sequence[Problem], policy: Policy, kin
     stopped, answered, right, steps, has_answers = 0, 0, 0, [], False
     for tree, problem in zip(trees, problems, strict=True):
         own = problem.kind or kind
-        extract = find_extractor(own)
+        has_answers |= find_extractor(own) is not None
         for r in np.flatnonzero(np.asarray(tree.response_round[0]) == 0).tolist():
             tokens = np.asarray(tree.tokens[0])[tokens_of_response(tree, r)]
             cut = bool(tree.truncated[0, r])
             stopped += not cut
             right += float(tree.rewards[0, r]) == 1
             steps.append(len(policy.codec.step_ends(tokens)))
-            if extract is not None:
-                text, has_answers = policy.text(tokens), True
-                answered += extract(as_graded(own, text, cut)) is not None
+            answered += stated(own, policy.text(tokens), cut) is not None
     return FirstResponses(
         questions=len(trees),
         mixed=sum(len(np.unique(tree.rewards[tree.response_node >= 0])) > 1 for tree in trees),

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -77,8 +77,14 @@ def _cannot_connect(report: str) -> None:
 
 
 def first_says(flag: bool) -> bool:
-    """The first host's flag, on all hosts."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+    """The first host's flag, on all hosts: all have to do the same."""
+    return bool(first_says_each([flag])[0])
+
+
+def first_says_each(flags: Sequence[bool]) -> np.ndarray:
+    """[n] the first host's flags, on all hosts, of which each gives as many."""
+    found = np.array(flags, bool)
+    return found if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(found), bool)
 
 
 def stop_between_updates(interruption: Interruption, step: int) -> bool:

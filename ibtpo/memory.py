@@ -25,7 +25,7 @@ from ibtpo.models.lora import LoraOptions, stored_dtype
 from ibtpo.run_plan import RunPlan
 from ibtpo.sampling.capacity import STANDBY, Capacity
 from ibtpo.sampling.interface import SamplerOptions
-from ibtpo.sampling.strategies import TreeOptions, most_responses
+from ibtpo.sampling.strategies import TreeOptions, flat_group, most_responses
 
 # Values that runs are known to work with: the key that is furthest above its own is the one to lower.
 _USUAL = {
@@ -75,7 +75,7 @@ def check_training(config: Any, model: ModelConfig) -> None:
     served = [*weights, *_serving(config, model)]
     sampling = [*served, *_sampler(config, model, tree, config.train.questions_per_step)]
     if config.eval.every:
-        evaluation = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
+        evaluation = TreeOptions.from_config(config, **flat_group(config.eval.samples))
         # Its pool is no larger than that of training unless one question needs it (`evaluation.run`).
         sampling = max(sampling, [*served, *_sampler(config, model, evaluation, 1, samples=True)], key=_total)
     _check(config, sampling, [*weights, *_update(config, model, plan)], _trees(config, plan))
@@ -87,7 +87,7 @@ def check_evaluation(config: Any, model: ModelConfig) -> None:
     Raises:
       UserError: as `check_training`.
     """
-    tree = TreeOptions.from_config(config, strategy="independent", initial=config.eval.samples, rounds=1)
+    tree = TreeOptions.from_config(config, **flat_group(config.eval.samples))
     weights = Part("the weights", state_bytes(config, model, training=False), ("model.path",))
     _check(config, [weights, *_sampler(config, model, tree, 1, samples=True)], [], [])
 

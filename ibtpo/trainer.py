@@ -37,6 +37,8 @@ from ibtpo.skipped import SkippedUpdates
 from ibtpo.token_weights import sequence_weights, token_weights, whiten
 from ibtpo.tree import Array, Tree, response_mask, stack_trees
 
+OnSampled = Callable[[list[Tree], list[Problem]], None]
+
 
 @dataclasses.dataclass
 class Position:
@@ -89,8 +91,6 @@ class Trainer:
         self.skipped = SkippedUpdates()
         self.cost = StepCost.from_config(config, self.policy.model)
         self.shown = ShownTrees(config.log.trees)
-        # Told of each batch of trees that is sampled, before any is replaced or trained on.
-        self.on_sampled: Callable[[list[Tree], list[Problem]], None] = lambda trees, problems: None
 
     def programs_ahead(self, *, updates: bool) -> dict[str, list[Program]]:
         """What the run will call, for `precompiled.compile_all`. updates: whether any are left."""
@@ -105,19 +105,23 @@ class Trainer:
 
     # The algorithm.
 
-    def update(self) -> dict[str, float]:
+    def update(self, on_sampled: OnSampled | None = None) -> dict[str, float]:
         """One step of the method: sample and grade, select, score and pack, update, measure. Returns its metrics.
 
-        Raises GivenUp if the sampling is given up, with the run as it was before the step."""
+        on_sampled: told of the trees that were sampled, before any is replaced or trained on.
+
+        Raises GivenUp if the sampling is given up, with the run as it was before the step.
+        """
         started, before = time.monotonic(), (dataclasses.replace(self.position), self.batches.state())
         try:
             with phase("sample and grade"):
-                sampled = self.sample_batch()
+                sampled = self.sample_batch(on_sampled)
         except GivenUp:
             self.position = before[0]
             self.batches.restore(before[1])
             raise
         sampled_at = time.monotonic()
+        self.position.generated_tokens += sampled.stats.generated_tokens
         counted = select(sampled.tree, self.config.loss)
         updates = []
         with memory.enough(self.config, "updating", memory.UPDATE):
@@ -134,14 +138,15 @@ class Trainer:
         cost = self.cost.metrics(sampled.tree, trained, sampled.stats.generated_tokens, seconds)
         return self.measure(sampled, updates) | times | cost
 
-    def sample_batch(self) -> Sampled:
+    def sample_batch(self, on_sampled: OnSampled | None = None) -> Sampled:
         """Graded trees of the next questions. Where the rewards of one are all equal, another question takes its place,
         up to train.refills times (DAPO's dynamic sampling)."""
         number, before = self.config.train.questions_per_step, self.grader.counts
         replaced: list[Tree] = []
         problems = self.batches.take(number)
         trees, stats = self.sample(problems)
-        self.on_sampled(trees, problems)
+        if on_sampled is not None:
+            on_sampled(trees, problems)
         for _ in range(self.config.train.refills):
             uniform = [bool(group_is_uniform(tree)[0]) for tree in trees]
             if not any(uniform):
@@ -266,9 +271,8 @@ class Trainer:
         ]
 
     def measure(self, sampled: Sampled, updates: list[Update]) -> dict[str, float]:
-        """The metrics of a step."""
+        """The metrics of a step that is done."""
         masked = group_is_uniform(sampled.tree) & self.config.loss.mask_uniform_groups
-        self.position.generated_tokens += sampled.stats.generated_tokens
         return step_metrics(
             sampled,
             updates,

@@ -67,7 +67,7 @@ def run_alone(config: Any, workdir: str, interruption: Interruption, profile: Pr
         resumed = resume(trainer, store, workdir)
         config_lib.save(config, workdir, write=first_host)
         first = int(trainer.state.step)
-        owes = resumed and trainer.held_out and owes_evaluation(trainer, workdir)
+        owes = resumed and bool(trainer.held_out) and owes_evaluation(trainer, workdir)
         if first >= total and not owes:
             # A schedule that ends with the run fixes its length (`config.diff`).
             go_on = "Raise --config.train.steps to continue, or choose" * (config.optimizer.schedule == "constant")
@@ -77,7 +77,7 @@ def run_alone(config: Any, workdir: str, interruption: Interruption, profile: Pr
             return
         profile.check_begin(first)
         introduce(trainer, workdir, resumed)
-        trainer.position.owes_evaluation = bool(owes or (trainer.held_out and not resumed))
+        trainer.position.owes_evaluation = owes or (bool(trainer.held_out) and not resumed)
         with services(config, workdir, active=first_host) as opened:
             with memory.enough(config, "compiling", (*memory.SAMPLING, *memory.UPDATE)):
                 print(compile_all(trainer.programs_ahead(updates=first < total)), flush=True)
@@ -151,8 +151,7 @@ def owes_evaluation(trainer: Trainer, workdir: str) -> bool:
     step, there = int(trainer.state.step), False
     if jax.process_index() == 0 and metrics_lib.exist(workdir):
         there = any(row["step"] == step and "eval/k" in row for row in metrics_lib.read(workdir))
-    trainer.position.owes_evaluation = not hosts.first_says(there)
-    return trainer.position.owes_evaluation
+    return not hosts.first_says(there)
 
 
 def run_updates(
@@ -181,13 +180,11 @@ def run_updates(
             with progress.paused():
                 accuracy = evaluate(trainer, writer, trees, step)
             progress.print(f"baseline, update {step}: {accuracy}" if not step else f"update {step}: {accuracy}")
-        if not int(trainer.state.step):
-            trainer.on_sampled = functools.partial(say_first, trainer, progress)
         for step in range(int(trainer.state.step) + 1, total + 1):
             if hosts.stop_between_updates(interruption, step):
                 raise GivenUp
             with interruption.update(), profile.update(workdir, step):
-                metrics = trainer.update()
+                metrics = trainer.update(functools.partial(say_first, trainer, progress) if step == 1 else None)
             trainer.position.seconds = time.monotonic() - clock
             metrics["time/elapsed_s"] = trainer.position.seconds
             if step % config.log.every == 0 or step == total:
@@ -214,8 +211,7 @@ def run_updates(
 def say_first(
     trainer: Trainer, progress: metrics_lib.Progress, trees: list[Tree], problems: list[Problem]
 ) -> None:
-    """Says once what the first responses look like, and warns where training cannot work with them."""
-    trainer.on_sampled = lambda trees, problems: None
+    """Says what the first responses look like, and warns where training cannot work with them."""
     if jax.process_index():
         return
     found = first_responses.look(trees, problems, trainer.policy, trainer.config.reward.kind)
@@ -280,13 +276,20 @@ def finish(config, workdir: str) -> None:
     """The learning curve, the page and the summary tables of a run that is done."""
     curve = report.learning_curve(workdir, pathlib.Path(workdir) / "learning_curve.png")
     run = report.read_run(workdir)
+    print("\n" + report.summary_table([report.summarize(workdir, config.method)]))
+    if "train/tokens_per_question" in run:  # not where only an owed evaluation was left, of updates elsewhere
+        print_costs(config, run)
+    print(f"\nlearning curve: {curve}\nreport: {report.write_report([workdir])}")
+
+
+def print_costs(config: Any, run: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """What a tree took of tokens, beside 8 and 12 independent responses."""
     tree, group_size = config.tree, config_lib.responses_per_question(config.tree)
     sampled = float(np.nanmean(run["train/tokens_per_question"][1]))
     length = float(np.nanmean(run["train/response_length_initial"][1]))
     shape = f"{tree.strategy} ({tree.initial},{tree.rounds},{tree.top_k},{tree.branch})"
     costs = [(f"{shape}: {group_size} responses", group_size, sampled)]
     costs += [(f"{n} independent responses", n, n * length) for n in (8, 12)]
-    print("\n" + report.summary_table([report.summarize(workdir, config.method)]))
     print("\nTokens generated per question, mean over the run (independent: from the unguided responses' length)")
     print(
         report.summary_table(
@@ -296,4 +299,3 @@ def finish(config, workdir: str) -> None:
             ]
         )
     )
-    print(f"\nlearning curve: {curve}\nreport: {report.write_report([workdir])}")

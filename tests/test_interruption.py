@@ -1,5 +1,6 @@
 """A run that is asked to end: what it saves, what it says, and that the resumed run equals an unbroken one."""
 
+import copy
 import os
 import re
 import signal
@@ -84,6 +85,12 @@ def test_a_run_that_was_stopped_again_and_again_ends_like_an_unbroken_one(config
         done = learning(tmp_path)
         assert len(done) < len(unbroken) and done == unbroken[: len(done)]
         assert all(row["step"] <= saved for row in done)
+    # In a new workdir, which has no row of an update, the evaluation that is owed is made up for as well.
+    elsewhere = copy.deepcopy(config)
+    elsewhere.checkpoint.dir = str(tmp_path / "checkpoints")
+    train_lib.train(elsewhere, str(tmp_path / "new"))
+    assert [(row["step"], "eval/k" in row) for row in learning(tmp_path / "new")] == [(5, True)]
+    assert "report: " in capsys.readouterr().out
     train_lib.train(config, str(tmp_path))
     assert learning(tmp_path) == unbroken
     train_lib.train(config, str(tmp_path))  # which owes nothing any more

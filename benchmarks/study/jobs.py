@@ -66,7 +66,8 @@ def run_command(arguments: Sequence[str], folder: pathlib.Path, cores: Sequence[
 
 
 def run_jobs(jobs: Sequence[Job], side_by_side: int, log: Callable[[str], None]) -> list[str]:
-    """Runs those that have no result, in their order. Returns what failed, in words; the others go on."""
+    """Runs those that have no result, in their order. Returns what failed, in words; the others go on. Where it is
+    interrupted, none begins any more."""
     waiting = [job for job in jobs if job.result() is None]
     log(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done already")
     own = sorted(os.sched_getaffinity(0))
@@ -91,13 +92,17 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int, log: Callable[[str], None])
 
     with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
         futures = [pool.submit(run, job) for job in waiting]
-        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            try:
-                what = future.result()
-            except JobError as error:
-                failed.append(str(error))
-                what = f"FAILED {error}"
-            seconds = time.monotonic() - began
-            left = seconds / done * (len(waiting) - done)
-            log(f"  {done}/{len(waiting)}  {what}  elapsed {seconds / 60:.1f} min  left {left / 60:.1f} min")
+        try:
+            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+                try:
+                    what = future.result()
+                except JobError as error:
+                    failed.append(str(error))
+                    what = f"FAILED {error}"
+                seconds = time.monotonic() - began
+                left = seconds / done * (len(waiting) - done)
+                log(f"  {done}/{len(waiting)}  {what}  elapsed {seconds / 60:.1f} min  left {left / 60:.1f} min")
+        except BaseException:  # a bug of ours, or Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return failed

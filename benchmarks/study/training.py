@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.jobs import Job, run_command
+from benchmarks.study.jobs import Job, JobError, run_command
 from benchmarks.study.tasks import LEARNING_RATES, Task
 
 PILOT_UPDATES, EVALUATIONS = 2, 5
@@ -54,10 +54,18 @@ class Setting:
         return ["--config.train.questions_per_step=4"] if self.quick else []
 
 
-def train(config: str, folder: pathlib.Path, cores: Sequence[int], flags: Flags) -> None:
-    """One command of training; goes on where the folder's run stopped."""
+def train(config: str, folder: pathlib.Path, cores: Sequence[int], flags: Flags, updates: int) -> None:
+    """One command of training; goes on where the folder's run stopped.
+
+    Raises:
+      JobError: it failed, or was asked to stop before its last update.
+    """
     command = ["-m", "ibtpo.train", f"--config={config}", f"--workdir={folder / 'run'}", *flags]
-    run_command([*command, "--config.reward.workers=1", "--config.log.trees_every=0"], folder, cores)
+    command += [f"--config.train.steps={updates}", "--config.reward.workers=1", "--config.log.trees_every=0"]
+    run_command(command, folder, cores)
+    done = int(read(folder)["train/generated_tokens"][0][-1])
+    if done != updates:
+        raise JobError(f"{folder}: stopped after {done} of {updates} updates; run the study again")
 
 
 def read(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -69,8 +77,8 @@ def read(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def pilot(task: Task, flags: Flags, setting: Setting, folder: pathlib.Path, cores: Sequence[int]) -> dict[str, Any]:
     """Tokens that an update generates."""
-    own = [f"--config.train.steps={PILOT_UPDATES}", "--config.eval.every=0", "--config.checkpoint.every=1000"]
-    train(task.config, folder, cores, [*flags, *setting.small(), *own])
+    own = ["--config.eval.every=0", "--config.checkpoint.every=1000"]
+    train(task.config, folder, cores, [*flags, *setting.small(), *own], PILOT_UPDATES)
     return {"tokens_per_update": float(read(folder)["train/generated_tokens"][1][-1]) / PILOT_UPDATES}
 
 
@@ -86,14 +94,13 @@ def learn(
     """One run: its curve, and what it cost. tuning: a run that only says how good its learning rate is."""
     every = updates if tuning else math.ceil(updates / EVALUATIONS)
     own = [
-        f"--config.train.steps={updates}",
         f"--config.train.seed={seed}",
         f"--config.optimizer.learning_rate={rate}",
         f"--config.eval.every={every}",
         f"--config.checkpoint.every={every}",
     ]
     split = ["--config.data.eval_split=validation"] if tuning else []
-    train(task.config, folder, cores, [*flags, *setting.small(), *own, *split, *setting.evaluation()])
+    train(task.config, folder, cores, [*flags, *setting.small(), *own, *split, *setting.evaluation()], updates)
     result = curve_of(read(folder)) | {"learning_rate": rate, "seed": seed, "updates": updates}
     if not tuning:
         result |= evaluate(task, setting, folder, cores)

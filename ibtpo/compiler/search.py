@@ -20,6 +20,7 @@ from ibtpo.compiler.step import PROGRAMS, Step, can_price, predict, trees_of, up
 from ibtpo.errors import UserError
 from ibtpo.sampling import TreeOptions
 from ibtpo.sampling.process import Process
+from ibtpo.sampling.strategies import flat_group
 from ibtpo.sizing import size_sampler
 
 SLOTS = (0.5, 1, 1.5, 2)  # times the configured slots
@@ -72,9 +73,9 @@ class Search:
         best = [next((f for f in found if f.fits), None) for found in (self.sizes, self.updates)]
         return {key: value for f in best if f for key, value in f.changes.items()}
 
-    def flat_at(self, found: Found) -> Step:
-        """That of 12 independent responses on as many slots."""
-        return self.flats[found.changes["sampling.slots"]]
+    def flat_at(self, found: Found) -> Step | None:
+        """That of 12 independent responses on as many slots; None where their pages do not fit beside them."""
+        return self.flats.get(found.changes["sampling.slots"])
 
 
 def changed(config: Any, changes: dict[str, Any]) -> Any:
@@ -144,7 +145,7 @@ class Searcher:
         return sorted(found.values(), key=lambda f: f.seconds)
 
     def _flats(self, slots: set[int]) -> dict[int, Step]:
-        flat: dict[str, Any] = {"tree.strategy": "independent", "tree.initial": 12, "tree.rounds": 1, "tree.lag": 0}
+        flat = {f"tree.{name}": value for name, value in flat_group(12).items()}
         also = flat | {"sampling.questions_in_flight": 0}
         steps = {n: self._simulate(self._check, also | {"sampling.slots": n}) for n in slots}
         return {n: step for n, step in steps.items() if step}

@@ -76,7 +76,7 @@ def show_search(search: Search) -> str:
     def row(found: Found) -> list[str]:
         s, flat = found.step, search.flat_at(found)
         assert s is not None
-        over = f"{s.responses_per_s / flat.responses_per_s:.2f}"
+        over = f"{s.responses_per_s / flat.responses_per_s:.2f}" if flat else "-"
         work = [f"{s.pages:,}", f"{s.sampling_s:.1f}", over, f"{100 * s.useful:.0f} %", f"{s.preemptions}"]
         return [*(str(value) for value in found.changes.values()), *work, fullest(found)]
 

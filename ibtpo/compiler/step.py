@@ -27,6 +27,7 @@ from ibtpo.sampling.grades import Grades
 from ibtpo.sampling.growth import Growth
 from ibtpo.sampling.process import Process, grade
 from ibtpo.sampling.simulated import SimulatedDevice
+from ibtpo.sampling.strategies import flat_group
 from ibtpo.tree import stack_trees
 
 PROGRAMS = ("serve", "prefill", "start", "decode", "release", "recompute", "update")
@@ -260,7 +261,7 @@ def step_of(
     own = predict(check, process, tree, options, f"{tree.strategy} ({shape})", update=update)
     others = []
     for count in counts:
-        flat = dataclasses.replace(tree, strategy="independent", initial=count, rounds=1, lag=0)
+        flat = dataclasses.replace(tree, **flat_group(count))
         roomy = dataclasses.replace(options, pages=check.sampler.total_pages, questions_in_flight=0)
         others.append(predict(check, process, flat, roomy, f"{count} independent", update=update))
     return [own, *others]

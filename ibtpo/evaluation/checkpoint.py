@@ -42,12 +42,12 @@ def open_checkpoint(config, checkpoint: str) -> Opened:
       UserError: as `on_this_machine`, `identify` and `load_checkpoint`.
     """
     path = on_this_machine(config, checkpoint)
-    identity = identify(path)
+    identity = from_first("identity", lambda: identify(path))  # a run may save another checkpoint meanwhile
     if "step" in identity:
         config = pinned.of_checkpoint(config, path, identity["step"])
     else:
         config = pinned.pinned(config, lambda: None, ("data",))
-    return Opened(path, identity, load_checkpoint(config, path), config)
+    return Opened(path, identity, load_checkpoint(config, path, identity), config)
 
 
 def identify(checkpoint: str | os.PathLike) -> dict:
@@ -70,12 +70,13 @@ def identify(checkpoint: str | os.PathLike) -> dict:
     return {"path": os.fspath(folder), "step": checkpoints.latest_step(checkpoint)}
 
 
-def load_checkpoint(config, checkpoint: str | os.PathLike) -> Policy:
-    """The policy of a Hugging Face directory, or of the newest checkpoint in a run's workdir.
+def load_checkpoint(config, checkpoint: str | os.PathLike, identity: dict | None = None) -> Policy:
+    """The policy of a Hugging Face directory, or of a checkpoint in a run's workdir: that of `identity`, the newest one
+    where there is none.
 
     Raises UserError where `checkpoint` is neither.
     """
-    step = identify(checkpoint).get("step")
+    step = (identity or identify(checkpoint)).get("step")
     mesh = parallel.use_mesh(config.mesh)
     if step is None:
         return load_policy(config, path=os.fspath(checkpoint), mesh=mesh, check=memory.check_evaluation)

@@ -13,9 +13,10 @@ from ibtpo import memory
 from ibtpo.data.problems import Problem
 from ibtpo.evaluation.results import Evaluation
 from ibtpo.policy import Policy, make_grade, make_sampler
-from ibtpo.rewards import as_graded, find_extractor, instructions
+from ibtpo.rewards import instructions, stated
 from ibtpo.rewards.pool import Grader
 from ibtpo.sampling import SampledTree, SamplingParams, TreeSampler
+from ibtpo.sampling.strategies import flat_group
 
 # Folded into the run's key, so that evaluation never repeats the draws of training.
 EVALUATION_STREAM = 0x65766C
@@ -27,7 +28,7 @@ def make_eval_sampler(policy: Policy, config, questions: int = 0, *, training: b
 
     Its pool is no larger than that of training, whose memory is known to suffice, unless one question needs more.
     """
-    independent = dict(strategy="independent", initial=config.eval.samples, rounds=1)
+    independent = flat_group(config.eval.samples)
     sampler = make_sampler(policy, config, questions=questions, training=training, **independent)
     trained = make_sampler(policy, config, questions=config.train.questions_per_step, training=training)
     pages = max(trained.total_pages, sampler.least_pages)
@@ -114,11 +115,10 @@ def _verdicts(checks: dict[int, list[Future]], rows: dict[int, dict[str, list]])
 def _read(policy: Policy, problem: Problem, tree: SampledTree) -> dict[str, list]:
     """All that is kept of a question's responses, each a list of them; made while the device decodes the others'."""
     texts = [policy.text(r.tokens) for r in tree.responses]
-    extract = find_extractor(problem.kind) or (lambda text: None)
     truncated = [r.finish == "length" for r in tree.responses]
     return {
         "correct": [float(r.reward == 1) for r in tree.responses],
-        "answers": [extract(as_graded(problem.kind, text, cut)) for text, cut in zip(texts, truncated)],
+        "answers": [stated(problem.kind, text, cut) for text, cut in zip(texts, truncated)],
         "texts": texts,
         "lengths": [len(r.tokens) for r in tree.responses],
         "truncated": truncated,

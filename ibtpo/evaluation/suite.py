@@ -1,6 +1,5 @@
 """One benchmark evaluated after the other: each written when it is done, and no question sampled twice."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -9,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from ibtpo import __version__, hosts, memory
 from ibtpo import config as config_lib
@@ -80,7 +78,7 @@ def evaluate_benchmarks(
         stream = name if config.eval.benchmarks else ""
         wanted = origin(config, checkpoint, stream, problems)
         evaluation = read_finished(folder / name, wanted) if first_host else None
-        finished = _agreed(evaluation is not None)
+        finished = hosts.first_says(evaluation is not None)  # only it may see the results
         if not finished:
             if not compiled:
                 left = [problem for some in list(benchmarks.values())[number - 1 :] for problem in some]
@@ -91,8 +89,10 @@ def evaluate_benchmarks(
             description = name if len(benchmarks) == 1 else f"{name} ({number} of {len(benchmarks)})"
             keep = shown.evaluated(problems)
             with open_partial(folder / name, wanted, problems, config) as partial:
-                sampled = _Sampled(description, keep, partial)
-                evaluation = sampled.evaluate(policy, problems, sampler, grader, config, stream=stream)
+                evaluation = sample_benchmark(
+                    policy, problems, sampler, grader, config,
+                    stream=stream, description=description, partial=partial, keep=keep,
+                )  # fmt: skip
         if evaluation is None or not first_host:
             continue
         summaries[name], metrics[name] = evaluation.summary(), evaluation.metrics()
@@ -118,46 +118,50 @@ def open_partial(folder: pathlib.Path, wanted: Mapping, problems: Sequence[Probl
     return Partial(folder, wanted, config.eval.samples, shown, active=jax.process_index() == 0)
 
 
-@dataclasses.dataclass
-class _Sampled:
-    """A benchmark that is sampled, with a progress bar, from where an earlier call ended. keep: gets each tree."""
+def sample_benchmark(
+    policy: Policy,
+    problems: Sequence[Problem],
+    sampler: TreeSampler,
+    grader: Grader,
+    config,
+    *,
+    stream: str,
+    description: str,
+    partial: Partial,
+    keep: Callable[[SampledTree], None],
+) -> Evaluation:
+    """`evaluate` of the policy with a progress bar, from where an earlier call ended. keep: gets each tree.
 
-    description: str
-    keep: Callable[[SampledTree], None]
-    partial: Partial
+    The file of what is finished, `partial`, stays until the benchmark is written.
+    """
+    known = hosts.first_says_each([problem.id in partial.finished for problem in problems])
+    finished = partial.trees(policy, problems, config)
+    if known.any():
+        print(f"{description}: {known.sum():,} of {len(problems):,} questions are there already", flush=True)
+    if jax.process_index():  # the others need the rest only
+        problems = list(itertools.compress(problems, ~known))
+    done, correct = 0, 0.0
 
-    def evaluate(self, policy: Policy, problems: Sequence[Problem], *arguments, **options) -> Evaluation:
-        """`evaluate` of the policy; the file of what is finished stays until the benchmark is written."""
-        known = _agreed_on([problem.id in self.partial.finished for problem in problems])
-        finished = self.partial.trees(policy, problems, arguments[2])
-        if known.any():
-            print(f"{self.description}: {known.sum():,} of {len(problems):,} questions are there already", flush=True)
-        if jax.process_index():  # the others need the rest only
-            problems = list(itertools.compress(problems, ~known))
-        done, correct = 0, 0.0
+    def show(tree: SampledTree) -> None:
+        nonlocal done, correct
+        keep(tree)
+        partial.add(tree)
+        done, correct = done + 1, correct + float(np.mean([r.reward == 1 for r in tree.responses]))
+        if done > len(finished):
+            progress.update(done, {"avg": correct / done})
 
-        def show(tree: SampledTree) -> None:
-            nonlocal done, correct
-            self.keep(tree)
-            self.partial.add(tree)
-            done, correct = done + 1, correct + float(np.mean([r.reward == 1 for r in tree.responses]))
-            if done > len(finished):
-                progress.update(done, {"avg": correct / done})
-
-        options |= {"finished": finished} if finished else {}
-        with Progress(len(problems), len(finished), self.description) as progress:
-            return evaluate(policy, policy.params, problems, *arguments, **options, on_finished=show)
-
-
-def _agreed(flag: bool) -> bool:
-    """The first host's flag, on all hosts: only it may see the results, and all have to do the same."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
-
-
-def _agreed_on(flags: Sequence[bool]) -> np.ndarray:
-    """[n] the first host's flags, on all hosts."""
-    found = np.array(flags, bool)
-    return found if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(found), bool)
+    with Progress(len(problems), len(finished), description) as progress:
+        return evaluate(
+            policy,
+            policy.params,
+            problems,
+            sampler,
+            grader,
+            config,
+            stream=stream,
+            on_finished=show,
+            finished=finished,
+        )
 
 
 def origin(config, checkpoint: Mapping, stream: str, problems: Sequence[Problem]) -> dict:

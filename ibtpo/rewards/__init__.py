@@ -79,3 +79,9 @@ def as_graded(kind: str, text: str, truncated: bool) -> str:
     """What is graded of a response: itself, or of one that was cut off what it had stated before, by the kind's
     `before_cut`; a kind without takes the text as it is."""
     return getattr(_module(kind), "before_cut", str)(text) if truncated else text
+
+
+def stated(kind: str, text: str, truncated: bool) -> str | None:
+    """The answer that a response states, as it is graded; None where it states none, and of kinds that extract none."""
+    extract = find_extractor(kind)
+    return extract(as_graded(kind, text, truncated)) if extract else None

@@ -101,6 +101,11 @@ class TreeOptions:
         return cls(**own | {"score": ScoreOptions.from_config(config), "max_new_tokens": longest} | changes)
 
 
+def flat_group(count: int) -> dict[str, Any]:
+    """Fields of TreeOptions for `count` independent responses, whatever tree is configured: as in an evaluation."""
+    return {"strategy": "independent", "initial": count, "rounds": 1, "extra_rounds": 0, "lag": 0}
+
+
 def num_responses(options: TreeOptions) -> int:
     """G = initial + (rounds − 1)·top_k·branch, the responses of a finished tree."""
     return options.initial + (options.rounds - 1) * options.top_k * options.branch

@@ -14,7 +14,7 @@ from ibtpo.choices import TOKEN_ADVANTAGES
 from ibtpo.data.problems import Problem
 from ibtpo.ib_score import child_weights, ib_score
 from ibtpo.policy import Policy
-from ibtpo.rewards import find_extractor, show_reference
+from ibtpo.rewards import show_reference, stated
 from ibtpo.saved_trees.files import LOG_PROB_UNIT, VERSION, TreeFile
 from ibtpo.tree import Array, Tree, node_mask, on_path, response_mask, scatter_sum, tokens_of_response
 
@@ -86,15 +86,15 @@ def unpadded(tree: Tree) -> Tree:
 
 def question_fields(tree: Tree, problem: Problem, policy: Policy, default_kind: str) -> dict[str, Any]:
     """What was asked, and what each response answered."""
-    extract = find_extractor(problem.kind or default_kind) or (lambda text: None)
+    kind = problem.kind or default_kind
     texts = [policy.text(np.asarray(tree.tokens)[0, tokens_of_response(tree, r)]) for r in range(tree.rewards.shape[1])]
     prompt = int(tree.prompt_length[0])
     return {
         "problem": problem.id,
         "question": problem.question,
-        "answer": show_reference(problem.kind or default_kind, problem.answer),
+        "answer": show_reference(kind, problem.answer),
         "prompt": tree.tokens[0, :prompt].tolist(),
-        "stated": [extract(text) for text in texts],
+        "stated": [stated(kind, text, bool(cut)) for text, cut in zip(texts, tree.truncated[0])],
     }
 
 

@@ -6,7 +6,9 @@ import functools
 import json
 import subprocess
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -91,9 +93,29 @@ def test_rows_that_are_there_are_read_whoever_asked_for_them(tmp_path):
     assert made == ["ib", "random"] and not (tmp_path / "seed0" / "result.json").exists()
 
 
-def test_a_bug_is_no_failed_run(tmp_path):
+def test_a_bug_is_no_failed_run(tmp_path, monkeypatch):
+    """It ends the study, and of the runs behind it those do not begin that have not yet."""
+    seen: list = []
+    noticed, shutdown = threading.Event(), ThreadPoolExecutor.shutdown
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", lambda *a, **k: (shutdown(*a, **k), noticed.set()))
+    second = Job(tmp_path / "b", lambda folder, cores: {"noticed": noticed.wait(60)})
+    jobs = [job(tmp_path / "a", ZeroDivisionError(), seen), second, job(tmp_path / "c", 2, seen)]
     with pytest.raises(ZeroDivisionError):
-        run_jobs([job(tmp_path / "a", ZeroDivisionError(), [])], 1, lambda _: None)
+        run_jobs(jobs, 1, lambda _: None)
+    assert [name for name, _ in seen] == ["a"] and jobs[2].result() is None
+
+
+def test_a_run_that_was_stopped_is_no_result(tmp_path, monkeypatch):
+    """ibtpo.train ends well where it is asked to stop; the study is not done with it."""
+    (tmp_path / "run").mkdir()
+    rows = [{"step": step, "train/generated_tokens": 10.0 * step} for step in (1, 2)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    commands: list = []
+    monkeypatch.setattr(training, "run_command", lambda command, *_: commands.append(command))
+    training.train("tiny", tmp_path, [0], ["--config.method=grpo"], 2)
+    assert {"--config.train.steps=2", "--config.method=grpo"} <= set(commands[0])
+    with pytest.raises(JobError, match=r"stopped after 2 of 3 updates"):
+        training.train("tiny", tmp_path, [0], [], 3)
 
 
 def test_a_command_runs_on_its_cores_and_says_why_it_failed(tmp_path):

@@ -11,6 +11,7 @@ from ibtpo.data.problems import Problem
 from ibtpo.evaluation.run import evaluate, make_eval_sampler
 from ibtpo.policy import load_policy, make_sampler
 from ibtpo.rewards.pool import Grader
+from ibtpo.sampling.strategies import most_responses, num_responses
 
 
 class Policy:
@@ -91,3 +92,12 @@ def test_the_pool_of_evaluation_is_no_larger_than_that_of_training(tiny_config):
     # One question has to fit in any case.
     huge = make_eval_sampler(policy, tiny_config(eval__samples=64))
     assert huge.total_pages == huge.least_pages > trained
+
+
+def test_an_evaluation_has_nothing_of_the_tree_that_is_trained(tiny_config):
+    """Extra rounds gave some questions more responses than others; a lag means nothing."""
+    policy = load_policy(tiny_config())
+    trained = tiny_config(tree__strategy="ib", tree__rounds=3, tree__extra_rounds=2, tree__lag=1, eval__samples=2)
+    tree = make_eval_sampler(policy, trained).tree
+    assert (tree.strategy, num_responses(tree), most_responses(tree), tree.lag) == ("independent", 2, 2, 0)
+    assert tree == make_eval_sampler(policy, tiny_config(eval__samples=2)).tree

@@ -93,6 +93,12 @@ def test_texts_answers_and_names_of_tokens():
     responses[1].tokens, responses[1].log_probs = np.array([5, 6, 0]), np.zeros(3, np.float32)
     content = make_file([responses], words=words)
     assert content.trees[0]["stated"] == ["7", None]
+    # What a response that was cut off states is what was graded of it: the number it broke off in is none.
+    words = ["", "\n\n", "The answer is", " 12", " 13"]
+    responses = grow(1, initial=2, rounds=1, steps=1, words=5)
+    for response, number, finish in zip(responses, (3, 4), ("stop", "length"), strict=True):
+        response.tokens, response.log_probs, response.finish = np.array([2, number]), np.zeros(2, np.float32), finish
+    assert make_file([responses], words=words).trees[0]["stated"] == ["12", None]
     assert content.vocabulary["0"] == "\0<|0|>" and content.vocabulary["5"] == "\xc3"
 
 
