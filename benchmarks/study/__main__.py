@@ -71,13 +71,16 @@ def run_training(
     pilots = training.pilots(tasks, {**methods, **tuned}, setting)
     failed = run_jobs(list(pilots.values()), arguments.jobs, log)
     tokens_of = results_of(pilots)
-    log(f"{name}: learning rates")
-    tuning = training.tuning(tasks, tuned, setting, tokens_of)
-    failed += run_jobs(list(tuning.values()), arguments.jobs, log)
-    by_pair: dict[tuple[str, str], dict[float, dict]] = {}
-    for (task, method, rate), result in results_of(tuning).items():
-        by_pair.setdefault((task, method), {})[rate] = result
-    best = {pair: training.best_rate(found) for pair, found in by_pair.items()}
+    if len(setting.rates) == 1:
+        best = dict.fromkeys(tokens_of, setting.rates[0])
+    else:
+        log(f"{name}: learning rates")
+        tuning = training.tuning(tasks, tuned, setting, tokens_of)
+        failed += run_jobs(list(tuning.values()), arguments.jobs, log)
+        by_pair: dict[tuple[str, str], dict[float, dict]] = {}
+        for (task, method, rate), result in results_of(tuning).items():
+            by_pair.setdefault((task, method), {})[rate] = result
+        best = {pair: training.best_rate(found) for pair, found in by_pair.items()}
     pairs = {(t, m): (t, m if m in tuned else "ibtpo") for t in tasks for m in methods if (t, m) in tokens_of}
     best = {pair: best[own] for pair, own in pairs.items() if own in best}
     log(f"{name}: seeds")
@@ -116,7 +119,7 @@ def main() -> int:
     parser.add_argument("--suite", default="branching,training", help=f"of {', '.join(SUITES)}, separated by commas")
     parser.add_argument("--tasks", default="", help=f"of {', '.join(TASKS)}; all")
     parser.add_argument("--methods", default="", help="of suite training; all")
-    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="learning rates to choose from")
+    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="learning rates to choose from; one: it is taken")
     parser.add_argument("--trees", default="", help="of suite branching, separated by semicolons; all")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="of suite branching")
     parser.add_argument("--seeds", type=int, default=5)

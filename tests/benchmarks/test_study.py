@@ -194,6 +194,19 @@ def test_each_method_has_its_own_learning_rate_and_sweeps_that_of_the_method(sui
         assert run["learning_rate"] == best.get(method, 1e-3) and run["flags"] == list(methods[method])
 
 
+def test_a_single_learning_rate_is_taken_untried(tmp_path, monkeypatch):
+    def learn(task, flags, setting, updates, rate, seed, tuning, folder, cores):
+        assert not tuning
+        return result(seed, 0.0, rate=rate)
+
+    monkeypatch.setattr(training, "pilot", lambda *_: {"tokens_per_update": 60_000.0})
+    monkeypatch.setattr(training, "learn", learn)
+    arguments = argparse.Namespace(folder=tmp_path, quick=False, jobs=1, seeds=1, rates=[3e-3])
+    methods, tasks = {"grpo 8": METHODS["grpo 8"]}, {"navigation": TASKS["navigation"]}
+    found, failed = run_training(arguments, tasks, methods, lambda _: None, lambda _: None, name="training")
+    assert failed == [] and found["results"]["navigation", "grpo 8", 0]["learning_rate"] == 3e-3
+
+
 def test_intervals_are_students():
     mean, low, high = tables.interval([1.0, 2.0, 3.0, 4.0])
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - 2.0542, 2.5 + 2.0542), abs=1e-4)
