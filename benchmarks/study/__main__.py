@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--suite", default="branching,training", help=f"of {', '.join(SUITES)}, separated by commas")
     parser.add_argument("--tasks", default="", help=f"of {', '.join(TASKS)}; all")
     parser.add_argument("--methods", default="", help="of suite training; all")
-    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="to choose from; one: it is taken")
+    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES, help="tried; a single one is taken")
     parser.add_argument("--trees", default="", help="of suite branching, separated by semicolons; all")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="of suite branching")
     parser.add_argument("--seeds", type=int, default=5)
