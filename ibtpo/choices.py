@@ -9,6 +9,8 @@ which are sets of values, are in `config.methods`; data sets and models, which a
 
 # tree.strategy: where a tree branches next. A function of this name in sampling/strategies.py.
 STRATEGIES = ("ib", "random", "entropy", "fixed_width", "independent", "at2po", "uucb")
+# Those of them that fork where steps end.
+STEP_STRATEGIES = ("ib", "random", "at2po", "uucb")
 # loss.advantage: the advantage of each step of a response. A function of this name in advantages/.
 ADVANTAGES = (
     "ibtpo", "grpo", "dr_grpo", "rloo",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ibtpo.choices import STEP_STRATEGIES
 from ibtpo.data.problems import Problem
 from ibtpo.policy import Policy
 from ibtpo.rewards import find_extractor, stated
@@ -17,8 +18,6 @@ from ibtpo.tree import Tree, tokens_of_response
 
 MANY_STEPS = 3  # with fewer there is next to nothing to choose a fork from
 _FEW = 0.1
-# Strategies that fork where steps end.
-_BY_STEPS = ("ib", "random", "at2po", "uucb")
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def warnings(found: FirstResponses, config: Any) -> list[str]:
             "no question has right and wrong responses, so that every advantage is 0 and nothing is learnt: take "
             "problems in data.source that are solved now and then (ibtpo filter finds them), or raise tree.initial"
         )
-    if config.tree.strategy in _BY_STEPS and found.many_steps < _FEW * found.responses:
+    if config.tree.strategy in STEP_STRATEGIES and found.many_steps < _FEW * found.responses:
         lines.append(
             f"hardly any response has {MANY_STEPS} steps, between which trees branch: {_other_steps(config.data)}, or "
             "ask for steps in data.prompt"

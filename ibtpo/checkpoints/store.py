@@ -115,12 +115,12 @@ class Checkpoints:
         """Step of the newest complete checkpoint, None if there is none."""
         return max(self._steps, default=None)
 
-    def save(self, state: TrainState, iterator_state: dict, config: dict, fingerprints: dict | None = None) -> None:
+    def save(self, state: TrainState, position: dict, config: dict, fingerprints: dict | None = None) -> None:
         """Saves a run at `state.step`; a step that is saved already is left as it is.
 
         Args:
           state: everything of it.
-          iterator_state: JSON-able position of the data iterator.
+          position: JSON-able, where the run is besides its arrays (`trainer.Position`).
           config: JSON-able snapshot of the configuration.
           fingerprints: JSON-able, of the run's inputs (`ibtpo.fingerprints`).
 
@@ -131,7 +131,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._steps:
             return
-        extra = {"iterator": iterator_state, "config": config, "fingerprints": fingerprints or {}}
+        extra = {"iterator": position, "config": config, "fingerprints": fingerprints or {}}
         self._saving = Saving(self.path, step, arrays.items(state), extra, self._keep)
         self._unchecked = True
         if jax.default_backend() == "cpu":
@@ -151,7 +151,7 @@ class Checkpoints:
     def restore(
         self, like: TrainState, step: int | None = None, *, check: Callable[[dict], None] | None = None
     ) -> tuple[TrainState, dict]:
-        """(state, iterator_state) exactly as saved.
+        """(state, position) exactly as saved.
 
         Without a `step` the newest checkpoint is taken that is what was saved. Newer ones that are damaged are named
         in one line and moved aside, to <step>.damaged.

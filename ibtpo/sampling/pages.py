@@ -90,8 +90,8 @@ def pages_in_use(pool: PagePool) -> jax.Array:
 def _allocate(ref_counts: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gives each True of `wanted` (any shape) a free page of its own, with reference count 1.
 
-    Returns (pages, ref_counts); pages is NO_PAGE where nothing was wanted *or nothing was free*. The
-    engine admits work only within the pool, so the second case never happens to it.
+    Returns (pages, ref_counts); pages is NO_PAGE where nothing was wanted *or nothing was free*, which
+    callers have to look at: a fork is not done then, and a row waits.
     """
     flat = wanted.reshape(-1)
     rank = jnp.cumsum(flat) - 1
