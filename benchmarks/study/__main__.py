@@ -156,6 +156,8 @@ def main() -> int:
         figures[suite] = rows
         for task in tasks if arguments.csv else ():
             if own_rows := [row for row in rows if row["task"] == task]:
+                if suite == "branching":
+                    tables.draw_branching(own_rows, task, arguments.csv / f"{suite}-{training.slug(task)}.png")
                 tables.write_csv(arguments.csv / f"{suite}-{training.slug(task)}.csv", own_rows)
     for line in failed:
         out["log"](f"FAILED {line}")

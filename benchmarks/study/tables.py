@@ -157,6 +157,35 @@ def branching_table(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[s
     return table
 
 
+def draw_branching(rows: Iterable[Mapping[str, Any]], task: str, path: pathlib.Path) -> None:
+    """Eff-Rate and the share of right responses against tokens a question, a point for each tree; bars are intervals
+    over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    by_tree: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["task"] == task:
+            by_tree.setdefault(row["tree"], []).append(row)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for axis, name in zip(axes, ("Eff-Rate", "right")):
+        for number, (tree, found) in enumerate(by_tree.items()):
+            mean, low, high = (100 * x for x in interval([row[name] for row in found]))
+            bars = None if np.isnan(low) else [[mean - low], [high - mean]]
+            at = np.mean([row["tokens"] for row in found])
+            style = dict(color=f"C{number % 10}", marker="os^Dv"[number % 5], capsize=3, linestyle="none")
+            axis.errorbar(at, mean, yerr=bars, label=tree, **style)
+        axis.set(title=f"{name}, %", xlabel="tokens a question")
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.suptitle(task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def draw_training(results: Mapping[tuple[str, str, int], Mapping[str, Any]], task: str, path: pathlib.Path) -> None:
     """Held-out avg@k against tokens, entropy, Eff-Rate, and IB-Score and Cov of the questions, which methods without
     branches have too; means over seeds."""

@@ -32,6 +32,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "entropy tree": (_TREE, "--config.tree.strategy=entropy"),
     "ibtpo": (_TREE,),
     "ibtpo 4-3-4-1": (_TREE, "--config.tree.rounds=3", "--config.tree.top_k=4"),
+    "ibtpo rebranching": (_TREE, "--config.tree.rebranch=0"),
     "treerl": ("--config.method=treerl",),
     "treepo": ("--config.method=treepo",),
     "tree_grpo": ("--config.method=tree_grpo",),
