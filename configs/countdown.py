@@ -2,7 +2,6 @@
 
 Command:   python -m ibtpo.train --config=configs/countdown.py --workdir=runs/countdown
 Baseline:  the same with --config.method=grpo and another workdir
-Before:    the command of configs/countdown_sft.py: its weights are not in the repository yet
 Hardware:  two CPU cores, under 4 GB of memory; no accelerator
 """
 
