@@ -14,6 +14,7 @@ from absl import logging
 
 from ibtpo import __version__
 from ibtpo.errors import one_line
+from ibtpo.whole_files import write_text
 
 FILE_NAME = "environment.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "sympy", "math-verify")
@@ -63,9 +64,7 @@ def save(workdir: str | os.PathLike, step: int, *, write: bool = True) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     entries = [*read(workdir), {"step": step, "time": now, **describe()}][-_MOST_ENTRIES:]
     try:
-        part = path.with_name(f"{path.name}.tmp")
-        part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(entries, indent=2) + "\n")
     except OSError as error:
         logging.warning("%s cannot be written (%s)", path, one_line(error))
 

@@ -98,9 +98,9 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
         train(state, 1)  # its memory is reused; the checkpoint must not notice
 
     with Checkpoints(tmp_path) as checkpoints:  # another start of the program, from other weights
-        assert checkpoints.saved_config() == {"method": "ibtpo"}
-        state, iterator_state = checkpoints.restore(make_state(MODEL, 5))
-    assert iterator_state == {"position": 12}
+        saved: list = []
+        state, position = checkpoints.restore(make_state(MODEL, 5), check=saved.append)
+    assert position == {"position": 12} and saved[0]["config"] == {"method": "ibtpo"}
     assert (state.step, state.policy_version) == (3, 3)
     assert_same(train(state, 3), unbroken)
 
@@ -108,7 +108,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path):
 def test_the_newest_are_kept_and_found(tmp_path):
     state = make_state(MODEL, 0, False)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        assert checkpoints.latest_step() is None and checkpoints.saved_config() is None
+        assert checkpoints.latest_step() is None
         with pytest.raises(UserError, match=r"no checkpoint in .*steps saved there: \[\]"):
             checkpoints.restore(state)
         for step in (1, 2, 5):

@@ -10,6 +10,7 @@ from etils import epath
 
 from ibtpo.checkpoints import folders
 from ibtpo.errors import RunFailure, UserError
+from ibtpo.whole_files import write_text
 
 NAME = "last_checkpoint.json"
 
@@ -24,8 +25,7 @@ def write(workdir: pathlib.Path, path: epath.Path, step: int) -> None:
         return
     note = workdir / NAME
     try:
-        note.with_suffix(".tmp").write_text(json.dumps({"step": step, "folder": os.fspath(path)}))
-        os.replace(note.with_suffix(".tmp"), note)
+        write_text(note, json.dumps({"step": step, "folder": os.fspath(path)}))
     except OSError as error:
         raise RunFailure(
             f"{note} could not be written ({error.strerror}); step {step} is complete: make room, and run again"

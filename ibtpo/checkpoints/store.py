@@ -138,16 +138,6 @@ class Checkpoints:
             # There the saver may read the arrays' own memory, which the next update reuses.
             self.wait()
 
-    def saved_config(self, step: int | None = None) -> dict | None:
-        """The configuration saved with a checkpoint (default: the newest); None if nothing was saved.
-
-        Raises:
-          UserError: there is no such checkpoint, or it is damaged.
-        """
-        if step is None and self.latest_step() is None:
-            return None
-        return reading.read_config(self.path / str(self._existing(step)))
-
     def restore(
         self, like: TrainState, step: int | None = None, *, check: Callable[[dict], None] | None = None
     ) -> tuple[TrainState, dict]:

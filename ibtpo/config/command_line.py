@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -26,6 +27,8 @@ from ibtpo.errors import RunFailure, UserError
 _PACKAGE = __name__.split(".")[0]
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]*)(=(?P<value>.*))?", re.DOTALL)
 _PRINT_CONFIG = ("--print_config", "-print_config", "--print-config")
+# Of a file that cannot be written or read, whatever the program does: the disk is full, or broken.
+_STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _FLAGS = "  --print_config: print the resolved configuration as JSON, which --config=FILE.json reads, and end"
 _PARSERS: dict[type, tuple[flags.ArgumentParser, str, str]] = {
     int: (flags.IntegerParser(), "a whole number (int)", "3"),
@@ -201,8 +204,9 @@ def run(
     """Entry point of every command: main(config, workdir) with the command line's configuration.
 
     What `main` returns is the program's exit code (None: 0). A UserError, of the command line or raised by `main`, is
-    printed in one line and ends the program with code 2, a RunFailure with code 1; any other exception keeps its
-    traceback. Whatever `main` raised is added to error.log in the workdir with its traceback, if that folder is there.
+    printed in one line and ends the program with code 2, a RunFailure, or storage that takes no more, with code 1; any
+    other exception keeps its traceback. Whatever `main` raised is added to error.log in the workdir with its traceback,
+    if that folder is there.
     The command's flags are those of the module where `main` is defined and of the one that is run. `--help` prints the
     program's docstring, its flags and every key; `--print_config` prints the resolved configuration
     and ends. See `parse_flags` for the options.
@@ -261,3 +265,13 @@ def _one_line() -> Iterator[None]:
     except (UserError, RunFailure) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except OSError as error:  # of a file that no one else has spoken for
+        if error.errno not in _STORAGE_FAULTS:
+            raise
+        print(f"error: {_storage_fault(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _storage_fault(error: OSError) -> str:
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{error.strerror}; what was written is whole: make room, and run the same command again"

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ibtpo.config.files import load
 from ibtpo.config.keys import ConfigError, flatten
+from ibtpo.whole_files import write_text
 
 SAVED_NAME = "config.json"
 
@@ -170,8 +171,4 @@ def save(config: ConfigDict, workdir: str, *, write: bool = True) -> None:
     if saved is not None:
         _refuse_another(path, saved, config, "choose a new --workdir")
     if write:
-        os.makedirs(workdir, exist_ok=True)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(config.to_dict(), file, indent=2)
-            file.write("\n")
-        os.replace(path + ".tmp", path)
+        write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")

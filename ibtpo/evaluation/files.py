@@ -11,7 +11,6 @@ A folder with the results of one command:
     <benchmark>/trees.json.gz      the same as data (`ibtpo.saved_trees.files`); unless log.trees is 0
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -23,6 +22,7 @@ import numpy as np
 from ibtpo.data.problems import Problem
 from ibtpo.errors import UserError
 from ibtpo.evaluation.results import Evaluation
+from ibtpo.whole_files import replacing, write_text
 
 SUMMARY, RESPONSES, PAGE, INDEX = "summary.json", "responses.jsonl", "responses.html", "index.html"
 TREES, TREES_PAGE = "trees.json.gz", "trees.html"
@@ -96,22 +96,6 @@ def read_responses(path: str | os.PathLike, generated_tokens: int = 0) -> Evalua
 
 def _verdicts(record: Mapping) -> dict:
     return {mode: record[mode] for mode in ("strict", "loose") if mode in record}
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A name to write a file under, which becomes `path` when all went well: the file is complete or not there."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    yield part
-    os.replace(part, path)
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file, complete or not at all; lone surrogates become character references."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def write_json(path: str | os.PathLike, content: Mapping) -> None:

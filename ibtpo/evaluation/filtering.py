@@ -23,6 +23,7 @@ from ibtpo.evaluation.run import make_eval_sampler
 from ibtpo.evaluation.suite import evaluate_benchmarks
 from ibtpo.interruption import Interruption
 from ibtpo.policy import make_grader
+from ibtpo.whole_files import write_text
 
 KEPT = "kept.jsonl"
 _SAMPLED_AS = ("temperature", "top_k", "top_p", "min_p")
@@ -107,7 +108,7 @@ def write_kept(evaluation: Evaluation, bounds: Bounds, out: str, config) -> None
             "other problems in data.source"
         )
     text = "".join(json.dumps(record) + "\n" for record in records)
-    files.write_text(out, text)
+    write_text(out, text)
     print(f"kept {len(records):,} of {total:,} problems, {said} ({others}): {out}")
     keys = [f"--config.{key}={value}" for key, value in _keys(records, out, config).items()]
     print(f"train on them: {shlex.join(keys)}")

@@ -30,6 +30,7 @@ from ibtpo.rewards.pool import Grader
 from ibtpo.sampling import SampledTree, TreeSampler
 from ibtpo.saved_trees import TreeFile, write_file
 from ibtpo.saved_trees.shown import ShownTrees
+from ibtpo.whole_files import write_text
 
 # Settings that an evaluation's results depend on; recorded with them.
 _SETTINGS = ("model.", "data.", "sampling.", "reward.", "eval.", "train.seed")
@@ -208,9 +209,9 @@ def write_benchmark(
         (place / old).unlink(missing_ok=True)
     if trees is not None:
         write_file(place / files.TREES, trees)
-        files.write_text(place / files.TREES_PAGE, trees_page([(name, trees)], f"{name}: {checkpoint}"))
+        write_text(place / files.TREES_PAGE, trees_page([(name, trees)], f"{name}: {checkpoint}"))
     html = page.responses_page(evaluation, summary, name, checkpoint, files.TREES_PAGE if trees is not None else "")
-    files.write_text(place / files.PAGE, html)
+    write_text(place / files.PAGE, html)
     files.write_json(place / files.SUMMARY, {"benchmark": name, **origin, "metrics": summary})
     (place / PARTIAL).unlink(missing_ok=True)
 
@@ -225,7 +226,7 @@ def write_overview(
     """Writes the summary and the page over the benchmarks evaluated so far. metrics: of each (`Evaluation.metrics`)."""
     mean = mean_of_benchmarks(metrics)
     html = page.index_page(summaries, mean, tables.show_checkpoint(checkpoint), settings)
-    files.write_text(folder / files.INDEX, html)
+    write_text(folder / files.INDEX, html)
     content = {"checkpoint": checkpoint, "config": settings, "benchmarks": summaries}
     content["mean"] = with_bounds(mean)
     files.write_json(folder / files.SUMMARY, content)

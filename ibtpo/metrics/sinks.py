@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ibtpo.errors import UserError, one_line
+from ibtpo.whole_files import write_text
 
 SERVICES = {"wandb": "ibtpo.metrics.wandb_sink", "trackio": "ibtpo.metrics.trackio_sink"}
 _TITLES = {"wandb": "Weights & Biases", "trackio": "Trackio"}
@@ -72,9 +73,7 @@ class Note:
 
     def save(self) -> None:
         """Writes the file."""
-        part = self._path.with_name(f"{self._path.name}.tmp")
-        part.write_text(json.dumps({"id": self.id, "step": self._step, "kinds": sorted(self._kinds)}), encoding="utf-8")
-        os.replace(part, self._path)
+        write_text(self._path, json.dumps({"id": self.id, "step": self._step, "kinds": sorted(self._kinds)}))
 
 
 class Guarded:

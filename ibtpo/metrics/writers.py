@@ -11,6 +11,7 @@ from absl import logging
 from ibtpo.errors import RunFailure
 from ibtpo.metrics.events import EventFile
 from ibtpo.metrics.sinks import Guarded
+from ibtpo.whole_files import write_text
 
 FILE_NAME = "metrics.jsonl"
 _NAMED = 5  # lines that a warning names
@@ -201,7 +202,5 @@ def _continue(path: str, resume_step: int | None) -> list[dict[str, Any]]:
         logging.warning("%s: no line is a row of metrics: kept as %s.old", path, FILE_NAME)
     if not rows and os.path.getsize(path):
         os.replace(path, path + ".old")
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(path + ".tmp", path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows

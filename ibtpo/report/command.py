@@ -16,6 +16,7 @@ from ibtpo import metrics as metrics_lib
 from ibtpo.arguments import Parser, program
 from ibtpo.errors import UserError, one_line
 from ibtpo.report.runs import run_names, summarize, summary_table
+from ibtpo.whole_files import write_text
 
 PAGE = "report.html"  # in the first run's workdir
 _PAGES = ("html", "htm")
@@ -66,7 +67,7 @@ def _write(workdirs: Sequence[str], names: Sequence[str], out: str, arguments: a
         from ibtpo.report import groups, page
 
         html, problems = page.report_page([groups.load(*run) for run in zip(workdirs, names)], arguments.trees)
-        page.write(out, html)
+        write_text(out, html)
         notes = "".join(f"note: {problem}\n" for problem in problems)
         return f"{table}\n\n{notes}page: {out} ({len(html.encode(errors='replace')) / 1e6:.1f} MB)"
     from ibtpo.report.figure import learning_curve

@@ -24,6 +24,7 @@ from ibtpo.pages import pack, render
 from ibtpo.report.groups import Group, Run, differences, groups, load
 from ibtpo.report.runs import run_names, shown, summarize
 from ibtpo.saved_trees import FOLDER, TreeFile, list_files, read_file
+from ibtpo.whole_files import write_text
 
 PAGE = "report.html"
 _TREE_SCRIPTS = ("math_view.js", "tree_model.js", "tree_draw.js", "tree_panel.js", "tree_save.js", "tree_view.js")
@@ -76,7 +77,7 @@ def write_report(
     """Writes the page of runs and returns its path; by default report.html in the first run's workdir."""
     path = os.fspath(out if out is not None else os.path.join(workdirs[0], PAGE))
     runs = [load(*run) for run in zip(workdirs, run_names(workdirs) if names is None else names)]
-    write(path, report_page(runs, most_trees)[0])
+    write_text(path, report_page(runs, most_trees)[0])
     return path
 
 
@@ -207,11 +208,3 @@ def _shown(value: Any) -> str:
     return shown(value, missing="–") if value != "" else '""'
 
 
-def write(path: str | os.PathLike, page: str) -> None:
-    """Writes a page, complete or not at all; lone surrogates become character references."""
-    folder = os.path.dirname(os.fspath(path))
-    os.makedirs(folder or ".", exist_ok=True)
-    part = f"{os.fspath(path)}.tmp"
-    with open(part, "w", encoding="utf-8", errors="xmlcharrefreplace") as file:
-        file.write(page)
-    os.replace(part, path)

@@ -113,11 +113,13 @@ class TreeSampler:
         questions: Sequence[Question],
         grade: Grade,
         key: jax.Array,
-        began: float = 0.0,
+        began: float | None = None,
         on_finished: OnFinished | None = None,
         between_chunks: BetweenChunks | None = None,
     ) -> tuple[list[SampledTree], SamplerStats]:
-        """The same call on whatever device, the simulated one too. began: when it began, by time.perf_counter."""
+        """The same call on whatever device, the simulated one too. began: when it began, by time.perf_counter; None:
+        now."""
+        began = time.perf_counter() if began is None else began
         seed = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
         growth = Growth(self.tree, self.codec, seed)
         grades = Grades(grade, deterministic=self.options.deterministic)

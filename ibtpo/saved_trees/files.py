@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ibtpo.errors import RunFailure, UserError, one_line
+from ibtpo.whole_files import replacing
 
 FOLDER = "trees"
 FORMAT, VERSION = "ibtpo trees", 1
@@ -62,10 +63,8 @@ class TreeFile:
 def write_file(path: str | os.PathLike, content: TreeFile) -> None:
     """Writes a file, complete or not at all; the same contents give the same bytes."""
     text = json.dumps({"format": FORMAT, **vars(content)}, separators=(",", ":"))
-    part = pathlib.Path(f"{os.fspath(path)}.tmp")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(gzip.compress(text.encode("ascii"), 9, mtime=0))
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(gzip.compress(text.encode("ascii"), 9, mtime=0))
 
 
 def read_file(path: str | os.PathLike) -> TreeFile:

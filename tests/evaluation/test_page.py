@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from ibtpo.evaluation import page as pages
-from ibtpo.evaluation.files import write_text
 from ibtpo.evaluation.results import mean_of_benchmarks
+from ibtpo.whole_files import write_text
 from tests import chromium
 from tests.evaluation.cases import HOSTILE, make_evaluation, make_instructions
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ibtpo.ib_score import ScoreOptions, ib_score
-from ibtpo.report.page import trees_page, write
+from ibtpo.report.page import trees_page
 from ibtpo.tree import build_tree
+from ibtpo.whole_files import write_text
 from tests.evaluation.cases import HOSTILE
 from tests.saved_trees.cases import END, SEPARATOR, WORDS, grow, make_file, step_ends
 
@@ -22,7 +23,7 @@ def show(browser, tmp_path):
 
     def show(*files, state="", **options):
         path = tmp_path / "trees.html"
-        write(path, trees_page([(f"update {content.step}", content) for content in files], "Trees"))
+        write_text(path, trees_page([(f"update {content.step}", content) for content in files], "Trees"))
         browser.open(path, state, **options)
         browser.wait(OPENED)
         assert browser.errors == []
