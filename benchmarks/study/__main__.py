@@ -123,7 +123,7 @@ def main() -> int:
     parser.add_argument("--trees", default="", help="of suite branching, separated by semicolons; all")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="of suite branching")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, which share the cores")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, which share the cores; 0: only report")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/study"))
     parser.add_argument("--csv", type=pathlib.Path, help="folder for the rows of each seed and the figures")
     parser.add_argument("--quick", action="store_true", help="tiny runs of one seed, to see that all works")

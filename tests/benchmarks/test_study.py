@@ -67,6 +67,7 @@ def test_runs_that_are_done_are_read_and_failures_do_not_stop_the_others(tmp_pat
     assert [name for name, _ in seen] == ["a", "b", "c"]
     assert [j.result() for j in jobs] == [{"found": 1}, None, {"found": 3}]
     assert any("FAILED b: broken" in line for line in lines) and lines[0] == "3 runs, 0 of them done already"
+    assert run_jobs(jobs, 0, lines.append) == [] and len(seen) == 3  # only what is there
     again: list = []
     assert run_jobs([job(tmp_path / name, 9, again) for name in "abc"], 2, lines.append) == []
     assert [name for name, _ in again] == ["b"]
