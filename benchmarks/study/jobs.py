@@ -66,8 +66,8 @@ def run_command(arguments: Sequence[str], folder: pathlib.Path, cores: Sequence[
 
 
 def run_jobs(jobs: Sequence[Job], side_by_side: int, log: Callable[[str], None]) -> list[str]:
-    """Runs those that have no result, in their order; side_by_side=0: none. Returns what failed, in words; the others go
-    on. Where it is interrupted, none begins any more."""
+    """Runs those that have no result, in their order; side_by_side=0: none. Returns what failed, in words; the others
+    go on. Where it is interrupted, none begins any more."""
     waiting = [job for job in jobs if job.result() is None]
     log(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done already")
     if side_by_side == 0:
