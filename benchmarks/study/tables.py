@@ -186,9 +186,15 @@ def draw_branching(rows: Iterable[Mapping[str, Any]], task: str, path: pathlib.P
     pyplot.close(figure)
 
 
+def running_mean(curve: Sequence[float]) -> np.ndarray:
+    """Means over a tenth of the updates around each; the first and the last are repeated beyond the ends."""
+    width = len(curve) // 10 | 1
+    return np.convolve(np.pad(curve, width // 2, mode="edge"), np.full(width, 1 / width), mode="valid")
+
+
 def draw_training(results: Mapping[tuple[str, str, int], Mapping[str, Any]], task: str, path: pathlib.Path) -> None:
     """Held-out avg@k against tokens, entropy, Eff-Rate, and IB-Score and Cov of the questions, which methods without
-    branches have too; means over seeds."""
+    branches have too; means over seeds, and but for the first running ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -210,7 +216,8 @@ def draw_training(results: Mapping[tuple[str, str, int], Mapping[str, Any]], tas
             if not curves:
                 continue
             at = [np.linspace(0, r["tokens"][-1], len(r["curves"][name])) for r in found]
-            axis.plot(grid, np.mean([np.interp(grid, x, y) for x, y in zip(at, curves)], axis=0), **style)
+            lines = [np.interp(grid, x, running_mean(y)) for x, y in zip(at, curves)]
+            axis.plot(grid, np.mean(lines, axis=0), **style)
     for axis, name in zip(axes, panels):
         axis.set(title=name, xlabel="generated tokens")
         axis.grid(alpha=0.3)

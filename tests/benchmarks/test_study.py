@@ -208,6 +208,13 @@ def test_a_single_learning_rate_is_taken_untried(tmp_path, monkeypatch):
     assert failed == [] and found["results"]["navigation", "grpo 8", 0]["learning_rate"] == 3e-3
 
 
+def test_a_running_mean_is_as_long_as_its_curve():
+    assert tables.running_mean([1.0, 2.0, 4.0]).tolist() == [1.0, 2.0, 4.0]  # of too few to average
+    curve = [0.0] * 15 + [3.0] * 15
+    mean = tables.running_mean(curve)
+    assert mean.shape == (30,) and mean[[0, 13, 14, 15, 16, 29]] == pytest.approx([0, 0, 1, 2, 3, 3])
+
+
 def test_intervals_are_students():
     mean, low, high = tables.interval([1.0, 2.0, 3.0, 4.0])
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - 2.0542, 2.5 + 2.0542), abs=1e-4)
