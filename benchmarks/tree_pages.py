@@ -15,8 +15,9 @@ import tempfile
 
 import numpy as np
 
-from ibtpo.report.page import trees_page, write
+from ibtpo.report.page import trees_page
 from ibtpo.tree import Response
+from ibtpo.whole_files import write_text
 from tests.chromium import Browser
 from tests.saved_trees.cases import END, SEPARATOR, make_file, step_ends
 
@@ -80,7 +81,7 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
         try:
             for name, trees in pages(quick).items():
                 path = pathlib.Path(folder) / "page.html"
-                write(path, trees_page([(name, make_file(trees, words=VOCABULARY))], name))
+                write_text(path, trees_page([(name, make_file(trees, words=VOCABULARY))], name))
                 runs = []
                 for _ in range(3):
                     browser.open(path)
