@@ -87,6 +87,11 @@ def tree_options(changes: dict, base):
     return dataclasses.replace(base, score=dataclasses.replace(base.score, **score), **own)
 
 
+def is_mixed(sampled) -> bool:
+    """Whether the rewards of a tree's responses differ."""
+    return len({r.reward for r in sampled.responses}) > 1
+
+
 def row_of(trees, codec) -> dict[str, float]:
     """The figures of the trees of one variant."""
     from ibtpo.tree import fork_owner
@@ -99,7 +104,7 @@ def row_of(trees, codec) -> dict[str, float]:
         tokens.append(int((sampled.tree.step > 0).sum()))
         rewards += [r.reward for r in responses]
         unguided += [r.reward for r in responses if r.round == 0]
-        uniform.append(len({r.reward for r in responses}) == 1)
+        uniform.append(not is_mixed(sampled))
         forked = [r for r in responses if r.round > 0]
         places = [(fork_owner(responses, r), r.fork) for r in forked]
         if not places:

@@ -46,11 +46,12 @@ def held_out(model: str = ""):
 def outcomes(setting, questions: int) -> dict:
     """The shares of verdicts, sampled and greedy, and the mean exact p(a*|q)."""
     from ibtpo.rewards.navigation import VERDICTS, judge
+    from ibtpo.sampling.strategies import flat_group
 
     problems = setting.problems[:questions]
     found = {}
     for name, samples, greedy in (("sampled", SAMPLES, False), ("greedy", 1, True)):
-        trees, _ = setting.sample(problems, greedy=greedy, strategy="independent", initial=samples, rounds=1)
+        trees, _ = setting.sample(problems, greedy=greedy, **flat_group(samples))
         verdicts = collections.Counter(
             judge(setting.policy.text(r.tokens), problem.answer)
             for problem, sampled in zip(problems, trees)
@@ -118,10 +119,12 @@ def chi_square(seen, expected, total: int) -> float:
 
 def rollouts(setting, questions: int, number: int, log) -> list[dict]:
     """`compare` of each problem."""
+    from ibtpo.sampling.strategies import flat_group
+
     found = []
     for problem in setting.problems[:questions]:
         began = time.monotonic()
-        trees, _ = setting.sample([problem], copies=number // GROUP, strategy="independent", initial=GROUP, rounds=1)
+        trees, _ = setting.sample([problem], copies=number // GROUP, **flat_group(GROUP))
         responses = [(r.tokens, r.reward) for sampled in trees for r in sampled.responses]
         found.append(compare(setting.exact(problem), responses, setting.policy.codec.step_ends))
         log(f"  rollouts: {number} in {time.monotonic() - began:.1f} s")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.branching import PRINTED, ROUNDS, STRATEGIES, row_of, tree_options
+from benchmarks.branching import PRINTED, ROUNDS, STRATEGIES, is_mixed, row_of, tree_options
 from benchmarks.study.jobs import ROOT
 from benchmarks.study.tasks import TASKS
 
@@ -51,7 +51,7 @@ def file_of(name: str) -> str:
 
 def mixed(trees) -> str:
     """A digit for each tree: 1 where its responses' rewards differ, else 0. Eff-Rate is the share of 1."""
-    return "".join(str(int(len({r.reward for r in sampled.responses}) > 1)) for sampled in trees)
+    return "".join(str(int(is_mixed(sampled))) for sampled in trees)
 
 
 def estimate_errors(trees, known) -> dict[str, float]:

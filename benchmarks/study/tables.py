@@ -113,13 +113,19 @@ def digits(text: str) -> np.ndarray:
     return np.array([int(digit) for digit in text])
 
 
+def rows_by_tree(rows: Iterable[Mapping[str, Any]], task: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Those of a task, by the tree's name."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["task"] == task:
+            found.setdefault(row["tree"], []).append(row)
+    return found
+
+
 def branching_table(rows: Iterable[Mapping[str, Any]], task: str) -> list[dict[str, Any]]:
     """A row of each variant: means over seeds, with intervals where they decide. Differences in Eff-Rate are taken
     question by question, in the mean over the seeds that both have, and their intervals are over the questions."""
-    by_tree: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["task"] == task:
-            by_tree.setdefault(row["tree"], []).append(row)
+    by_tree = rows_by_tree(rows, task)
     by_question = {tree: {row["seed"]: digits(row["mixed"]) for row in found} for tree, found in by_tree.items()}
     random = np.mean([row["tokens"] for row in by_tree["random"]]) if "random" in by_tree else np.nan
     table = []
@@ -165,10 +171,7 @@ def draw_branching(rows: Iterable[Mapping[str, Any]], task: str, path: pathlib.P
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    by_tree: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["task"] == task:
-            by_tree.setdefault(row["tree"], []).append(row)
+    by_tree = rows_by_tree(rows, task)
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for axis, name in zip(axes, ("Eff-Rate", "right")):
         for number, (tree, found) in enumerate(by_tree.items()):

@@ -12,7 +12,7 @@ cut alike there; the end of a sentence is seen with the token behind it.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -82,13 +82,6 @@ def step_ends(
     pieces = [table[token] if token < len(table) else b"" for token in tokens]
     text = b"".join(pieces)
     spans = sentence_spans(text) if separator is None else separator_spans(text, separator)
-    return _ends_at(spans, text, pieces, [int(token) in stop_ids for token in tokens])
-
-
-def _ends_at(
-    spans: Iterable[tuple[int, int]], text: bytes, pieces: Sequence[bytes], stops: Sequence[bool]
-) -> list[int]:
-    """`step_ends` of these spans. pieces: the bytes of each token. stops: which tokens end a response."""
     byte_ends = np.cumsum([len(piece) for piece in pieces])  # of each token, exclusive
     ends: list[int] = []
     start = searched = 0  # first byte of the step; end of the last span
@@ -100,7 +93,7 @@ def _ends_at(
             ends.append(int(np.searchsorted(byte_ends, searched)) + 1)
             start, content = int(byte_ends[ends[-1] - 1]), False
     content = content or bool(text[max(start, searched) :].strip())
-    if ends and not content and not any(stops[ends[-1] :]):
+    if ends and not content and not any(int(token) in stop_ids for token in tokens[ends[-1] :]):
         ends.pop()
     if pieces and (not ends or ends[-1] < len(pieces)):
         ends.append(len(pieces))

@@ -14,6 +14,13 @@ from ibtpo.sampling.codec import Codec
 
 SEPARATOR = b"\n\n"
 
+
+def assert_prefix_stays(prefix, more, table, separator):
+    """Every end but the last is decided by the tokens seen so far."""
+    inner = step_ends(prefix, table, separator)[:-1]
+    assert step_ends(prefix + more, table, separator)[: len(inner)] == inner
+
+
 _TABLE = [
     b"",
     b"a",
@@ -67,8 +74,7 @@ def test_steps_of_arbitrary_tokens_follow_the_definition(tokens, separator):
     st.lists(st.integers(1, len(_TABLE) - 1), max_size=6),
 )
 def test_steps_of_a_prefix_stay_when_more_follows(prefix, more):
-    inner = step_ends(prefix, _TABLE, SEPARATOR)[:-1]
-    assert step_ends(prefix + more, _TABLE, SEPARATOR)[: len(inner)] == inner
+    assert_prefix_stays(prefix, more, _TABLE, SEPARATOR)
 
 
 def test_step_examples():
@@ -140,8 +146,7 @@ _PIECES = [
     st.lists(st.integers(1, len(_PIECES) - 1), max_size=6),
 )
 def test_sentences_of_a_prefix_stay_when_more_follows(prefix, more):
-    inner = step_ends(prefix, _PIECES, None)[:-1]
-    assert step_ends(prefix + more, _PIECES, None)[: len(inner)] == inner
+    assert_prefix_stays(prefix, more, _PIECES, None)
     ends = step_ends(prefix, _PIECES, None, stop_ids=(0,))
     assert ends == sorted(set(ends)) and ends[-1] == len(prefix)
     text = b"".join(_PIECES[token] for token in prefix)
