@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.branching import PRINTED, ROUNDS, STRATEGIES, is_mixed, row_of, tree_options
 from benchmarks.study.jobs import ROOT
 from benchmarks.study.tasks import TASKS
+from ibtpo.whole_files import write_text
 
 FIRST = ("independent 8", "independent 12", "random", "fixed width", "entropy 8 x 1", "ib")
 _READINGS = {
@@ -115,10 +116,7 @@ def main() -> None:
     names = [name for name in arguments.trees.split(";") if not (arguments.out / file_of(name)).exists()]
     began = time.monotonic()
     for row in rows(arguments.task, arguments.seed, arguments.questions, names) if names else ():
-        path = arguments.out / file_of(row["tree"])
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(row, indent=1) + "\n")
-        partial.replace(path)
+        write_text(arguments.out / file_of(row["tree"]), json.dumps(row, indent=1) + "\n")
         print(f"{row['tree']}: {time.monotonic() - began:.1f} s so far", flush=True)
 
 

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ibtpo.whole_files import write_text
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULT, COMMANDS, OUTPUT = "result.json", "commands.txt", "output.txt"
 
@@ -84,10 +86,7 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int, log: Callable[[str], None])
         try:
             result = job.work(job.folder, cores)
             if job.read is None:
-                job.folder.mkdir(parents=True, exist_ok=True)
-                partial = job.folder / f"{RESULT}.partial"
-                partial.write_text(json.dumps(result, indent=1) + "\n")
-                partial.replace(job.folder / RESULT)
+                write_text(job.folder / RESULT, json.dumps(result, indent=1) + "\n")
         finally:
             shares.put(cores)
         return str(job.folder)
